@@ -1,0 +1,500 @@
+"""Figures for a paper: matplotlib, no browser, no pyplot, text as text, the same bytes every time.
+
+Every function takes the tables of `analysis` and returns a `Figure`; `save` writes it as PDF, SVG
+and PNG. `analysis.figures` holds the interactive twins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure as _Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from analysis import figure_data as data
+from midus_model.errors import MidusError
+
+COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
+TEXT, SMALL, CAPTION = 7.5, 7.0, 6.0  # points
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "axes.labelsize": TEXT,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "hatch.linewidth": 0.4,
+    "axes.formatter.limits": (-4, 5),
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "midus",
+}
+_METADATA = {
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+    "png": {"Software": None},
+}
+_LOCK = threading.RLock()
+_DIVERGING = LinearSegmentedColormap.from_list("midus_diverging", data.diverging_stops(65))
+_SEQUENTIAL = LinearSegmentedColormap.from_list("midus_sequential", data.sequential_stops(65))
+_HATCHES = {"own": "", "memory": "//////", "copy": "......"}
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    """matplotlib's settings are global: hold them only while drawing, one thread at a time."""
+    with _LOCK, matplotlib.rc_context(_STYLE):
+        yield
+
+
+class Figure(_Figure):
+    """A matplotlib Figure that keeps its caption as text and shows itself in a notebook."""
+
+    caption: str = ""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with _style():
+            self.savefig(buffer, format="png", dpi=150, metadata=_METADATA["png"])
+        return buffer.getvalue()
+
+
+def _canvas(width: float, height: float, caption: str) -> Figure:
+    """An empty figure of width x height inches, grown downward by the caption's lines."""
+    lines = data.wrap(caption, int((width - 0.1) * 72 / (CAPTION * 0.545)))
+    foot = (len(lines) * CAPTION * 1.3 + 4) / 72
+    figure = Figure(figsize=(width, height + foot), facecolor="white")
+    figure.caption = caption
+    share = foot / (height + foot)
+    figure.set_layout_engine(
+        "constrained", rect=(0, share, 1, 1 - share), w_pad=0.03, h_pad=0.03, wspace=0.02
+    )
+    note = figure.text(
+        0.05 / width, 2 / 72 / (height + foot), "\n".join(lines), size=CAPTION, color="#404040",
+        va="bottom", ha="left", linespacing=1.25,
+    )  # fmt: skip
+    note.set_in_layout(False)
+    return figure
+
+
+def save(
+    figure: _Figure, path: str | Path, formats: Sequence[str] = ("pdf", "svg", "png")
+) -> list[Path]:
+    """Write `path` once per format and return the paths; each file appears whole or not at all.
+
+    A suffix of `path` that is one of the formats is replaced; PNGs have 300 dots an inch.
+    """
+    path = Path(path)
+    unknown = [f for f in formats if f not in _METADATA]
+    if unknown or not formats or isinstance(formats, str):
+        raise MidusError(f"formats must be a list out of pdf, svg, png; got {formats!r}")
+    stem = path.with_suffix("") if path.suffix[1:] in _METADATA else path
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for form in formats:
+        target = stem.with_name(f"{stem.name}.{form}")
+        partial = stem.with_name(f".{stem.name}.{os.getpid()}.{form}.partial")
+        try:
+            with _style():
+                figure.savefig(partial, format=form, dpi=300, metadata=_METADATA[form])
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        written.append(target)
+    return written
+
+
+# --- maps ------------------------------------------------------------------------------------------
+
+
+def importance_map(
+    before: pd.DataFrame,
+    after: pd.DataFrame | None = None,
+    *,
+    width: float | None = None,
+    force: bool = False,
+) -> Figure:
+    """Layer x head importance; with `after`, two panels on the same rows and the same colours.
+
+    Raises MidusError on a table without the needed columns, IncomparableTables on two tables of
+    different metric, baseline or documents unless `force`.
+    """
+    data.require_pair(before, after, "importance_map", force)
+    first = data.grid(before)
+    rows, old, new = data.aligned(first, None if after is None else data.grid(after))
+    colours = data.colour_range(old, new)
+    notes = ["– marks a negative score", colours.note]
+    text = data.caption(
+        before, after, title="Head importance", intervals=False, notes=notes
+    )  # fmt: skip
+    panels = [(data.model_name(before, "before"), old)]
+    if after is not None and new is not None:
+        panels.append((data.model_name(after, "after"), new))
+    return _maps(panels, rows, colours, data.score_label(before), text, width)
+
+
+def amplification_map(
+    table: pd.DataFrame, *, share: bool = False, width: float | None = None
+) -> Figure:
+    """Each base head's change, after minus before, over the base model's layers and heads.
+
+    `share=True` shows the change of its share of the model's positive importance instead.
+    """
+    column = "share_score" if share else "score"
+    grid = data.base_heads(table, column, "amplification_map")
+    colours = data.colour_range(grid)
+    label = "change of share" if share else data.score_label(table, "change")
+    text = data.caption(
+        table, title="Amplification (after minus before)", intervals=False,
+        notes=["– marks a weakened head", colours.note],
+    )  # fmt: skip
+    return _maps([("", grid)], grid.rows, colours, label, text, width)
+
+
+def _maps(
+    panels: Sequence[tuple[str, data.Grid]],
+    rows: Sequence[data.Row],
+    colours: data.ColourRange,
+    label: str,
+    caption: str,
+    width: float | None,
+) -> Figure:
+    width = width or (FULL if len(panels) > 1 else COLUMN)
+    pitch = float(np.clip(2.4 / len(rows), 0.115, 0.24))
+    with _style():
+        figure = _canvas(width, 0.65 + pitch * len(rows), caption)
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        norm = Normalize(-colours.limit, colours.limit)
+        for ax, (title, grid) in zip(axes, panels, strict=True):
+            _cells(ax, grid, norm, _DIVERGING)
+            _signs(ax, grid.values, colours.limit)
+            ax.set_title(title, pad=3)
+        _row_labels(axes[0], rows)
+        _colour_bar(figure, axes, norm, _DIVERGING, label, _extend(panels, colours.limit))
+    return figure
+
+
+def _cells(ax: Axes, grid: data.Grid, norm: Normalize, cmap: Any) -> None:
+    """The matrix as vector cells, first block on top; hatched where there is no such head."""
+    height, width = grid.values.shape
+    ax.patch.set(facecolor="white", edgecolor="#c4c8cc", hatch="/////", linewidth=0)
+    mesh = ax.pcolormesh(
+        np.arange(width + 1) - 0.5, np.arange(height + 1) - 0.5,
+        np.ma.masked_invalid(grid.values), norm=norm, cmap=cmap,
+        edgecolors="white", linewidth=0.35,
+    )  # fmt: skip
+    mesh.set_gid("cells")
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="head")
+    ticks = np.arange(0, width, data.tick_step(width))
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.tick_params(length=0, pad=2)
+    for spine in ax.spines.values():
+        spine.set(visible=True, linewidth=0.5, color="#888888")
+
+
+def _signs(ax: Axes, values: np.ndarray, limit: float) -> None:
+    """A minus sign on each negative cell, as wide as half the cell."""
+    rows, heads = np.nonzero(data.marked(values, limit))
+    for row, head in zip(rows.tolist(), heads.tolist(), strict=True):
+        colour = data.ink(values[row, head] / limit)
+        ax.plot(
+            [head - 0.22, head + 0.22], [row, row], color=colour, linewidth=0.8,
+            solid_capstyle="butt", gid="negative",
+        )  # fmt: skip
+
+
+def _row_labels(ax: Axes, rows: Sequence[data.Row]) -> None:
+    ax.set_yticks(range(len(rows)), [r.label for r in rows])
+    for tick, row in zip(ax.get_yticklabels(), rows, strict=True):
+        if row.inserted:
+            tick.set_color(data.INSERTED_TEXT)
+
+
+def _extend(panels: Sequence[tuple[str, data.Grid]], limit: float) -> str:
+    values = np.concatenate([g.values.ravel() for _, g in panels])
+    above, below = np.nanmax(values) > limit, np.nanmin(values) < -limit
+    return {(True, True): "both", (True, False): "max", (False, True): "min"}.get(
+        (bool(above), bool(below)), "neither"
+    )
+
+
+def _colour_bar(
+    figure: Figure, axes: Any, norm: Normalize, cmap: Any, label: str, extend: str = "neither"
+) -> None:
+    bar = figure.colorbar(
+        ScalarMappable(norm, cmap), ax=axes, label=label, extend=extend, aspect=22, pad=0.015,
+        fraction=0.06,
+    )  # fmt: skip
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(length=2)
+    bar.locator = MaxNLocator(5, symmetric=norm.vmin is not None and norm.vmin < 0)
+    bar.update_ticks()
+
+
+# --- curves and bars ----------------------------------------------------------------------------------
+
+
+def importance_curves(
+    before: pd.DataFrame,
+    after: pd.DataFrame | None = None,
+    *,
+    scale: str = "auto",
+    width: float = COLUMN,
+    force: bool = False,
+) -> Figure:
+    """Scores from the most to the least important head with their intervals, both models on one axis.
+
+    `scale`: "linear", "symlog", or "auto": symlog where a few heads tower over the rest.
+    """
+    if scale not in ("auto", "linear", "symlog"):
+        raise MidusError(f'scale must be "auto", "linear" or "symlog"; got {scale!r}')
+    data.require_pair(before, after, "importance_curves", force)
+    tables = [(before, data.BEFORE, "o")]
+    if after is not None:
+        tables.append((after, data.AFTER, "s"))
+    threshold = _threshold([t for t, _, _ in tables])
+    log = scale == "symlog" or (scale == "auto" and threshold is not None)
+    note = f"axis linear within ±{threshold or 1e-4:.1g}, logarithmic beyond" if log else ""
+    text = data.caption(before, after, title="Head importance, sorted", notes=[note])
+    with _style():
+        figure = _canvas(width, 2.3, text)
+        ax = figure.subplots()
+        ax.axhline(0, color="#888888", linewidth=0.5, zorder=0)
+        for i, (table, colour, marker) in enumerate(tables):
+            name = data.model_name(table, ("before", "after")[i])
+            _curve(ax, data.sorted_scores(table), colour, marker, name)
+        if log:
+            ax.set_yscale("symlog", linthresh=threshold or 1e-4, linscale=0.6)
+        ax.set(xlabel="head rank", ylabel=data.score_label(before))
+        ax.margins(x=0.02)
+        ax.legend(loc="upper right", handlelength=1.6, borderaxespad=0.1)
+    return figure
+
+
+def _threshold(tables: Sequence[pd.DataFrame]) -> float | None:
+    """Where a symlog axis turns linear, or None where a linear axis shows the curve well enough."""
+    sizes = np.abs(np.concatenate([t["score"].dropna().to_numpy(float) for t in tables]))
+    median = float(np.median(sizes))
+    if median == 0 or sizes.max() < 40 * median:
+        return None
+    return 10.0 ** np.floor(np.log10(median))
+
+
+def _curve(ax: Axes, table: pd.DataFrame, colour: str, marker: str, name: str) -> None:
+    rank, score = table["rank"], table["score"]
+    if len(table) > 100:
+        ax.fill_between(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.2, lw=0)
+    else:
+        ax.vlines(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.4, lw=0.9)
+    size = 2.6 if len(table) <= 100 else 1.6
+    ax.plot(rank, score, color=colour, lw=0.8, label=name, gid="scores")
+    own = ~table["inserted"]
+    ax.plot(
+        rank[own], score[own], marker, color=colour, ms=size, mew=0,
+        label=None if own.all() else f"{name}: base heads",
+    )  # fmt: skip
+    if not own.all():
+        ax.plot(
+            rank[~own], score[~own], "D", mfc="white", mec=colour, ms=size + 0.4, mew=0.7,
+            label=f"{name}: inserted heads",
+        )  # fmt: skip
+
+
+def amplification(
+    table: pd.DataFrame, top: int | None = 20, *, width: float = COLUMN
+) -> Figure:  # fmt: skip
+    """After minus before of the `top` most changed heads, most amplified first.
+
+    Bars split the change into the head's own and what inserted heads hold; dots are the sum with
+    its paired interval. Chosen heads are named in bold.
+    """
+    heads = data.amplified(table, top, "amplification")
+    notes = ["bold: heads chosen for memory"] if heads["is_chosen"].any() else []
+    if len(heads) < len(table):
+        notes.append(f"the {len(heads)} of {len(table)} heads that changed most")
+    text = data.caption(table, title="Amplification (after minus before)", notes=notes)
+    with _style():
+        figure = _canvas(width, 0.75 + 0.145 * len(heads), text)
+        ax = figure.subplots()
+        _stack(ax, heads)
+        y = np.arange(len(heads))
+        ax.hlines(y, heads["ci_low"], heads["ci_high"], color="black", lw=0.8, zorder=3)
+        ax.plot(
+            heads["score"], y, "o", color="black", mec="white", mew=0.5, ms=4, zorder=4,
+            label="sum, with interval", gid="scores",
+        )  # fmt: skip
+        ax.axvline(0, color="#444444", linewidth=0.6, zorder=2)
+        ax.set_yticks(y, heads["name"])
+        ax.set(ylim=(len(heads) - 0.4, -0.6), xlabel=data.score_label(table, "change"))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        for tick, chosen in zip(ax.get_yticklabels(), heads["is_chosen"], strict=True):
+            tick.set_fontweight("bold" if chosen else "normal")
+        figure.legend(loc="outside upper center", ncols=2, handlelength=1.4, columnspacing=1.2)
+    return figure
+
+
+def _stack(ax: Axes, heads: pd.DataFrame) -> None:
+    """Parts of the change as bars that pile up away from zero, each sign on its own side."""
+    up, down = np.zeros(len(heads)), np.zeros(len(heads))
+    for part in data.shown_parts(heads):
+        label, colour = data.PARTS[part]
+        value = heads[part].to_numpy(float)
+        ax.barh(
+            np.arange(len(heads)), value, left=np.where(value >= 0, up, down), height=0.72,
+            color=colour, hatch=_HATCHES[part], edgecolor="white", linewidth=0, label=label,
+        )  # fmt: skip
+        up, down = up + value.clip(min=0), down + value.clip(max=0)
+
+
+def slot_usage(usage: pd.DataFrame, *, width: float = FULL) -> Figure:
+    """Coverage and effective number of slots of every memory head, a row a block."""
+    usage = data.require(usage, data.USAGE_COLUMNS, "slot_usage", "analysis.memory_usage()")
+    slots = sorted({int(n) for n in usage["slots"]})
+    note = f"slots a head: {', '.join(f'{n:,}' for n in slots)}"
+    text = data.usage_caption(
+        usage, "Memory use: coverage = share of slots hit at least once; effective slots = "
+        "exp(entropy of hits)", [note],
+    )  # fmt: skip
+    grids = [data.grid(usage.assign(coverage=100 * usage["coverage"]), "coverage")]
+    grids.append(data.grid(usage, "effective_slots"))
+    rows = grids[0].rows
+    pitch = float(np.clip(1.2 / len(rows), 0.125, 0.26))
+    with _style():
+        figure = _canvas(width, 0.6 + pitch * len(rows), text)
+        axes = figure.subplots(1, 2, sharey=True)
+        tops = (100.0, float(np.nanmax(grids[1].values)))
+        labels = ("coverage (% of slots)", "effective slots (number)")
+        for ax, grid, top, label in zip(axes, grids, tops, labels, strict=True):
+            norm = Normalize(0, top)
+            _cells(ax, grid, norm, _SEQUENTIAL)
+            if grid.heads <= 12:
+                _numbers(ax, grid.values, top)
+            _colour_bar(figure, ax, norm, _SEQUENTIAL, label)
+        _row_labels(axes[0], rows)
+    return figure
+
+
+def _numbers(ax: Axes, values: np.ndarray, top: float) -> None:
+    for (row, head), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ax.text(
+                head, row, f"{value:.0f}", ha="center", va="center", size=6.0,
+                color=data.ink(value / top),
+            )  # fmt: skip
+
+
+def slot_histogram(
+    usage_slots: pd.DataFrame, *, slots: int | None = None, width: float = COLUMN
+) -> Figure:
+    """Hits of one head's slots from the most to the least hit; `slots`: how many the bank has."""
+    hits, count = data.slot_hits(usage_slots, slots, "slot_histogram")
+    total = float(hits["hits"].sum())
+    title = "Hits of one memory head's slots, most hit first"
+    known = [f"{len(hits):,} of {count:,} slots hit"] if count else [f"{len(hits):,} slots hit"]
+    text = data.usage_caption(usage_slots, title, [*known, f"{int(total):,} hits"])
+    with _style():
+        figure = _canvas(width, 2.0, text)
+        ax = figure.subplots()
+        ax.fill_between(hits["rank"], hits["hits"], 0.5, step="mid", color=data.BEFORE, alpha=0.25,
+                        lw=0)  # fmt: skip
+        ax.step(hits["rank"], hits["hits"], where="mid", color=data.BEFORE, lw=1, gid="hits",
+                label="measured")  # fmt: skip
+        if count:
+            ax.hlines(total / count, 1, count, color=data.AFTER, lw=1, ls="--",
+                      label="if all slots were hit alike")  # fmt: skip
+            ax.legend(loc="upper right", borderaxespad=0.1)
+        ax.set(yscale="log", xlabel="slot rank", ylabel="hits (number)",
+               xlim=(0.5, (count or len(hits)) + 0.5))  # fmt: skip
+        ax.set_ylim(bottom=0.7)
+    return figure
+
+
+def costs(*tables: pd.DataFrame, width: float = FULL) -> Figure:
+    """Parameters, compute and bytes a token by component, a bar a model; latency where measured."""
+    models = data.cost_tables(tables, "costs")
+    times = data.latencies(models)
+    panels = len(data.COST_PANELS) + len(times)
+    columns = 2 if panels == 4 else 3
+    lines = -(-panels // columns)
+    with _style():
+        height = lines * (0.62 + 0.2 * len(models)) + 0.25
+        figure = _canvas(width, height, data.cost_caption(models))
+        axes = figure.subplots(lines, columns, sharey=True).ravel()
+        for ax, (column, (label, base)) in zip(axes, data.COST_PANELS.items(), strict=False):
+            _cost_panel(ax, models, column)
+            ax.xaxis.set_major_formatter(EngFormatter(unit=base, sep=" " if base else ""))
+            ax.set_xlabel(label)
+        for ax, (phase, by_model) in zip(
+            axes[len(data.COST_PANELS) :], times.items(), strict=False
+        ):
+            ax.barh(range(len(models)), [by_model[n] for n in models], color=data.OWN, height=0.66)
+            ax.set_xlabel(f"{phase} latency (ms)")
+        for ax in axes[panels:]:
+            ax.set_axis_off()
+        for ax in axes[:panels]:
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.margins(x=0.04)
+        axes[0].set_yticks(range(len(models)), list(models))
+        axes[0].set_ylim(len(models) - 0.5, -0.5)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=6, handlelength=1.0,
+                      columnspacing=1.2)  # fmt: skip
+    return figure
+
+
+def _cost_panel(ax: Axes, models: Mapping[str, pd.DataFrame], column: str) -> None:
+    components = list(dict.fromkeys(c for t in models.values() for c in t.index))
+    left = np.zeros(len(models))
+    for component in components:
+        value = np.array([float(t[column].get(component, 0.0)) for t in models.values()])
+        ax.barh(
+            range(len(models)), value, left=left, height=0.66, color=data.cost_colour(component),
+            edgecolor="white", linewidth=0.4, label=component.replace("_", " "),
+            hatch=_HATCHES["memory"] if component == "memory" else "",
+        )  # fmt: skip
+        left += value
+
+
+def training_curves(
+    runs: pd.DataFrame | Mapping[str, pd.DataFrame], *, width: float = COLUMN
+) -> Figure:
+    """Training and held-out loss by step, the learning rate below; one log or {name: log}."""
+    logs = data.training_logs(runs, "training_curves")
+    with _style():
+        figure = _canvas(width, 2.7, data.training_caption(logs))
+        loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        for i, (name, log) in enumerate(logs.items()):
+            colour = data.SERIES[i % len(data.SERIES)]
+            held = log.dropna(subset=["eval_loss"])
+            loss.plot(log["step"], log["loss"], color=colour, lw=0.5, alpha=0.45, gid="train")
+            loss.plot(held["step"], held["eval_loss"], "osD^v>"[i % 6] + "-", color=colour, lw=1.1,
+                      ms=2.8, mec="white", mew=0.3, label=name, gid="eval")  # fmt: skip
+            rate.plot(log["step"], log["learning_rate"], color=colour, lw=1)
+        loss.set_ylabel("loss (nats/token)")
+        loss.legend(loc="upper right", borderaxespad=0.1)
+        rate.set(xlabel="optimiser step", ylabel="learning\nrate (1/step)")
+        rate.set_ylim(bottom=0)
+        rate.yaxis.set_major_locator(MaxNLocator(2))
+        figure.align_ylabels()
+    return figure

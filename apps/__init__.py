@@ -1,0 +1,1 @@
+"""The browser application: `streamlit run apps/explorer.py`. Widgets and layout only."""

@@ -1,0 +1,44 @@
+"""Head-wise memory, the two ops and HIVE together: see README.md in this folder."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.backend import choose
+from kernels.headwise_memory import naive
+
+
+def headwise_memory(
+    query: torch.Tensor,
+    row_keys: torch.Tensor,
+    col_keys: torch.Tensor,
+    bank: torch.Tensor,
+    head_proj: torch.Tensor,
+    k: int,
+) -> torch.Tensor:
+    """Each head reads the shared bank with its own keys and realises the value its own way.
+
+    Args:
+        query: [T, H, D].
+        row_keys, col_keys: [H, n, D/2].
+        bank: [N, r] with N = n * n.
+        head_proj: [H, r, D], HIVE's projection of each head.
+        k: slots read by each head and token.
+
+    Returns:
+        [T, H, D] in the query's dtype. Source: MIDUS (arXiv 2512.13751).
+
+    Raises:
+        ValueError: on shapes that do not fit, or k outside 1..n.
+    """
+    n = row_keys.shape[1]
+    if bank.shape[0] != n * n:
+        raise ValueError(f"bank has {bank.shape[0]} slots; {n} sub-keys a half need {n * n}")
+    if head_proj.shape != (query.shape[1], bank.shape[1], query.shape[2]):
+        raise ValueError(
+            f"head_proj is {list(head_proj.shape)}; it must be [H, r, D] = "
+            f"{[query.shape[1], bank.shape[1], query.shape[2]]}"
+        )
+    return choose("headwise_memory", {"torch": naive.headwise_memory})(
+        query, row_keys, col_keys, bank, head_proj, k
+    )

@@ -1,0 +1,24 @@
+"""The model: MIDUS memory blocks (arXiv 2512.13751) in Llama, Qwen3 and Mistral, and its baselines."""
+
+from midus_model import errors
+from midus_model.config import MidusConfig
+from midus_model.loading import SHIPPED, load, load_tokenizer
+from midus_model.modeling import MidusForCausalLM
+from midus_model.optim import param_groups
+from midus_model.sites import HeadSite, check_heads, chosen_heads, head_sites
+from midus_model.upscale import upscale
+
+__all__ = [
+    "SHIPPED",
+    "HeadSite",
+    "MidusConfig",
+    "MidusForCausalLM",
+    "check_heads",
+    "chosen_heads",
+    "errors",
+    "head_sites",
+    "load",
+    "load_tokenizer",
+    "param_groups",
+    "upscale",
+]

@@ -1,0 +1,94 @@
+"""The head-wise memory layer and the block that holds it (MIDUS, arXiv 2512.13751).
+
+Shape letters: B batch, T tokens, H query heads, D head size, M memory heads, n sub-keys a half,
+N = n*n slots, r latent size, d hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kernels import headwise_memory
+from midus_model.config import MidusConfig, head_dim_of
+
+
+class HeadOutputs(nn.Module):
+    """Passes the concatenated head outputs [B, T, H*D] on: the place where they can be seen and gated."""
+
+    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs
+
+
+class HeadwiseMemory(nn.Module):
+    """Head outputs in, [B, T, H*D]; each memory head's read of the shared bank out, [B, T, d]."""
+
+    def __init__(self, config: MidusConfig, heads: list[int] | None):
+        super().__init__()
+        n, r, size = config.num_keys, config.latent_dim, head_dim_of(config)
+        self.num_heads, self.head_dim, self.top_k = config.num_attention_heads, size, config.memory_top_k
+        self.heads = list(range(self.num_heads)) if heads is None else sorted(heads)
+        count = len(self.heads)
+        self.row_keys = nn.Parameter(torch.empty(count, n, size // 2))
+        self.col_keys = nn.Parameter(torch.empty(count, n, size // 2))
+        self.bank = nn.Parameter(torch.empty(n * n, r))
+        self.head_proj = nn.Parameter(torch.empty(count, r, size))
+        self.out = HeadOutputs()
+        self.out_proj = (
+            nn.Linear(self.num_heads * size, config.hidden_size, bias=False)
+            if config.output_mixing == "linear"
+            else None
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Bank zero (the block is then the identity), keys and head projections not (see DESIGN)."""
+        nn.init.zeros_(self.bank)
+        bound = self.row_keys.shape[-1] ** -0.5
+        nn.init.uniform_(self.row_keys, -bound, bound)
+        nn.init.uniform_(self.col_keys, -bound, bound)
+        nn.init.normal_(self.head_proj, std=self.head_proj.shape[1] ** -0.5)
+
+    def forward(self, head_outputs: torch.Tensor) -> torch.Tensor:
+        batch, tokens, _ = head_outputs.shape
+        every = head_outputs.reshape(batch * tokens, self.num_heads, self.head_dim)
+        whole = len(self.heads) == self.num_heads
+        query = every if whole else every[:, self.heads]  # [B*T, M, D]
+        read = headwise_memory(
+            query, self.row_keys, self.col_keys, self.bank, self.head_proj, self.top_k
+        )
+        if not whole:  # each chosen head writes its own slice of the stream
+            read = torch.zeros_like(every).index_copy(
+                1, torch.tensor(self.heads, device=read.device), read.to(every.dtype)
+            )
+        outputs = self.out(read.reshape(batch, tokens, -1))
+        return outputs if self.out_proj is None else self.out_proj(outputs)
+
+
+def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:
+    """The memory block of a family: its decoder layer with the MLP gone and o_proj a pass-through.
+
+    A subclass, so that whatever the family does with its layers (gradient checkpointing, recording
+    of hidden states, caches by `layer_idx`) it does with memory blocks too.
+    """
+
+    class MemoryBlock(decoder_layer):  # type: ignore[misc,valid-type]
+        """M(x) = x + memory(Attn'(norm(x))), Attn' without output projection."""
+
+        def __init__(self, config: MidusConfig, layer_idx: int):
+            super().__init__(config, layer_idx)
+            del self.mlp, self.post_attention_layernorm
+            self.self_attn.o_proj = nn.Identity()
+            self.memory = HeadwiseMemory(config, config.layer_map[layer_idx]["heads"])
+
+        def forward(
+            self, hidden_states: torch.Tensor, use_cache: bool | None = False, **kwargs
+        ) -> torch.Tensor:
+            head_outputs, _ = self.self_attn(
+                hidden_states=self.input_layernorm(hidden_states), use_cache=use_cache, **kwargs
+            )
+            return hidden_states + self.memory(head_outputs)
+
+    MemoryBlock.__name__ = decoder_layer.__name__.replace("DecoderLayer", "MemoryBlock")
+    MemoryBlock.__qualname__ = MemoryBlock.__name__
+    return MemoryBlock

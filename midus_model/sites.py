@@ -1,0 +1,114 @@
+"""The one place that knows where heads are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of
+from midus_model.errors import HeadError, UnsupportedArchitecture
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """One head: `module`'s input [B, T, H*D] carries its output at `start:stop`, before any mixing."""
+
+    layer: int
+    kind: str  # "attention" | "memory"
+    head: int
+    source_layer: int
+    module_name: str
+    module: nn.Module
+    start: int
+    stop: int
+
+
+def family(model: nn.Module) -> str:
+    """The family, "llama", "qwen3" or "mistral", of a base or an up-scaled model; raises UnsupportedArchitecture."""
+    config = getattr(model, "config", None)
+    name = getattr(config, "base_model_type", None) or getattr(config, "model_type", None)
+    if name not in SUPPORTED_BASES or not hasattr(model, "lm_head"):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} (model type {name!r}) is not supported; "
+            f"give a causal language model of a family among {', '.join(SUPPORTED_BASES)}"
+        )
+    return name
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks, in the order they run."""
+    family(model)
+    return model.model.layers
+
+
+def head_sites(model: nn.Module) -> list[HeadSite]:
+    """Every head of `model`, by block, then head.
+
+    An attention head's site is the input of its `o_proj`; a memory head's the input of the
+    parameterless `memory.out`. Slicing after `o_proj` would mix heads.
+    """
+    size, count = head_dim_of(model.config), model.config.num_attention_heads
+    entries = layer_map_of(model.config)
+    sites = []
+    for layer, (block, entry) in enumerate(zip(blocks(model), entries, strict=True)):
+        if entry["kind"] == "memory":
+            kind, name, module = "memory", "memory.out", block.memory.out
+            heads = block.memory.heads
+        else:
+            kind, name, module = "attention", "self_attn.o_proj", block.self_attn.o_proj
+            heads = range(count)
+        name = f"model.layers.{layer}.{name}"
+        source = entry["source"][0]
+        for head in heads:
+            span = head * size, (head + 1) * size
+            sites.append(HeadSite(layer, kind, head, source, name, module, *span))
+    return sites
+
+
+def chosen_heads(heads: Any) -> list[tuple[int, int]]:
+    """(layer, head) pairs from pairs, from a ranking (its top set), or from the path of its JSON.
+
+    Raises HeadError where none of these is given.
+    """
+    if isinstance(heads, str | Path):
+        heads = _read_heads(Path(heads))
+    if hasattr(heads, "attrs") and hasattr(heads, "iloc"):
+        top = heads.attrs.get("top", len(heads))
+        heads = zip(heads["layer"].iloc[:top], heads["head"].iloc[:top], strict=True)
+    try:
+        pairs = [(int(layer), int(head)) for layer, head in heads]
+    except (TypeError, ValueError) as error:
+        raise HeadError(
+            f"heads must be (layer, head) pairs, a ranking or its JSON; got {heads!r}"
+        ) from error
+    if not pairs:
+        raise HeadError("no heads were given; give at least one (layer, head) pair")
+    return sorted(set(pairs))
+
+
+def _read_heads(path: Path) -> Iterable[Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HeadError(f"{path} is no ranking: {error}") from error
+    heads = content.get("heads") if isinstance(content, dict) else content
+    if heads is None:
+        raise HeadError(f"{path} has no 'heads': it must hold a list of [layer, head] pairs")
+    return heads
+
+
+def check_heads(model: nn.Module, pairs: Iterable[tuple[int, int]]) -> None:
+    """Raises HeadError for the first pair that `model` does not have."""
+    known = {(site.layer, site.head) for site in head_sites(model)}
+    for pair in pairs:
+        if pair not in known:
+            layers, heads = len(blocks(model)), model.config.num_attention_heads
+            raise HeadError(
+                f"head {pair} does not exist: the model has layers 0-{layers - 1} "
+                f"with heads 0-{heads - 1}"
+            )

@@ -1,0 +1,192 @@
+"""Depth up-scaling: new blocks among a base model's layers, the output unchanged bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from midus_model.config import MidusConfig, head_dim_of, map_entry
+from midus_model.errors import UpscaleError
+from midus_model.memory import HeadwiseMemory
+from midus_model.modeling import MidusForCausalLM
+from midus_model.sites import blocks as blocks_of
+from midus_model.sites import check_heads, chosen_heads, family
+
+METHODS = ("midus", "llama-pro")
+
+
+def upscale(
+    model: Any,
+    method: str = "midus",
+    *,
+    blocks: int | Sequence[int] | None = None,
+    placement: str = "after",
+    heads: Any = None,
+    num_keys: int = 256,
+    top_k: int = 32,
+    latent_dim: int = 128,
+    output_mixing: str | None = None,
+    seed: int = 0,
+) -> Any:
+    """A new, deeper model whose logits equal `model`'s bit for bit; `model` is left as it is.
+
+    Args:
+        model: a base model of a supported family, in any dtype, also on the meta device.
+        method: "midus" (memory blocks, arXiv 2512.13751) or "llama-pro" (copies whose o_proj and
+            down_proj are zero, arXiv 2401.02415; the result is of the base's own class).
+        blocks: how many blocks to insert, spread evenly, or the layers at which; by default half
+            as many as layers, after layers 1, 3, 5, ...
+        placement: "after" or "before" the source layer.
+        heads: memory for these heads only: (layer, head) pairs, a ranking, or its JSON. One block
+            for each layer that holds one.
+        num_keys: sub-keys a half, n; each bank has n * n slots.
+        top_k: slots read by each head and token.
+        latent_dim: width of the bank, r.
+        output_mixing: "none", "linear" (an output projection, from the source's o_proj), or by
+            default "none" where the heads fill the stream exactly and "linear" where not.
+        seed: of keys and head projections.
+
+    Raises:
+        UpscaleError, HeadError, UnsupportedArchitecture: saying what was wrong and what would do.
+    """
+    family(model)
+    if getattr(model.config, "layer_map", None):
+        raise UpscaleError("the model is up-scaled already; give its base")
+    if method not in METHODS:
+        raise UpscaleError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if placement not in ("after", "before"):
+        raise UpscaleError(f"placement is {placement!r}; it must be 'after' or 'before'")
+    by_layer = _heads_by_layer(model, method, blocks, heads)
+    kind = "memory" if method == "midus" else "copy"
+    layer_map = _layer_map(model.config.num_hidden_layers, kind, by_layer, placement)
+    if method == "llama-pro":
+        return _build(model, _extended(model.config, layer_map), layer_map)
+    config = _midus_config(
+        model.config,
+        layer_map,
+        num_keys=num_keys,
+        memory_top_k=top_k,
+        latent_dim=latent_dim,
+        output_mixing=output_mixing,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(model, config, layer_map)
+
+
+def _heads_by_layer(
+    model: Any, method: str, blocks: int | Sequence[int] | None, heads: Any
+) -> dict[int, list[int] | None]:
+    """Source layer -> its memory heads, None meaning all."""
+    if heads is None:
+        return dict.fromkeys(_source_layers(model.config.num_hidden_layers, blocks))
+    if method != "midus":
+        raise UpscaleError(f"method {method!r} copies whole layers; heads= needs method 'midus'")
+    if blocks is not None:
+        raise UpscaleError("give blocks= or heads=, not both: heads= says which layers get a block")
+    pairs = chosen_heads(heads)
+    check_heads(model, pairs)
+    return {layer: [h for at, h in pairs if at == layer] for layer, _ in pairs}
+
+
+def _source_layers(layers: int, blocks: int | Sequence[int] | None) -> list[int]:
+    if blocks is None:
+        blocks = max(1, layers // 2)
+    if isinstance(blocks, int):
+        if not 1 <= blocks <= layers:
+            raise UpscaleError(f"blocks is {blocks}; it must be between 1 and {layers} (layers)")
+        return [(i + 1) * layers // blocks - 1 for i in range(blocks)]
+    chosen = sorted(set(blocks))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= layers or len(chosen) != len(list(blocks)):
+        raise UpscaleError(f"blocks is {list(blocks)}; it must name layers of 0-{layers - 1}, once")
+    return chosen
+
+
+def _layer_map(
+    layers: int, kind: str, by_layer: dict[int, list[int] | None], placement: str
+) -> list[dict[str, Any]]:
+    entries = []
+    for layer in range(layers):
+        here = [map_entry("base", layer)]
+        if layer in by_layer:
+            here.insert(placement == "after", map_entry(kind, layer, by_layer[layer]))
+        entries += here
+    return entries
+
+
+def _extended(config: Any, layer_map: list[dict[str, Any]]) -> Any:
+    """A copy of `config` that counts every block, per-layer fields extended by source layer."""
+    config = copy.deepcopy(config)
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [config.layer_types[entry["source"][0]] for entry in layer_map]
+    config.num_hidden_layers = len(layer_map)
+    config.layer_map = layer_map
+    return config
+
+
+def _midus_config(
+    base: Any, layer_map: list[dict[str, Any]], output_mixing: str | None, **memory: int
+) -> MidusConfig:
+    fills_stream = base.num_attention_heads * head_dim_of(base) == base.hidden_size
+    if output_mixing is None:
+        output_mixing = "none" if fills_stream else "linear"
+    if output_mixing == "none" and not fills_stream:
+        raise UpscaleError(
+            f"output_mixing is 'none', but {base.num_attention_heads} heads of {head_dim_of(base)} "
+            f"do not fill the hidden size {base.hidden_size}; 'linear' would do"
+        )
+    fields = _extended(base, layer_map).to_dict()
+    for key in ("model_type", "architectures", "transformers_version", "_name_or_path"):
+        fields.pop(key, None)
+    config = MidusConfig(
+        base_model_type=base.model_type, output_mixing=output_mixing, **memory, **fields
+    )
+    config._attn_implementation = base._attn_implementation
+    return config
+
+
+def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
+    """The new model, every block filled from its source; memory parameters freshly drawn."""
+    kind = MidusForCausalLM if isinstance(config, MidusConfig) else type(model)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(model.dtype)
+    try:
+        with no_init_weights(), torch.device(model.device):
+            new = kind(config)
+    finally:
+        torch.set_default_dtype(before)
+    for name, child in model.model.named_children():  # rotary buffers too, whatever their dtype
+        if name != "layers":
+            setattr(new.model, name, copy.deepcopy(child))
+    new.lm_head = copy.deepcopy(model.lm_head)
+    sources = blocks_of(model)
+    for entry, block in zip(layer_map, new.model.layers, strict=True):
+        _fill(block, sources[entry["source"][0]], entry["kind"])
+    new.tie_weights()
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return new.train(model.training)
+
+
+@torch.no_grad()
+def _fill(block: nn.Module, source: nn.Module, kind: str) -> None:
+    if kind != "memory":
+        block.load_state_dict(source.state_dict())
+        if kind == "copy":
+            for projection in (block.self_attn.o_proj, block.mlp.down_proj):
+                for parameter in projection.parameters():
+                    parameter.zero_()
+        return
+    block.input_layernorm.load_state_dict(source.input_layernorm.state_dict())
+    attention = source.self_attn.state_dict()
+    block.self_attn.load_state_dict(
+        {name: value for name, value in attention.items() if not name.startswith("o_proj.")}
+    )
+    memory: HeadwiseMemory = block.memory
+    memory.reset_parameters()
+    if memory.out_proj is not None:
+        memory.out_proj.weight.copy_(attention["o_proj.weight"])

@@ -1,0 +1,37 @@
+"""What holds for every test: one thread a worker, fixed seeds, nothing from the network."""
+
+from __future__ import annotations
+
+import os
+
+# Read when the libraries are first imported, so before them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+import random
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile(
+    "midus", derandomize=True, deadline=None, max_examples=30, database=None
+)
+hypothesis.settings.load_profile("midus")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """The same random numbers in every test, whatever ran before it; default dtype put back."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
