@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from midus_model.errors import DataError, MidusError
+from midus_model.errors import DataError, MidusError, ModelError
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 PACKAGES = ("pandas", "sympy", "networkx")
@@ -106,8 +106,8 @@ class Documents:
 
     def __repr__(self) -> str:
         return (
-            f"Documents({self.name!r}, {len(self):,} documents, {self.tokens:,} scored tokens, "
-            f"context {self.context})"
+            f"Documents({self.name!r}, documents={len(self)}, scored_tokens={self.tokens}, "
+            f"context={self.context})"
         )
 
     @cached_property
@@ -131,8 +131,8 @@ class Documents:
         by_document = self.unit == "document"
         if not by_document:
             warnings.warn(
-                f"{self.name} has {len(self)} documents; with fewer than {MIN_DOCUMENTS} the "
-                "intervals resample windows, which takes windows of one text for independent",
+                f"{self.name}: fewer than {MIN_DOCUMENTS} documents ({len(self)}), so intervals "
+                "resample windows, which takes windows of one text for independent",
                 stacklevel=2,
             )
         windows: list[Window] = []
@@ -277,21 +277,15 @@ def _pass_through(
 
 
 class _Reader:
-    """Knows a model's tokenizer, context and vocabulary; each is looked up when first needed."""
+    """Knows a model's context and vocabulary, and its tokenizer, loaded when first needed."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = "pico" if model is None and tokenizer is None else model
         self.given = tokenizer
-
-    @cached_property
-    def config(self) -> Any:
-        if self.model is None:
-            return None
         if isinstance(self.model, (str, os.PathLike)):
-            import midus_model
-
-            return midus_model.load_config(self.model)
-        return getattr(self.model, "config", None)
+            self.config = _model_config(self.model)
+        else:
+            self.config = getattr(self.model, "config", None)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -313,7 +307,7 @@ class _Reader:
             )
         from midus_model import load_tokenizer
 
-        return load_tokenizer(name)
+        return load_tokenizer(os.fspath(name))
 
     @property
     def tokenizer_if_any(self) -> Any:
@@ -404,6 +398,21 @@ class _Reader:
         )["input_ids"]
 
 
+def _model_config(name: str | os.PathLike[str]) -> Any:
+    """A model's config by name, without its weights."""
+    from transformers import AutoConfig
+
+    from midus_model.loading import resolve
+
+    try:
+        return AutoConfig.from_pretrained(resolve(os.fspath(name)))
+    except MidusError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the model {str(name)!r} cannot be opened: {reason}") from error
+
+
 def _task(
     row: _Row,
     texts: tuple[str, str, str | None],
@@ -482,9 +491,9 @@ def _rows(data: Any, limit: int | None, split: str | None) -> tuple[str, list[_R
 
 def _named(data: str | os.PathLike[str]) -> tuple[str, list[_Row]]:
     if data == "heldout":
-        return "heldout", [_Row(path, text) for path, text in heldout().items()]
+        return "heldout", _source_rows(heldout())
     if data == "stdlib":
-        return "stdlib", [_Row(path, text) for path, text in _training_library().items()]
+        return "stdlib", _source_rows(_training_library())
     path = Path(data).expanduser()
     try:
         found = path.exists()
@@ -514,7 +523,7 @@ def _entry(entry: Any, name: str) -> _Row:
         entry = entry.tolist()
     if not isinstance(entry, (list, tuple)):
         raise DataError(
-            f"document {name} is a {type(entry).__name__}; give a list of texts or a list of "
+            f"document {name} is of type {type(entry).__name__}; give a list of texts or a list of "
             "token-id lists (one document is a list of one)"
         )
     wrong = next((i for i in entry if isinstance(i, bool) or not hasattr(i, "__index__")), None)
@@ -724,7 +733,12 @@ def _packages(split: str | None) -> list[_Row]:
         files = test
     elif split == "train":
         files = without_overlap(files, test)
-    return [_Row(path, text=text) for path, text in files.items()]
+    return _source_rows(files)
+
+
+def _source_rows(files: dict[str, str]) -> list[_Row]:
+    """Rows of the files that are not empty, as many an `__init__.py` is."""
+    return [_Row(path, text=text) for path, text in files.items() if text]
 
 
 def _sources(root: Path) -> dict[str, str]:

@@ -19,18 +19,27 @@ from midus_model.errors import MidusError
 HEAD_COLUMNS = ("layer", "kind", "head", "source_layer")
 IMPORTANCE_COLUMNS = (*HEAD_COLUMNS, "score", "ci_low", "ci_high")
 AMPLIFICATION_COLUMNS = (
-    "layer", "head", "source_layer", "before", "after_base", "after_memory", "after_copy",
-    "score", "ci_low", "ci_high",
-)  # fmt: skip
+    "layer",
+    "head",
+    "source_layer",
+    "before",
+    "after_base",
+    "after_memory",
+    "after_copy",
+    "score",
+    "ci_low",
+    "ci_high",
+)
 USAGE_COLUMNS = (*HEAD_COLUMNS, "slots", "coverage", "effective_slots")
 SLOT_COLUMNS = ("slot", "hits", "weight")
 TRAINING_COLUMNS = ("step", "loss", "eval_loss", "learning_rate")
 COST_PANELS = {
-    "parameters": ("parameters", ""),
-    "flops_per_token": ("compute (FLOP/token)", "FLOP"),
-    "weight_bytes_per_token": ("weights read (B/token)", "B"),
-    "kv_bytes_per_token": ("KV cache (B/token)", "B"),
+    "parameters": ("parameters", "number"),
+    "flops_per_token": ("compute", "FLOP/token"),
+    "weight_bytes_per_token": ("weights read", "B/token"),
+    "kv_bytes_per_token": ("KV cache", "B/token"),
 }
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 COST_COLUMNS = ("component", *COST_PANELS)
 
 # Okabe and Ito's colour-blind-safe set, in an order whose neighbours also differ in lightness.
@@ -42,6 +51,7 @@ COMPONENTS = {
     "embeddings": "#B8BEC4",
     "attention": "#0072B2",
     "ffn": "#7CC3EE",
+    "norms": "#009E73",
     "memory": "#D55E00",
     "lm_head": "#5F676E",
 }
@@ -77,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """A column of a table as a matrix: `values`, `low`, `high` [rows, heads]; NaN = no such head."""
+    """A column of a table as a matrix: `values`, `low`, `high` [rows, heads]; NaN: no head."""
 
     rows: list[Row]
     values: np.ndarray
@@ -91,7 +101,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class ColourRange:
-    """Colours run from -limit to +limit; `beyond` cells are larger, `largest` the largest |score|."""
+    """Colours run from -limit to +limit; `beyond` cells are larger, `largest` is max |score|."""
 
     limit: float
     largest: float
@@ -105,7 +115,7 @@ class ColourRange:
         return f"colours end at ±{self.limit:.3g}, {cells} beyond (largest size {self.largest:.3g})"
 
 
-# --- checks ------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def require(table: Any, columns: Iterable[str], figure: str, maker: str) -> pd.DataFrame:
@@ -144,22 +154,24 @@ def require_pair(before: Any, after: Any, figure: str, force: bool = False) -> N
     comparable(before, after, force=force)
 
 
-# --- layer x head matrices -----------------------------------------------------------------------
+# --- layer x head matrices ------------------------------------------------------------------------
 
 
 def block_rows(table: pd.DataFrame) -> list[Row]:
     """The blocks of a table in model order, inserted ones labelled '+ kind (from source)'.
 
-    An attention block whose source layer an earlier attention block already holds is a copy
-    (LLaMA Pro, SOLAR, stacking): tables name both "attention".
+    Tables name copied and base attention alike: `attrs["inserted_layers"]` tells them apart, and
+    without it an attention block whose source an earlier attention block holds is a copy.
     """
     blocks = table[["layer", "kind", "source_layer"]].drop_duplicates().sort_values("layer")
+    inserted = table.attrs.get("inserted_layers")
     seen: set[int] = set()
     rows = []
     for layer, kind, source in blocks.itertuples(index=False, name=None):
         layer, kind, source = int(layer), str(kind), int(source)
         if kind in ("attention", "base"):
-            name = "copy" if source in seen else None
+            copied = source in seen if inserted is None else layer in inserted
+            name = "copy" if copied else None
             seen.add(source)
         else:
             name = kind
@@ -169,7 +181,7 @@ def block_rows(table: pd.DataFrame) -> list[Row]:
 
 
 def grid(table: pd.DataFrame, column: str = "score") -> Grid:
-    """A table's `column`, with its interval where the column is the score, as a layer x head Grid."""
+    """A table's `column`, with its interval where it has one, as a layer x head Grid."""
     rows = block_rows(table)
     place = {(r.layer, r.kind): i for i, r in enumerate(rows)}
     at = (
@@ -245,6 +257,10 @@ def marked(values: np.ndarray, limit: float) -> np.ndarray:
     return np.nan_to_num(values) < -MARK_FROM * limit
 
 
+def mark_note(limit: float) -> str:
+    return f"– marks values below −{MARK_FROM * limit:.1g}"
+
+
 def tick_step(count: int, most: int = 16) -> int:
     """Every how many heads a tick is labelled so that at most `most` labels stand."""
     step = 1
@@ -253,7 +269,7 @@ def tick_step(count: int, most: int = 16) -> int:
     return step
 
 
-# --- colours -------------------------------------------------------------------------------------
+# --- colours --------------------------------------------------------------------------------------
 
 
 def _oklch(lightness: float, chroma: float, hue: float) -> tuple[float, float, float]:
@@ -270,7 +286,8 @@ def _oklch(lightness: float, chroma: float, hue: float) -> tuple[float, float, f
         ]
     ).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return tuple(float(round(c, 4)) for c in srgb)
+    red, green, blue = (round(float(c), 4) for c in srgb)
+    return red, green, blue
 
 
 def diverging(position: float) -> tuple[float, float, float]:
@@ -305,7 +322,12 @@ def ink(position: float) -> str:
     return "#ffffff" if abs(position) > 0.55 else "#202020"
 
 
-# --- series ----------------------------------------------------------------------------------------
+def mark_ink(position: float) -> str:
+    """Colour of the minus sign: a step darker than its cell, so weak cells get faint signs."""
+    return "#ffffff" if abs(position) > 0.55 else hex_colour(diverging(-abs(position) - 0.45))
+
+
+# --- series ---------------------------------------------------------------------------------------
 
 
 def model_name(table: pd.DataFrame, fallback: str = "model") -> str:
@@ -353,6 +375,17 @@ def amplified(table: Any, top: int | None, figure: str) -> pd.DataFrame:
     )
 
 
+def amplified_notes(shown: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """What a caption says of the heads left out and of those chosen for memory."""
+    notes = []
+    if len(shown) < len(table):
+        notes.append(f"the {len(shown)} of {len(table)} heads that changed most")
+    if table.attrs.get("chosen"):
+        named = int(shown["is_chosen"].sum())
+        notes.append(f"bold: chosen for memory ({named} of {len(table.attrs['chosen'])} shown)")
+    return notes
+
+
 def shown_parts(table: pd.DataFrame) -> list[str]:
     """The parts of a change that any head has; the head's own always stands."""
     return ["own", *(p for p in ("memory", "copy") if (table[p] != 0).any())]
@@ -385,12 +418,21 @@ def cost_tables(tables: Sequence[Any], figure: str) -> dict[str, pd.DataFrame]:
         name = model_name(table)
         if name in out:
             name = f"{name} ({sum(n.startswith(name) for n in out) + 1})"
-        parts = table[table["component"] != "total"].groupby("component", sort=False)
-        parts = parts[list(COST_PANELS)].sum()
+        parts = table[table["component"] != "total"]
+        parts = parts.groupby("component", sort=False)[list(COST_PANELS)].sum()
         known = [c for c in COMPONENTS if c in parts.index]
         out[name] = parts.loc[known + [c for c in parts.index if c not in COMPONENTS]]
         out[name].attrs = dict(table.attrs)
     return out
+
+
+def si_prefix(top: float) -> tuple[float, str]:
+    """The largest decimal prefix that keeps `top` at or above 1, as (factor, letter)."""
+    return next(((f, letter) for f, letter in _PREFIXES if top >= f), (1.0, ""))
+
+
+def three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
 def cost_colour(component: str) -> str:
@@ -423,7 +465,7 @@ def training_logs(runs: Any, figure: str) -> dict[str, pd.DataFrame]:
     }
 
 
-# --- words -------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def unit(table: pd.DataFrame) -> str:
@@ -435,15 +477,12 @@ def score_label(table: pd.DataFrame, what: str = "importance") -> str:
 
 
 def interval_words(table: pd.DataFrame) -> str:
-    """What the intervals are: rankings stop early and so carry confidence sequences."""
+    """What the intervals are: a race names its own, everything else is a bootstrap at 95%."""
     attrs = table.attrs
-    level = f"{100 * float(attrs.get('confidence') or 0.95):g}%"
-    over = f"{attrs.get('bootstrap_unit') or 'document'}s"
-    if attrs.get("table") == "ranking":
-        return f"{level} confidence sequences"
-    if attrs.get("table") == "amplification":
-        return f"{level} paired bootstrap over {over}"
-    return f"{level} bootstrap over {over}"
+    if attrs.get("interval"):
+        return f"{100 * float(attrs.get('confidence') or 0.95):g}% {attrs['interval']}"
+    paired = "paired " if attrs.get("table") == "amplification" else ""
+    return f"95% {paired}bootstrap over {attrs.get('bootstrap_unit') or 'document'}s"
 
 
 def caption(
@@ -453,7 +492,7 @@ def caption(
     intervals: bool = True,
     notes: Iterable[str] = (),
 ) -> str:
-    """One line that says what the numbers are: what, method, baseline, metric, data, model, interval."""
+    """What the numbers are: title, method, baseline, metric, data, models, kind of interval."""
     attrs = table.attrs
     names = [model_name(t, "") for t in (table, *others) if t is not None]
     if attrs.get("before_model") and attrs.get("after_model"):
@@ -471,13 +510,13 @@ def caption(
     return "; ".join(parts) + "."
 
 
-def _baseline_words(attrs: Mapping[str, Any]) -> str:
+def _baseline_words(attrs: Mapping[Any, Any]) -> str:
     if "baseline" not in attrs:
         return "baseline not recorded"
     return f"baseline {attrs['baseline']}" if attrs["baseline"] else "no baseline"
 
 
-def _data_words(attrs: Mapping[str, Any]) -> str:
+def _data_words(attrs: Mapping[Any, Any]) -> str:
     documents = attrs.get("documents") or []
     words = f"data {attrs.get('data') or 'not recorded'}"
     if not documents:
@@ -485,6 +524,14 @@ def _data_words(attrs: Mapping[str, Any]) -> str:
     tokens = sum(int(d.get("tokens", 0)) for d in documents)
     what = "window" if attrs.get("bootstrap_unit") == "window" else "document"
     return f"{words}, {len(documents)} {what}{'s' * (len(documents) != 1)}, {tokens:,} tokens"
+
+
+def slots_title(slots: pd.DataFrame) -> str:
+    """Which head's slots these are, as far as the table says."""
+    block, head = slots.attrs.get("block"), slots.attrs.get("head")
+    if block is None or head is None:
+        return "Hits of one memory head's slots, most hit first"
+    return f"Hits of the slots of block {block}, head {head}, most hit first"
 
 
 def usage_caption(table: pd.DataFrame, title: str, notes: Iterable[str] = ()) -> str:
@@ -518,10 +565,10 @@ def training_caption(runs: Mapping[str, pd.DataFrame]) -> str:
 
 
 def wrap(text: str, characters: int) -> list[str]:
-    return textwrap.wrap(text, max(20, characters), break_long_words=True) or [""]
+    return textwrap.wrap(text, max(20, characters), break_on_hyphens=False) or [""]
 
 
-def hover(row: Mapping[str, Any], label: str, units: str) -> str:
+def hover(row: Mapping[Any, Any], label: str, units: str) -> str:
     """Hover text of one head: where it is, score and interval with units."""
     text = f"<b>{label}, head {int(row['head'])}</b> (block {int(row['layer'])}, {row['kind']})"
     text += f"<br>{row['score']:.4g} {units}"

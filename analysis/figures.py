@@ -25,6 +25,7 @@ MIDDLE = "rgba(128,128,128,0.9)"
 _CHARACTER = 5.9  # pixels, mean width of a caption character
 _SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "triangle-right")
 _PATTERNS = {"own": "", "memory": "/", "copy": "."}
+_MANY = 100  # heads, above which a curve shows a band and ticks in place of bars and markers
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -74,10 +75,20 @@ def _finish(
     lines = data.wrap(caption, int(((width or 760) - 30) / _CHARACTER))
     bottom = foot + 14 * len(lines) + 10
     figure.add_annotation(
-        text="<br>".join(map(html.escape, lines)), xref="paper", yref="paper", x=0, y=0,
-        xshift=12 - left, yshift=-foot, xanchor="left", yanchor="top", align="left",
-        showarrow=False, font={"size": 10.5},
-    )  # fmt: skip
+        text="<br>".join(map(html.escape, lines)),
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=0,
+        xshift=12 - left,
+        yshift=-foot,
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        font={"size": 10.5},
+    )
+    figure.update_annotations(font={"size": 13}, selector={"yanchor": "bottom"})
     figure.update_layout(
         template="none",
         paper_bgcolor=CLEAR,
@@ -89,12 +100,12 @@ def _finish(
         meta={"caption": caption, "title": caption.split(":")[0].split(";")[0]},
         hoverlabel={"align": "left"},
     )
-    figure.update_xaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE)
+    figure.update_xaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE, title_standoff=6)
     figure.update_yaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE)
     return figure
 
 
-# --- maps ------------------------------------------------------------------------------------------
+# --- maps -----------------------------------------------------------------------------------------
 
 
 def importance_map(
@@ -110,32 +121,33 @@ def importance_map(
     may take, in pixels. Errors as `analysis.paper.importance_map`.
     """
     data.require_pair(before, after, "importance_map", force)
-    rows, old, new = data.aligned(
-        data.grid(before), None if after is None else data.grid(after)
-    )  # fmt: skip
+    rows, old, new = data.aligned(data.grid(before), None if after is None else data.grid(after))
     colours = data.colour_range(old, new)
     text = data.caption(
-        before, after, title="Head importance", intervals=False,
-        notes=["– marks a negative score", colours.note],
-    )  # fmt: skip
+        before,
+        after,
+        title="Head importance",
+        intervals=False,
+        notes=[data.mark_note(colours.limit), colours.note],
+    )
     panels = [(data.model_name(before, "before"), old, before)]
     if after is not None and new is not None:
         panels.append((data.model_name(after, "after"), new, after))
     return _maps(panels, rows, colours, data.score_label(before), text, width)
 
 
-def amplification_map(
-    table: pd.DataFrame, *, share: bool = False, width: float = 940
-) -> go.Figure:  # fmt: skip
+def amplification_map(table: pd.DataFrame, *, share: bool = False, width: float = 940) -> go.Figure:
     """Each base head's change, after minus before, over the base model's layers and heads."""
     column = "share_score" if share else "score"
     grid = data.base_heads(table, column, "amplification_map")
     colours = data.colour_range(grid)
     label = "change of share" if share else data.score_label(table, "change")
     text = data.caption(
-        table, title="Amplification (after minus before)", intervals=False,
-        notes=["– marks a weakened head", colours.note],
-    )  # fmt: skip
+        table,
+        title="Amplification (after minus before)",
+        intervals=False,
+        notes=[data.mark_note(colours.limit), colours.note],
+    )
     shown = table.assign(kind="base")
     return _maps([("", grid, shown)], grid.rows, colours, label, text, width, column)
 
@@ -154,28 +166,36 @@ def _maps(
     cell = _cell(width - left - right - gap * (len(panels) - 1), heads * len(panels))
     plot = heads * cell * len(panels) + gap * (len(panels) - 1)
     figure = make_subplots(
-        1, len(panels), shared_yaxes=True, horizontal_spacing=gap / plot if len(panels) > 1 else 0,
+        1,
+        len(panels),
+        shared_yaxes=True,
+        horizontal_spacing=gap / plot if len(panels) > 1 else 0,
         subplot_titles=[title for title, _, _ in panels],
-    )  # fmt: skip
+    )
     places = _places(panels, rows)
     for i, (title, _, table) in enumerate(panels):
         figure.add_trace(
             _squares(table, column, rows, places[i], cell, colours.limit, title or label, label),
-            row=1, col=i + 1,
-        )  # fmt: skip
+            row=1,
+            col=i + 1,
+        )
     figure.update_layout(
         coloraxis={
             "colorscale": [list(stop) for stop in data.diverging_stops()],
             "cmin": -colours.limit,
             "cmax": colours.limit,
-            "colorbar": _colour_bar(label),
+            "colorbar": _colour_bar(label, cell * len(rows)),
         }
     )
     _map_axes(figure, rows, heads)
     return _finish(
-        figure, caption, plot_height=cell * len(rows), left=left, right=right,
+        figure,
+        caption,
+        plot_height=cell * len(rows),
+        left=left,
+        right=right,
         width=max(left + plot + right, 460),
-    )  # fmt: skip
+    )
 
 
 def _places(
@@ -187,9 +207,7 @@ def _places(
     for _, _, table in panels:
         own = data.block_rows(table)
         keys = data.occurrences(own)
-        out.append(
-            {(r.layer, r.kind): shown.index(k) for r, k in zip(own, keys, strict=True)}
-        )  # fmt: skip
+        out.append({(r.layer, r.kind): shown.index(k) for r, k in zip(own, keys, strict=True)})
     return out
 
 
@@ -226,7 +244,7 @@ def _squares(
         textposition="middle center",
         textfont={
             "size": max(8, 0.5 * cell),
-            "color": [data.ink(v / limit) for v in values],
+            "color": [data.mark_ink(v / limit) for v in values],
         },
         customdata=_identity(table),
         hovertext=_hover(table, column, [rows[i].label for i in y], label),
@@ -264,9 +282,15 @@ def _hover(table: pd.DataFrame, column: str, labels: Sequence[str], units: str) 
     return [data.hover(r, name, units) for r, name in zip(records, labels, strict=True)]
 
 
-def _colour_bar(label: str, **more: Any) -> dict[str, Any]:
+def _colour_bar(label: str, height: float, **more: Any) -> dict[str, Any]:
+    """A colour bar as tall as its map, or as its own title needs."""
     return {
         "title": {"text": label, "side": "right"},
+        "lenmode": "pixels",
+        "len": max(height + 20, 90 + 3 * len(label)),
+        "y": 1.0,
+        "yanchor": "top",
+        "ypad": 10,
         "thickness": 12,
         "outlinewidth": 0,
         "x": 1.0,
@@ -278,20 +302,29 @@ def _colour_bar(label: str, **more: Any) -> dict[str, Any]:
 
 def _map_axes(figure: go.Figure, rows: Sequence[data.Row], heads: int) -> None:
     figure.update_xaxes(
-        title_text="head", range=[-0.5, heads - 0.5], dtick=data.tick_step(heads), tick0=0,
-        showgrid=False, zeroline=False, title_standoff=6, fixedrange=True,
-    )  # fmt: skip
+        title_text="head",
+        range=[-0.5, heads - 0.5],
+        dtick=data.tick_step(heads),
+        tick0=0,
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+    )
     figure.update_yaxes(
-        range=[len(rows) - 0.5, -0.5], tickvals=list(range(len(rows))), showgrid=False,
-        zeroline=False, fixedrange=True,
-    )  # fmt: skip
+        range=[len(rows) - 0.5, -0.5],
+        tickvals=list(range(len(rows))),
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+    )
     figure.update_yaxes(
         ticktext=[f"<b>{r.label}</b>" if r.inserted else r.label for r in rows],
-        tickfont={"size": 11}, col=1,
-    )  # fmt: skip
+        tickfont={"size": 11 if len(rows) <= 24 else 10},
+        col=1,
+    )
 
 
-# --- curves and bars ----------------------------------------------------------------------------------
+# --- curves and bars ------------------------------------------------------------------------------
 
 
 def importance_curves(
@@ -307,6 +340,9 @@ def importance_curves(
         heads = data.sorted_scores(table)
         labels = {(r.layer, r.kind): r.label for r in data.block_rows(table)}
         names = [labels[int(b), str(k)] for b, k in zip(heads["layer"], heads["kind"], strict=True)]
+        many = len(heads) > _MANY
+        if many:
+            figure.add_trace(_band(heads, colour))
         figure.add_trace(
             go.Scatter(
                 x=heads["rank"],
@@ -314,24 +350,52 @@ def importance_curves(
                 mode="lines+markers",
                 name=data.model_name(table, fallback),
                 line={"width": 1.2, "color": colour},
-                marker={
-                    "size": [7 if i else 5 for i in heads["inserted"]],
-                    "symbol": ["diamond-open" if i else "circle" for i in heads["inserted"]],
-                    "color": colour,
-                },
-                error_y=_interval(heads, colour),
+                marker=_curve_markers(heads["inserted"], colour, many),
+                error_y=None if many else _interval(heads, colour),
                 customdata=_identity(heads),
                 hovertext=_hover(heads, "score", names, data.score_label(before)),
                 hovertemplate="%{hovertext}<br>rank %{x}<extra>%{fullData.name}</extra>",
             )
         )
     inserted = any(r.inserted for t, _, _ in tables for r in data.block_rows(t))
-    note = "open diamonds: inserted heads" if inserted else ""
+    sizes = [len(t) > _MANY for t, _, _ in tables]
+    sign = "upright ticks" if all(sizes) else "open diamonds"
+    note = f"{sign}: inserted heads" if inserted else ""
     figure.update_xaxes(title_text="head rank", zeroline=False)
     figure.update_yaxes(title_text=data.score_label(before))
     figure.update_layout(legend=_legend())
     text = data.caption(before, after, title="Head importance, sorted", notes=[note])
     return _finish(figure, text, plot_height=330)
+
+
+def _curve_markers(inserted: pd.Series, colour: str, many: bool) -> dict[str, Any]:
+    if many:
+        symbol, plain_size, size = "line-ns-open", 0, 9
+    else:
+        symbol, plain_size, size = "diamond-open", 5, 7
+    return {
+        "size": [size if i else plain_size for i in inserted],
+        "symbol": [symbol if i else "circle" for i in inserted],
+        "color": colour,
+        "line": {"width": [1 if i else 0 for i in inserted], "color": colour},
+    }
+
+
+def _band(table: pd.DataFrame, colour: str) -> go.Scatter:
+    """The intervals of many heads as one filled outline."""
+    known = table.dropna(subset=["ci_low", "ci_high"])
+    return go.Scatter(
+        x=[*known["rank"], *known["rank"][::-1]],
+        y=[*known["ci_high"], *known["ci_low"][::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.25,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        name="interval",
+    )
 
 
 def _interval(table: pd.DataFrame, colour: str) -> dict[str, Any]:
@@ -344,6 +408,10 @@ def _interval(table: pd.DataFrame, colour: str) -> dict[str, Any]:
         "width": 0,
         "color": colour,
     }
+
+
+def _pattern(shape: str) -> dict[str, Any]:
+    return {"shape": shape, "size": 5, "solidity": 0.2, "fillmode": "overlay", "fgcolor": "white"}
 
 
 def _legend() -> dict[str, Any]:
@@ -362,26 +430,32 @@ def amplification(table: pd.DataFrame, top: int | None = 20) -> go.Figure:
         label, colour = data.PARTS[part]
         figure.add_trace(
             go.Bar(
-                y=names, x=heads[part], orientation="h", name=label, customdata=_identity(heads),
-                marker={"color": colour, "pattern": {"shape": _PATTERNS[part], "size": 5}},
+                y=names,
+                x=heads[part],
+                orientation="h",
+                name=label,
+                customdata=_identity(heads),
+                marker={"color": colour, "pattern": _pattern(_PATTERNS[part])},
                 hovertemplate="%{y}, " + label + ": %{x:.4g} " + units + "<extra></extra>",
             )
-        )  # fmt: skip
+        )
     figure.add_trace(
         go.Scatter(
-            y=names, x=heads["score"], mode="markers", name="sum, with interval",
+            y=names,
+            x=heads["score"],
+            mode="markers",
+            name="sum, with interval",
             marker={"color": "white", "size": 8, "line": {"width": 1.6, "color": "#404040"}},
-            error_x=_interval(heads, "#808080"), customdata=_identity(heads),
+            error_x=_interval(heads, "#808080"),
+            customdata=_identity(heads),
             hovertext=_hover(heads, "score", list(heads["name"]), data.score_label(table)),
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_layout(barmode="relative", bargap=0.28, legend=_legend())
     figure.update_xaxes(title_text=data.score_label(table, "change"))
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    notes = ["bold: heads chosen for memory"] if heads["is_chosen"].any() else []
-    if len(heads) < len(table):
-        notes.append(f"the {len(heads)} of {len(table)} heads that changed most")
+    notes = data.amplified_notes(heads, table)
     text = data.caption(table, title="Amplification (after minus before)", notes=notes)
     return _finish(figure, text, plot_height=max(120, 22 * len(heads)))
 
@@ -392,13 +466,21 @@ def slot_usage(usage: pd.DataFrame, *, width: float = 940) -> go.Figure:
     rows = data.block_rows(usage)
     place = {(r.layer, r.kind): i for i, r in enumerate(rows)}
     heads = int(usage["head"].max()) + 1
-    left, gap, right = _label_room(rows), 110, 96
+    left, gap, right = _label_room(rows), 90, 70
     cell = _cell(width - left - gap - right, 2 * heads)
     plot = 2 * heads * cell + gap
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=gap / plot)
     shown = usage.assign(coverage=100 * usage["coverage"])
-    panels = (("coverage", "coverage (% of slots)", 100.0),
-              ("effective_slots", "effective slots (number)", float(usage["effective_slots"].max())))  # fmt: skip
+    panels = (
+        ("coverage", "coverage (% of slots)", 100.0),
+        ("effective_slots", "effective slots (number)", float(usage["effective_slots"].max())),
+    )
+    figure = make_subplots(
+        1,
+        2,
+        shared_yaxes=True,
+        horizontal_spacing=gap / plot,
+        subplot_titles=[label for _, label, _ in panels],
+    )
     for i, (column, label, top) in enumerate(panels):
         squares = _squares(shown, column, rows, place, cell, top, label, label)
         squares.marker.coloraxis = f"coloraxis{i + 1 if i else ''}"
@@ -407,18 +489,24 @@ def slot_usage(usage: pd.DataFrame, *, width: float = 940) -> go.Figure:
             "colorscale": [list(stop) for stop in data.sequential_stops()],
             "cmin": 0,
             "cmax": top,
-            "colorbar": _colour_bar(label, x=1.0 if i else heads * cell / plot),
+            "colorbar": _colour_bar("", cell * len(rows), x=1.0 if i else heads * cell / plot),
         }
     _map_axes(figure, rows, heads)
     slots = ", ".join(f"{n:,}" for n in sorted({int(n) for n in usage["slots"]}))
     text = data.usage_caption(
-        usage, "Memory use: coverage = share of slots hit at least once; effective slots = "
-        "exp(entropy of hits)", [f"slots a head: {slots}"],
-    )  # fmt: skip
+        usage,
+        "Memory use: coverage = share of slots hit at least once; effective slots = "
+        "exp(entropy of weight over slots)",
+        [f"slots a head: {slots}"],
+    )
     return _finish(
-        figure, text, plot_height=max(cell * len(rows), 130), left=left, right=right,
-        width=left + plot + right, top=24,
-    )  # fmt: skip
+        figure,
+        text,
+        plot_height=cell * len(rows),
+        left=left,
+        right=right,
+        width=left + plot + right,
+    )
 
 
 def slot_histogram(usage_slots: pd.DataFrame, *, slots: int | None = None) -> go.Figure:
@@ -427,24 +515,31 @@ def slot_histogram(usage_slots: pd.DataFrame, *, slots: int | None = None) -> go
     total = float(hits["hits"].sum())
     figure = go.Figure(
         go.Scatter(
-            x=hits["rank"], y=hits["hits"], mode="lines", name="measured",
-            line={"color": data.BEFORE, "shape": "hvh"}, customdata=hits[["slot", "weight"]],
+            x=hits["rank"],
+            y=hits["hits"],
+            mode="lines",
+            name="measured",
+            line={"color": data.BEFORE, "shape": "hvh"},
+            customdata=hits[["slot", "weight"]],
             hovertemplate="rank %{x}: slot %{customdata[0]}, %{y} hits, "
             "weight %{customdata[1]:.4g}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     if count:
         figure.add_trace(
             go.Scatter(
-                x=[1, count], y=[total / count] * 2, mode="lines",
-                name="if all slots were hit alike", line={"color": data.AFTER, "dash": "dash"},
+                x=[1, count],
+                y=[total / count] * 2,
+                mode="lines",
+                name="if all slots were hit alike",
+                line={"color": data.AFTER, "dash": "dash"},
             )
-        )  # fmt: skip
+        )
     figure.update_xaxes(title_text="slot rank", zeroline=False)
-    figure.update_yaxes(title_text="hits (number)", type="log")
+    figure.update_yaxes(title_text="hits (number)", type="log", dtick=1)
     figure.update_layout(legend=_legend())
     known = f"{len(hits):,} of {count:,} slots hit" if count else f"{len(hits):,} slots hit"
-    title = "Hits of one memory head's slots, most hit first"
+    title = data.slots_title(usage_slots)
     text = data.usage_caption(usage_slots, title, [known, f"{int(total):,} hits"])
     return _finish(figure, text, plot_height=280)
 
@@ -453,42 +548,55 @@ def costs(*tables: pd.DataFrame) -> go.Figure:
     """Parameters, compute and bytes a token by component, a bar a model; latency where measured."""
     models = data.cost_tables(tables, "costs")
     times = data.latencies(models)
-    titles = [label for label, _ in data.COST_PANELS.values()]
+    titles = [f"{label} ({units})" for label, units in data.COST_PANELS.values()]
     titles += [f"{phase} latency (ms)" for phase in times]
     columns = 2 if len(titles) == 4 else 3
     lines = -(-len(titles) // columns)
     height = lines * (60 + 26 * len(models))
     figure = make_subplots(
-        lines, columns, shared_yaxes=True, horizontal_spacing=0.04,
+        lines,
+        columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
         vertical_spacing=60 / height if lines > 1 else 0,
-    )  # fmt: skip
+    )
     components = list(dict.fromkeys(c for t in models.values() for c in t.index))
     for i, column in enumerate(data.COST_PANELS):
         for component in components:
             figure.add_trace(
                 go.Bar(
-                    y=list(models), orientation="h", name=component.replace("_", " "),
+                    y=list(models),
+                    orientation="h",
+                    name=component.replace("_", " "),
                     x=[float(t[column].get(component, 0.0)) for t in models.values()],
-                    legendgroup=component, showlegend=i == 0,
-                    marker={"color": data.cost_colour(component),
-                            "pattern": {"shape": "/" if component == "memory" else "", "size": 5}},
+                    legendgroup=component,
+                    showlegend=i == 0,
+                    marker={
+                        "color": data.cost_colour(component),
+                        "pattern": _pattern("/" if component == "memory" else ""),
+                    },
                     hovertemplate="%{y}, " + component + ": %{x:.4s}<extra></extra>",
                 ),
-                row=i // columns + 1, col=i % columns + 1,
-            )  # fmt: skip
+                row=i // columns + 1,
+                col=i % columns + 1,
+            )
     for i, by_model in enumerate(times.values(), start=len(data.COST_PANELS)):
         figure.add_trace(
             go.Bar(
-                y=list(models), x=[by_model[n] for n in models], orientation="h",
-                showlegend=False, marker={"color": data.OWN},
+                y=list(models),
+                x=[by_model[n] for n in models],
+                orientation="h",
+                showlegend=False,
+                marker={"color": data.OWN},
                 hovertemplate="%{y}: %{x:.4g} ms<extra></extra>",
             ),
-            row=i // columns + 1, col=i % columns + 1,
-        )  # fmt: skip
+            row=i // columns + 1,
+            col=i % columns + 1,
+        )
     for i, title in enumerate(titles):
         where = {"row": i // columns + 1, "col": i % columns + 1}
         ticks = {} if i >= len(data.COST_PANELS) else {"tickformat": "~s"}
-        figure.update_xaxes(title_text=title, title_standoff=4, nticks=5, **ticks, **where)
+        figure.update_xaxes(title_text=title, nticks=5, **ticks, **where)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     figure.update_layout(barmode="relative", bargap=0.3, legend=_legend())
     left = 30 + round(7 * max(map(len, models)))
@@ -505,32 +613,50 @@ def training_curves(runs: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Figur
         shared = {"legendgroup": name, "name": name}
         figure.add_trace(
             go.Scatter(
-                x=log["step"], y=log["loss"], mode="lines", opacity=0.45, showlegend=False,
-                line={"width": 1, "color": colour}, **shared,
+                x=log["step"],
+                y=log["loss"],
+                mode="lines",
+                opacity=0.45,
+                showlegend=False,
+                line={"width": 1, "color": colour},
+                **shared,
                 hovertemplate="step %{x}: training loss %{y:.4g} nats/token",
             ),
-            row=1, col=1,
-        )  # fmt: skip
+            row=1,
+            col=1,
+        )
         figure.add_trace(
             go.Scatter(
-                x=held["step"], y=held["eval_loss"], mode="lines+markers",
-                line={"width": 2, "color": colour}, **shared,
+                x=held["step"],
+                y=held["eval_loss"],
+                mode="lines+markers",
+                line={"width": 2, "color": colour},
+                **shared,
                 marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 6},
                 hovertemplate="step %{x}: held-out loss %{y:.4g} nats/token",
             ),
-            row=1, col=1,
-        )  # fmt: skip
+            row=1,
+            col=1,
+        )
         figure.add_trace(
             go.Scatter(
-                x=log["step"], y=log["learning_rate"], mode="lines", showlegend=False,
-                line={"width": 1.5, "color": colour}, **shared,
+                x=log["step"],
+                y=log["learning_rate"],
+                mode="lines",
+                showlegend=False,
+                line={
+                    "width": 1.5,
+                    "color": colour,
+                    "dash": ("solid", "dash", "dot", "dashdot")[i % 4],
+                },
+                **shared,
                 hovertemplate="step %{x}: learning rate %{y:.3g}",
             ),
-            row=2, col=1,
-        )  # fmt: skip
+            row=2,
+            col=1,
+        )
     figure.update_yaxes(title_text="loss (nats/token)", zeroline=False, row=1, col=1)
-    figure.update_yaxes(title_text="learning rate<br>(1/step)", rangemode="tozero", nticks=3,
-                        row=2, col=1)  # fmt: skip
+    figure.update_yaxes(title_text="learning<br>rate", rangemode="tozero", nticks=3, row=2, col=1)
     figure.update_xaxes(title_text="optimiser step", row=2, col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_layout(legend=_legend())

@@ -18,17 +18,19 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure as _Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from analysis import figure_data as data
 from midus_model.errors import MidusError
 
 COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
+PNG_DPI = 300
 TEXT, SMALL, CAPTION = 7.5, 7.0, 6.0  # points
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": TEXT,
     "axes.titlesize": TEXT,
@@ -73,27 +75,41 @@ class Figure(_Figure):
 
     caption: str = ""
 
+    def draw(self, renderer: Any) -> None:
+        with _style():
+            super().draw(renderer)
+
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        with _style():
+            super().savefig(*args, **kwargs)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        with _style():
-            self.savefig(buffer, format="png", dpi=150, metadata=_METADATA["png"])
+        self.savefig(buffer, format="png", dpi=150, metadata=_METADATA["png"])
         return buffer.getvalue()
 
 
 def _canvas(width: float, height: float, caption: str) -> Figure:
     """An empty figure of width x height inches, grown downward by the caption's lines."""
-    lines = data.wrap(caption, int((width - 0.1) * 72 / (CAPTION * 0.545)))
+    lines = data.wrap(caption, int((width - 0.1) * 72 / (CAPTION * 0.52)))
     foot = (len(lines) * CAPTION * 1.3 + 4) / 72
     figure = Figure(figsize=(width, height + foot), facecolor="white")
+    FigureCanvasAgg(figure)
     figure.caption = caption
     share = foot / (height + foot)
     figure.set_layout_engine(
         "constrained", rect=(0, share, 1, 1 - share), w_pad=0.03, h_pad=0.03, wspace=0.02
     )
     note = figure.text(
-        0.05 / width, 2 / 72 / (height + foot), "\n".join(lines), size=CAPTION, color="#404040",
-        va="bottom", ha="left", linespacing=1.25,
-    )  # fmt: skip
+        0.05 / width,
+        2 / 72 / (height + foot),
+        "\n".join(lines),
+        size=CAPTION,
+        color="#404040",
+        va="bottom",
+        ha="left",
+        linespacing=1.25,
+    )
     note.set_in_layout(False)
     return figure
 
@@ -117,7 +133,7 @@ def save(
         partial = stem.with_name(f".{stem.name}.{os.getpid()}.{form}.partial")
         try:
             with _style():
-                figure.savefig(partial, format=form, dpi=300, metadata=_METADATA[form])
+                figure.savefig(partial, format=form, dpi=PNG_DPI, metadata=_METADATA[form])
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -125,7 +141,7 @@ def save(
     return written
 
 
-# --- maps ------------------------------------------------------------------------------------------
+# --- maps -----------------------------------------------------------------------------------------
 
 
 def importance_map(
@@ -144,10 +160,8 @@ def importance_map(
     first = data.grid(before)
     rows, old, new = data.aligned(first, None if after is None else data.grid(after))
     colours = data.colour_range(old, new)
-    notes = ["– marks a negative score", colours.note]
-    text = data.caption(
-        before, after, title="Head importance", intervals=False, notes=notes
-    )  # fmt: skip
+    notes = [data.mark_note(colours.limit), colours.note]
+    text = data.caption(before, after, title="Head importance", intervals=False, notes=notes)
     panels = [(data.model_name(before, "before"), old)]
     if after is not None and new is not None:
         panels.append((data.model_name(after, "after"), new))
@@ -166,9 +180,11 @@ def amplification_map(
     colours = data.colour_range(grid)
     label = "change of share" if share else data.score_label(table, "change")
     text = data.caption(
-        table, title="Amplification (after minus before)", intervals=False,
-        notes=["– marks a weakened head", colours.note],
-    )  # fmt: skip
+        table,
+        title="Amplification (after minus before)",
+        intervals=False,
+        notes=[data.mark_note(colours.limit), colours.note],
+    )
     return _maps([("", grid)], grid.rows, colours, label, text, width)
 
 
@@ -183,11 +199,11 @@ def _maps(
     width = width or (FULL if len(panels) > 1 else COLUMN)
     pitch = float(np.clip(2.4 / len(rows), 0.115, 0.24))
     with _style():
-        figure = _canvas(width, 0.65 + pitch * len(rows), caption)
+        figure = _canvas(width, max(0.65 + pitch * len(rows), 2.0), caption)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         norm = Normalize(-colours.limit, colours.limit)
         for ax, (title, grid) in zip(axes, panels, strict=True):
-            _cells(ax, grid, norm, _DIVERGING)
+            _cells(ax, grid, norm, _DIVERGING, int((width - 1.4) / len(panels) / 0.19))
             _signs(ax, grid.values, colours.limit)
             ax.set_title(title, pad=3)
         _row_labels(axes[0], rows)
@@ -195,18 +211,22 @@ def _maps(
     return figure
 
 
-def _cells(ax: Axes, grid: data.Grid, norm: Normalize, cmap: Any) -> None:
+def _cells(ax: Axes, grid: data.Grid, norm: Normalize, cmap: Any, most_ticks: int) -> None:
     """The matrix as vector cells, first block on top; hatched where there is no such head."""
     height, width = grid.values.shape
-    ax.patch.set(facecolor="white", edgecolor="#c4c8cc", hatch="/////", linewidth=0)
+    ax.patch.set(facecolor="white", edgecolor="#d3d7da", hatch="/////", linewidth=0)
     mesh = ax.pcolormesh(
-        np.arange(width + 1) - 0.5, np.arange(height + 1) - 0.5,
-        np.ma.masked_invalid(grid.values), norm=norm, cmap=cmap,
-        edgecolors="white", linewidth=0.35,
-    )  # fmt: skip
+        np.arange(width + 1) - 0.5,
+        np.arange(height + 1) - 0.5,
+        np.ma.masked_invalid(grid.values),
+        norm=norm,
+        cmap=cmap,
+        edgecolors="white",
+        linewidth=0.35,
+    )
     mesh.set_gid("cells")
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="head")
-    ticks = np.arange(0, width, data.tick_step(width))
+    ticks = np.arange(0, width, data.tick_step(width, most_ticks))
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.tick_params(length=0, pad=2)
     for spine in ax.spines.values():
@@ -217,11 +237,15 @@ def _signs(ax: Axes, values: np.ndarray, limit: float) -> None:
     """A minus sign on each negative cell, as wide as half the cell."""
     rows, heads = np.nonzero(data.marked(values, limit))
     for row, head in zip(rows.tolist(), heads.tolist(), strict=True):
-        colour = data.ink(values[row, head] / limit)
+        colour = data.mark_ink(values[row, head] / limit)
         ax.plot(
-            [head - 0.22, head + 0.22], [row, row], color=colour, linewidth=0.8,
-            solid_capstyle="butt", gid="negative",
-        )  # fmt: skip
+            [head - 0.22, head + 0.22],
+            [row, row],
+            color=colour,
+            linewidth=0.8,
+            solid_capstyle="butt",
+            gid="negative",
+        )
 
 
 def _row_labels(ax: Axes, rows: Sequence[data.Row]) -> None:
@@ -242,17 +266,25 @@ def _extend(panels: Sequence[tuple[str, data.Grid]], limit: float) -> str:
 def _colour_bar(
     figure: Figure, axes: Any, norm: Normalize, cmap: Any, label: str, extend: str = "neither"
 ) -> None:
+    """A bar 0.1 in wide and as tall as its axes."""
+    width, height = figure.get_size_inches()
     bar = figure.colorbar(
-        ScalarMappable(norm, cmap), ax=axes, label=label, extend=extend, aspect=22, pad=0.015,
-        fraction=0.06,
-    )  # fmt: skip
+        ScalarMappable(norm, cmap),
+        ax=axes,
+        label=label,
+        extend=extend,
+        extendfrac=0.03,
+        aspect=10 * height,
+        fraction=0.2 / width,
+        pad=0.012,
+    )
     bar.outline.set_linewidth(0.5)
     bar.ax.tick_params(length=2)
     bar.locator = MaxNLocator(5, symmetric=norm.vmin is not None and norm.vmin < 0)
     bar.update_ticks()
 
 
-# --- curves and bars ----------------------------------------------------------------------------------
+# --- curves and bars ------------------------------------------------------------------------------
 
 
 def importance_curves(
@@ -263,7 +295,7 @@ def importance_curves(
     width: float = COLUMN,
     force: bool = False,
 ) -> Figure:
-    """Scores from the most to the least important head with their intervals, both models on one axis.
+    """Sorted scores with their intervals, most important first, both models on one axis.
 
     `scale`: "linear", "symlog", or "auto": symlog where a few heads tower over the rest.
     """
@@ -302,37 +334,49 @@ def _threshold(tables: Sequence[pd.DataFrame]) -> float | None:
 
 
 def _curve(ax: Axes, table: pd.DataFrame, colour: str, marker: str, name: str) -> None:
+    """One model's sorted scores: marked heads up to 100 of them, else a band and a rug."""
     rank, score = table["rank"], table["score"]
-    if len(table) > 100:
-        ax.fill_between(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.2, lw=0)
-    else:
+    inserted = rank[table["inserted"]]
+    few = len(table) <= 100
+    label = f"{name}, base heads" if few and len(inserted) else name
+    style: dict[str, Any] = {"marker": marker, "ms": 2.6, "mew": 0} if few else {}
+    ax.plot(rank, score, color=colour, lw=0.8, label=label, gid="scores", **style)
+    if few:
         ax.vlines(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.4, lw=0.9)
-    size = 2.6 if len(table) <= 100 else 1.6
-    ax.plot(rank, score, color=colour, lw=0.8, label=name, gid="scores")
-    own = ~table["inserted"]
-    ax.plot(
-        rank[own], score[own], marker, color=colour, ms=size, mew=0,
-        label=None if own.all() else f"{name}: base heads",
-    )  # fmt: skip
-    if not own.all():
+    else:
+        ax.fill_between(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.25, lw=0)
+    if few and len(inserted):
+        diamond: dict[str, Any] = {
+            "marker": "D",
+            "ms": 3.2,
+            "mfc": "white",
+            "mec": colour,
+            "mew": 0.7,
+            "ls": "",
+        }
+        ax.plot(inserted, score[table["inserted"]], label=f"{name}, inserted heads", **diamond)
+    elif len(inserted):
         ax.plot(
-            rank[~own], score[~own], "D", mfc="white", mec=colour, ms=size + 0.4, mew=0.7,
-            label=f"{name}: inserted heads",
-        )  # fmt: skip
+            inserted,
+            np.full(len(inserted), 0.03),
+            "|",
+            color=colour,
+            ms=4,
+            mew=0.3,
+            alpha=0.7,
+            transform=ax.get_xaxis_transform(),
+            label=f"{name}, ranks of inserted heads",
+        )
 
 
-def amplification(
-    table: pd.DataFrame, top: int | None = 20, *, width: float = COLUMN
-) -> Figure:  # fmt: skip
+def amplification(table: pd.DataFrame, top: int | None = 20, *, width: float = COLUMN) -> Figure:
     """After minus before of the `top` most changed heads, most amplified first.
 
     Bars split the change into the head's own and what inserted heads hold; dots are the sum with
     its paired interval. Chosen heads are named in bold.
     """
     heads = data.amplified(table, top, "amplification")
-    notes = ["bold: heads chosen for memory"] if heads["is_chosen"].any() else []
-    if len(heads) < len(table):
-        notes.append(f"the {len(heads)} of {len(table)} heads that changed most")
+    notes = data.amplified_notes(heads, table)
     text = data.caption(table, title="Amplification (after minus before)", notes=notes)
     with _style():
         figure = _canvas(width, 0.75 + 0.145 * len(heads), text)
@@ -341,16 +385,33 @@ def amplification(
         y = np.arange(len(heads))
         ax.hlines(y, heads["ci_low"], heads["ci_high"], color="black", lw=0.8, zorder=3)
         ax.plot(
-            heads["score"], y, "o", color="black", mec="white", mew=0.5, ms=4, zorder=4,
-            label="sum, with interval", gid="scores",
-        )  # fmt: skip
+            heads["score"],
+            y,
+            "o",
+            color="black",
+            mec="white",
+            mew=0.5,
+            ms=4,
+            zorder=4,
+            label="sum, with interval",
+            gid="scores",
+        )
         ax.axvline(0, color="#444444", linewidth=0.6, zorder=2)
         ax.set_yticks(y, heads["name"])
         ax.set(ylim=(len(heads) - 0.4, -0.6), xlabel=data.score_label(table, "change"))
         ax.xaxis.set_major_locator(MaxNLocator(5))
         for tick, chosen in zip(ax.get_yticklabels(), heads["is_chosen"], strict=True):
             tick.set_fontweight("bold" if chosen else "normal")
-        figure.legend(loc="outside upper center", ncols=2, handlelength=1.4, columnspacing=1.2)
+        handles, labels = ax.get_legend_handles_labels()
+        order = [*range(1, len(labels)), 0] if labels[0].startswith("sum") else range(len(labels))
+        figure.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            loc="outside upper center",
+            ncols=2,
+            handlelength=1.4,
+            columnspacing=1.2,
+        )
     return figure
 
 
@@ -361,9 +422,16 @@ def _stack(ax: Axes, heads: pd.DataFrame) -> None:
         label, colour = data.PARTS[part]
         value = heads[part].to_numpy(float)
         ax.barh(
-            np.arange(len(heads)), value, left=np.where(value >= 0, up, down), height=0.72,
-            color=colour, hatch=_HATCHES[part], edgecolor="white", linewidth=0, label=label,
-        )  # fmt: skip
+            np.arange(len(heads)),
+            value,
+            left=np.where(value >= 0, up, down),
+            height=0.72,
+            color=colour,
+            hatch=_HATCHES[part],
+            edgecolor="white",
+            linewidth=0,
+            label=label,
+        )
         up, down = up + value.clip(min=0), down + value.clip(max=0)
 
 
@@ -373,24 +441,27 @@ def slot_usage(usage: pd.DataFrame, *, width: float = FULL) -> Figure:
     slots = sorted({int(n) for n in usage["slots"]})
     note = f"slots a head: {', '.join(f'{n:,}' for n in slots)}"
     text = data.usage_caption(
-        usage, "Memory use: coverage = share of slots hit at least once; effective slots = "
-        "exp(entropy of hits)", [note],
-    )  # fmt: skip
+        usage,
+        "Memory use: coverage = share of slots hit at least once; effective slots = "
+        "exp(entropy of weight over slots)",
+        [note],
+    )
     grids = [data.grid(usage.assign(coverage=100 * usage["coverage"]), "coverage")]
     grids.append(data.grid(usage, "effective_slots"))
     rows = grids[0].rows
     pitch = float(np.clip(1.2 / len(rows), 0.125, 0.26))
     with _style():
-        figure = _canvas(width, 0.6 + pitch * len(rows), text)
+        figure = _canvas(width, max(0.65 + pitch * len(rows), 1.3), text)
         axes = figure.subplots(1, 2, sharey=True)
         tops = (100.0, float(np.nanmax(grids[1].values)))
         labels = ("coverage (% of slots)", "effective slots (number)")
         for ax, grid, top, label in zip(axes, grids, tops, labels, strict=True):
             norm = Normalize(0, top)
-            _cells(ax, grid, norm, _SEQUENTIAL)
+            _cells(ax, grid, norm, _SEQUENTIAL, 12)
             if grid.heads <= 12:
                 _numbers(ax, grid.values, top)
-            _colour_bar(figure, ax, norm, _SEQUENTIAL, label)
+            _colour_bar(figure, ax, norm, _SEQUENTIAL, "")
+            ax.set_title(label, pad=3)
         _row_labels(axes[0], rows)
     return figure
 
@@ -399,9 +470,14 @@ def _numbers(ax: Axes, values: np.ndarray, top: float) -> None:
     for (row, head), value in np.ndenumerate(values):
         if np.isfinite(value):
             ax.text(
-                head, row, f"{value:.0f}", ha="center", va="center", size=6.0,
+                head,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                size=6.0,
                 color=data.ink(value / top),
-            )  # fmt: skip
+            )
 
 
 def slot_histogram(
@@ -410,22 +486,38 @@ def slot_histogram(
     """Hits of one head's slots from the most to the least hit; `slots`: how many the bank has."""
     hits, count = data.slot_hits(usage_slots, slots, "slot_histogram")
     total = float(hits["hits"].sum())
-    title = "Hits of one memory head's slots, most hit first"
+    title = data.slots_title(usage_slots)
     known = [f"{len(hits):,} of {count:,} slots hit"] if count else [f"{len(hits):,} slots hit"]
     text = data.usage_caption(usage_slots, title, [*known, f"{int(total):,} hits"])
     with _style():
         figure = _canvas(width, 2.0, text)
         ax = figure.subplots()
-        ax.fill_between(hits["rank"], hits["hits"], 0.5, step="mid", color=data.BEFORE, alpha=0.25,
-                        lw=0)  # fmt: skip
-        ax.step(hits["rank"], hits["hits"], where="mid", color=data.BEFORE, lw=1, gid="hits",
-                label="measured")  # fmt: skip
+        ax.step(
+            hits["rank"],
+            hits["hits"],
+            where="mid",
+            color=data.BEFORE,
+            lw=1,
+            gid="hits",
+            label="measured",
+        )
         if count:
-            ax.hlines(total / count, 1, count, color=data.AFTER, lw=1, ls="--",
-                      label="if all slots were hit alike")  # fmt: skip
+            ax.hlines(
+                total / count,
+                1,
+                count,
+                color=data.AFTER,
+                lw=1,
+                ls="--",
+                label="if all slots were hit alike",
+            )
             ax.legend(loc="upper right", borderaxespad=0.1)
-        ax.set(yscale="log", xlabel="slot rank", ylabel="hits (number)",
-               xlim=(0.5, (count or len(hits)) + 0.5))  # fmt: skip
+        ax.set(
+            yscale="log",
+            xlabel="slot rank",
+            ylabel="hits (number)",
+            xlim=(-0.02 * (count or len(hits)), 1.02 * (count or len(hits))),
+        )
         ax.set_ylim(bottom=0.7)
     return figure
 
@@ -441,39 +533,66 @@ def costs(*tables: pd.DataFrame, width: float = FULL) -> Figure:
         height = lines * (0.62 + 0.2 * len(models)) + 0.25
         figure = _canvas(width, height, data.cost_caption(models))
         axes = figure.subplots(lines, columns, sharey=True).ravel()
-        for ax, (column, (label, base)) in zip(axes, data.COST_PANELS.items(), strict=False):
-            _cost_panel(ax, models, column)
-            ax.xaxis.set_major_formatter(EngFormatter(unit=base, sep=" " if base else ""))
-            ax.set_xlabel(label)
+        for ax, (column, (label, units)) in zip(axes, data.COST_PANELS.items(), strict=False):
+            totals = _cost_bars(ax, models, column)
+            factor, prefix = data.si_prefix(max(totals))
+            units = "millions" if (units, prefix) == ("number", "M") else prefix + units
+            _cost_axis(ax, totals, factor, f"{label} ({units})")
         for ax, (phase, by_model) in zip(
             axes[len(data.COST_PANELS) :], times.items(), strict=False
         ):
-            ax.barh(range(len(models)), [by_model[n] for n in models], color=data.OWN, height=0.66)
-            ax.set_xlabel(f"{phase} latency (ms)")
+            values = [by_model[n] for n in models]
+            ax.barh(range(len(models)), values, color=data.OWN, height=0.66)
+            _cost_axis(ax, values, 1.0, f"{phase} latency (ms)")
         for ax in axes[panels:]:
             ax.set_axis_off()
-        for ax in axes[:panels]:
-            ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.margins(x=0.04)
         axes[0].set_yticks(range(len(models)), list(models))
         axes[0].set_ylim(len(models) - 0.5, -0.5)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=6, handlelength=1.0,
-                      columnspacing=1.2)  # fmt: skip
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=6,
+            handlelength=1.0,
+            columnspacing=1.2,
+        )
     return figure
 
 
-def _cost_panel(ax: Axes, models: Mapping[str, pd.DataFrame], column: str) -> None:
+def _cost_bars(ax: Axes, models: Mapping[str, pd.DataFrame], column: str) -> list[float]:
+    """Stacked bars, one a model; returns their lengths."""
     components = list(dict.fromkeys(c for t in models.values() for c in t.index))
     left = np.zeros(len(models))
     for component in components:
         value = np.array([float(t[column].get(component, 0.0)) for t in models.values()])
         ax.barh(
-            range(len(models)), value, left=left, height=0.66, color=data.cost_colour(component),
-            edgecolor="white", linewidth=0.4, label=component.replace("_", " "),
+            range(len(models)),
+            value,
+            left=left,
+            height=0.66,
+            color=data.cost_colour(component),
+            edgecolor="white",
+            linewidth=0.4,
+            label=component.replace("_", " "),
             hatch=_HATCHES["memory"] if component == "memory" else "",
-        )  # fmt: skip
+        )
         left += value
+    return left.tolist()
+
+
+def _cost_axis(ax: Axes, totals: Sequence[float], factor: float, label: str) -> None:
+    """Ticks in units of `factor`, and each bar's length written at its end."""
+    top = max(totals) or 1.0
+    for y, total in enumerate(totals):
+        ax.text(total + 0.02 * top, y, data.three_digits(total / factor), va="center", size=SMALL)
+    ax.set(xlim=(0, 1.22 * top), xlabel=label)
+    ax.xaxis.set_major_locator(MultipleLocator(factor * _round_step(top / factor)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / factor:g}"))
+
+
+def _round_step(top: float) -> float:
+    """A tick step of 1, 2 or 5 times a power of ten that puts 2 to 5 ticks below `top`."""
+    power = 10.0 ** np.floor(np.log10(top / 2))
+    return float(power * max(m for m in (1, 2, 5) if m * power <= top / 2))
 
 
 def training_curves(
@@ -488,13 +607,25 @@ def training_curves(
             colour = data.SERIES[i % len(data.SERIES)]
             held = log.dropna(subset=["eval_loss"])
             loss.plot(log["step"], log["loss"], color=colour, lw=0.5, alpha=0.45, gid="train")
-            loss.plot(held["step"], held["eval_loss"], "osD^v>"[i % 6] + "-", color=colour, lw=1.1,
-                      ms=2.8, mec="white", mew=0.3, label=name, gid="eval")  # fmt: skip
-            rate.plot(log["step"], log["learning_rate"], color=colour, lw=1)
+            loss.plot(
+                held["step"],
+                held["eval_loss"],
+                "osD^v>"[i % 6] + "-",
+                color=colour,
+                lw=1.1,
+                ms=2.8,
+                mec="white",
+                mew=0.3,
+                label=name,
+                gid="eval",
+            )
+            dash = ("-", "--", ":", "-.")[i % 4]
+            rate.plot(log["step"], log["learning_rate"], color=colour, lw=1, ls=dash)
         loss.set_ylabel("loss (nats/token)")
         loss.legend(loc="upper right", borderaxespad=0.1)
-        rate.set(xlabel="optimiser step", ylabel="learning\nrate (1/step)")
-        rate.set_ylim(bottom=0)
-        rate.yaxis.set_major_locator(MaxNLocator(2))
+        rate.set(xlabel="optimiser step", ylabel="learning\nrate")
+        peak = max(float(log["learning_rate"].max()) for log in logs.values()) or 1.0
+        rate.set_ylim(0, 1.12 * peak)
+        rate.set_yticks([0, peak], ["0", f"{peak:.2g}"])
         figure.align_ylabels()
     return figure

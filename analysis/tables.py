@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,7 +99,7 @@ def head_table(
         columns[name] = np.asarray(intervals[name], dtype=np.float64)
     columns["by_document"] = matrix.tolist()
     table = pd.DataFrame(columns, columns=list(COLUMNS))
-    table.attrs = json_attrs({"schema": SCHEMA, **attrs})
+    table.attrs = dict(json_attrs({"schema": SCHEMA, **attrs}).items())
     return table
 
 
@@ -135,7 +136,7 @@ def save(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     together. Returns the parquet file's path.
     """
     parquet, sidecar = _pair(path)
-    attrs = json_attrs({"schema": SCHEMA, **table.attrs})
+    attrs = json_attrs({"schema": SCHEMA} | {str(key): value for key, value in table.attrs.items()})
     frame = pd.DataFrame(table).copy(deep=False)
     frame.attrs = {}
     mark = f".{secrets.token_hex(6)}.tmp"
@@ -157,7 +158,8 @@ def save(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
         ) from error
     finally:
         for draft in drafts:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
     return parquet
 
 
@@ -182,7 +184,7 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
     for name in table.columns:
         if table[name].map(lambda value: isinstance(value, np.ndarray)).any():
             table[name] = table[name].map(_as_list)
-    table.attrs = attrs
+    table.attrs = dict(attrs.items())
     return table
 
 
@@ -272,7 +274,7 @@ def versions() -> dict[str, str]:
     """Versions of torch, transformers and midus; "checkout" for midus when it is not installed."""
     found = {name: metadata.version(name) for name in ("torch", "transformers")}
     try:
-        found["midus"] = metadata.version("midus")
+        found["midus"] = metadata.version("midus-workbench")
     except metadata.PackageNotFoundError:
         found["midus"] = "checkout"
     return found

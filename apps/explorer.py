@@ -26,18 +26,28 @@ PAGES = (
     ("memory.py", "Memory slots", ":material/memory:", "memory"),
     ("amplification.py", "Amplification", ":material/trending_up:", "amplification"),
 )
+# Drawn here: Streamlit fetches any named icon of a page for the browser's tab from the network.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32" viewBox="0 0 32 32">'
+    '<g fill="#0b5c8f"><rect x="2" y="2" width="8" height="8"/>'
+    '<rect x="12" y="12" width="8" height="8"/><rect x="22" y="22" width="8" height="8"/></g>'
+    '<g fill="#9fc6e0"><rect x="12" y="2" width="8" height="8"/>'
+    '<rect x="22" y="2" width="8" height="8"/><rect x="2" y="12" width="8" height="8"/>'
+    '<rect x="22" y="12" width="8" height="8"/><rect x="2" y="22" width="8" height="8"/></g>'
+    '<rect x="12" y="22" width="8" height="8" fill="#c2571a"/></svg>'
+)
 
 
 def main() -> None:
     """Choose the run in the sidebar, then draw the page that the address names."""
-    st.set_page_config(
-        page_title="MIDUS explorer", page_icon=":material/grid_view:", layout="wide"
-    )
+    st.set_page_config(page_title="MIDUS explorer", page_icon=ICON, layout="wide")
     page = st.navigation(
-        [
-            st.Page(VIEWS / file, title=title, icon=icon, url_path=path, default=i == 0)
-            for i, (file, title, icon, path) in enumerate(PAGES)
-        ]
+        {
+            "MIDUS explorer": [
+                st.Page(VIEWS / file, title=title, icon=icon, url_path=path, default=i == 0)
+                for i, (file, title, icon, path) in enumerate(PAGES)
+            ]
+        }
     )
     st.title(page.title)
     given, complaint = shared.given_runs(sys.argv[1:])

@@ -5,7 +5,7 @@ from midus_model.config import MidusConfig
 from midus_model.loading import SHIPPED, load, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups
-from midus_model.sites import HeadSite, check_heads, chosen_heads, head_sites
+from midus_model.sites import HeadSite, blocks, check_heads, chosen_heads, finish_block, head_sites
 from midus_model.upscale import upscale
 
 __all__ = [
@@ -13,9 +13,11 @@ __all__ = [
     "HeadSite",
     "MidusConfig",
     "MidusForCausalLM",
+    "blocks",
     "check_heads",
     "chosen_heads",
     "errors",
+    "finish_block",
     "head_sites",
     "load",
     "load_tokenizer",

@@ -26,7 +26,11 @@ class HeadwiseMemory(nn.Module):
     def __init__(self, config: MidusConfig, heads: list[int] | None):
         super().__init__()
         n, r, size = config.num_keys, config.latent_dim, head_dim_of(config)
-        self.num_heads, self.head_dim, self.top_k = config.num_attention_heads, size, config.memory_top_k
+        self.num_heads, self.head_dim, self.top_k = (
+            config.num_attention_heads,
+            size,
+            config.memory_top_k,
+        )
         self.heads = list(range(self.num_heads)) if heads is None else sorted(heads)
         count = len(self.heads)
         self.row_keys = nn.Parameter(torch.empty(count, n, size // 2))

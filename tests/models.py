@@ -37,7 +37,7 @@ def tiny(
         seed: of the weights. The global random state is left as it was.
         changes: config fields to set instead, such as `num_hidden_layers=2`.
 
-    Norm weights are not ones, so that a norm which is forgotten or copied from the wrong layer shows.
+    Norm weights are not ones, so that a norm forgotten or copied from the wrong layer shows.
     """
     config_class, model_class, differs = FAMILIES[family]
     fields: dict[str, Any] = {

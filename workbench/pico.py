@@ -186,9 +186,7 @@ def induction_scores(model, length: int = 64, rows: int = 64, seed: int = 0) -> 
     copy = torch.randint(1, VOCABULARY, (rows, length), generator=generator)
     ids = torch.cat([torch.zeros(rows, 1, dtype=torch.long), copy, copy], 1)
     logits = model(ids).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), ids[:, 1:], reduction="none"
-    )
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     # The second copy's first token cannot be foreseen: nothing says that a copy begins.
     first, second = losses[:, :length].mean().item(), losses[:, length + 1 :].mean().item()
     return {"first_copy": first, "second_copy": second, "gain": first - second}

@@ -1,0 +1,17 @@
+"""What measures a model: head importance, ranking, amplification, memory use, costs, figures."""
+
+from analysis.amplification import amplification
+from analysis.costs import costs
+from analysis.documents import documents
+from analysis.importance import head_importance
+from analysis.memory import memory_usage
+from analysis.ranking import rank_heads
+
+__all__ = [
+    "amplification",
+    "costs",
+    "documents",
+    "head_importance",
+    "memory_usage",
+    "rank_heads",
+]

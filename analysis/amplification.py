@@ -1,0 +1,175 @@
+"""Amplification: what a head and the heads made from it gained between two measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.engine import Progress
+from analysis.importance import head_importance
+from analysis.statistics import bootstrap, concentration, shares
+from analysis.tables import SCHEMA, comparable, json_attrs
+from midus_model.errors import IncomparableTables
+
+# With no arguments: enough documents for intervals, few enough for a minute on a laptop.
+DEFAULT_DOCUMENTS = 20
+PARTS = ("base", "memory", "copy")
+
+
+def amplification(
+    before: Any = None,
+    after: Any = None,
+    *,
+    data: Any = None,
+    chosen: Iterable[tuple[int, int]] | None = None,
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Importance after less before of every base head together with the heads that came from it.
+
+    Args:
+        before: an importance table of the base model, or a model to measure; by default "pico".
+        after: the same of the up-scaled model; by default "pico-midus".
+        data: what models are measured on; by default documents of pico's held-out text.
+        chosen: heads that were given memory on purpose, kept in `.attrs["chosen"]`.
+        force: compare tables that differ in metric, baseline or documents all the same.
+        seed: of the bootstrap over documents.
+        progress: called with (done, total, text) where models are measured.
+
+    Returns:
+        A row a base head: `before`; `after_base` (the head itself), `after_memory` and
+        `after_copy` (inserted heads from it), `after` their sum; `score` = after - before in nats
+        a token with a paired 95% interval; the same in shares of the positive total; `ratio` only
+        where the share before is distinguishable from zero; `by_document`, after - before.
+        `.attrs["concentration"]`: Gini, entropy and effective number of heads, before and after.
+
+    Raises:
+        IncomparableTables: where the two do not measure the same heads on the same documents.
+    """
+    limit = DEFAULT_DOCUMENTS if data is None else None
+    tables = [
+        table
+        if isinstance(table, pd.DataFrame)
+        else head_importance(table or name, data, limit=limit, seed=seed, progress=progress)
+        for table, name in ((before, "pico"), (after, "pico-midus"))
+    ]
+    return _compare(*tables, chosen=chosen, force=force, seed=seed)
+
+
+def _compare(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    *,
+    chosen: Iterable[tuple[int, int]] | None,
+    force: bool,
+    seed: int,
+) -> pd.DataFrame:
+    comparable(before, after, force=force)
+    if len(before) and (before["layer"] != before["source_layer"]).any():
+        raise IncomparableTables(
+            "the first table is of an up-scaled model; amplification starts from its base"
+        )
+    first = np.array(before["by_document"].tolist())  # [base heads, documents]
+    last = np.array(after["by_document"].tolist())  # [heads after, documents]
+    weights = _weights(before)
+    owners = _owners(before, after)  # [3, base heads, heads after]
+    together = owners.sum(0)
+
+    def changes(early: np.ndarray, late: np.ndarray) -> np.ndarray:
+        """[..., heads] scores -> [..., base heads, 3]: nats gained, share before, share gained."""
+        total = np.maximum(late, 0).sum(-1, keepdims=True)
+        share_after = (np.maximum(late, 0) / total) @ together.T
+        share_before = shares(early)[0]
+        nats = late @ together.T - early
+        return np.stack([nats, share_before, share_after - share_before], -1)
+
+    found = bootstrap(changes, [first, last], weights, seed=seed)
+    parts = {f"after_{part}": owners[i] @ after["score"] for i, part in enumerate(PARTS)}
+    share_before = found.estimate[:, 1]
+    known = found.low[:, 1] > 0
+    share_after = share_before + found.estimate[:, 2]
+    ratio = np.divide(share_after, share_before, out=np.full(len(known), np.nan), where=known)
+    table = pd.DataFrame(
+        {
+            "layer": before["layer"].to_numpy(),
+            "kind": "base",
+            "head": before["head"].to_numpy(),
+            "source_layer": before["source_layer"].to_numpy(),
+            "before": before["score"].to_numpy(),
+            **parts,
+            "after": together @ after["score"],
+            "score": found.estimate[:, 0],
+            "stderr": found.stderr[:, 0],
+            "ci_low": found.low[:, 0],
+            "ci_high": found.high[:, 0],
+            "share_before": share_before,
+            "share_after": share_after,
+            "share_score": found.estimate[:, 2],
+            "share_ci_low": found.low[:, 2],
+            "share_ci_high": found.high[:, 2],
+            "ratio": ratio,
+            "by_document": (together @ last - first).tolist(),
+        }
+    )
+    table.attrs = _attrs(before, after, chosen, seed)
+    return table
+
+
+def _owners(before: pd.DataFrame, after: pd.DataFrame) -> np.ndarray:
+    """[3 parts, base heads, heads after], 1 where a head after belongs to a base head's part."""
+    base = {key: row for row, key in enumerate(zip(before["layer"], before["head"], strict=True))}
+    owners = np.zeros((len(PARTS), len(base), len(after)))
+    inserted = set(after.attrs.get("inserted_layers", ()))
+    rows = zip(after["kind"], after["layer"], after["source_layer"], after["head"], strict=True)
+    for column, (kind, layer, source, head) in enumerate(rows):
+        if (source, head) not in base:
+            raise IncomparableTables(
+                f"the second table has a head from layer {source}, head {head}, which the first "
+                "has not; give the tables of one base and of what was made from it"
+            )
+        part = "memory" if kind == "memory" else "copy" if layer in inserted else "base"
+        owners[PARTS.index(part), base[source, head], column] = 1
+    return owners
+
+
+def _weights(table: pd.DataFrame) -> np.ndarray:
+    if table.attrs.get("method") == "gradient":  # documents count alike
+        return np.ones(len(table.attrs["documents"]))
+    return np.array([entry["tokens"] for entry in table.attrs["documents"]], dtype=np.float64)
+
+
+def _attrs(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    chosen: Iterable[tuple[int, int]] | None,
+    seed: int,
+) -> dict[str, Any]:
+    kept = (
+        "method", "baseline", "metric", "unit", "context", "data", "data_hash", "documents",
+        "bootstrap_unit", "versions",
+    )  # fmt: skip
+    losses = (before.attrs.get("clean_loss"), after.attrs.get("clean_loss"))
+    return json_attrs(
+        {
+            "schema": SCHEMA,
+            "table": "amplification",
+            **{key: before.attrs[key] for key in kept if key in before.attrs},
+            "before_model": before.attrs.get("model"),
+            "after_model": after.attrs.get("model"),
+            "before_model_hash": before.attrs.get("model_hash"),
+            "after_model_hash": after.attrs.get("model_hash"),
+            "before_loss": losses[0],
+            "after_loss": losses[1],
+            "model": f"{before.attrs.get('model')} to {after.attrs.get('model')}",
+            "concentration": {
+                "before": concentration(before["score"]),
+                "after": concentration(after["score"]),
+            },
+            "chosen": None if chosen is None else [list(pair) for pair in chosen],
+            "seed": seed,
+        }
+    )

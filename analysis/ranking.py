@@ -1,0 +1,304 @@
+"""A ranking of heads that says how sure it is: exact ablation, raced window by window.
+
+Windows are drawn at random without replacement and every head still in the race is ablated on
+each. The intervals are asymptotic confidence sequences (Waudby-Smith et al. 2021, arXiv
+2103.06476, theorem 2.2), valid whenever one stops, at level (1 - confidence) / heads each.
+A head leaves the race once it is settled: surely among the top, or surely not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis.documents import Documents, Window, documents
+from analysis.engine import Progress, ablated_nats, batch_of, clean_run, gate_gradients
+from analysis.importance import (
+    BASELINES,
+    METHODS,
+    METRICS,
+    check_choice,
+    describe,
+    head_baselines,
+    head_importance,
+    loaded,
+)
+from analysis.tables import head_table
+from midus_model import head_sites
+from midus_model.errors import MidusError, ModelError
+
+ROUND = 4  # windows between two looks at the intervals
+MINIMUM = 16  # exact windows every head gets
+DRAWS = 4000  # draws behind p_top
+ORDERING = 8  # windows of gradients that set the order
+
+
+def rank_heads(
+    model: Any = None,
+    data: Any = None,
+    *,
+    method: str = "ablation",
+    baseline: str = "mean",
+    metric: str = "loss",
+    top: int = 16,
+    confidence: float = 0.95,
+    budget: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Heads by importance, best first, with the chance that each belongs to the top set.
+
+    Args:
+        model: what `midus_model.load` takes; by default "pico".
+        data: what `analysis.documents` takes; by default pico's held-out text.
+        method: "ablation" (exact, raced) or "gradient" (`head_importance`, sorted).
+        baseline: "mean" or "zero"; see `head_importance`.
+        metric: "loss", next-token loss in nats a token.
+        top: size of the top set, at least 1 and below the number of heads.
+        confidence: that the whole top set is right, when the race ends by itself.
+        budget: exact evaluations, a head on a window each; by default an eighth of all there are,
+            and 64 windows a head where an eighth is less.
+        seed: of the order of windows.
+        progress: called with (done, total, text).
+
+    Returns:
+        A row a head, columns of `head_importance` (`by_document` holds NaN where a document was not
+        reached) and `p_top`, `exact` (windows measured), `tied_with_next` (the paired 95% interval
+        of the difference to the next row contains 0). `.attrs["stopped"]` says why the race ended:
+        "settled", "budget" or "documents"; `.attrs["evaluations"]` what it cost;
+        `.attrs["design_effect"]` the variance of the mean by documents over that by windows.
+
+    Raises:
+        MidusError: where an argument, the model or the data cannot be used.
+    """
+    check_choice("method", method, METHODS)
+    check_choice("baseline", baseline, BASELINES)
+    check_choice("metric", metric, METRICS)
+    network = loaded(model)
+    sites = head_sites(network)
+    if not 1 <= top < len(sites):
+        raise MidusError(
+            f"top is {top}; it must be between 1 and {len(sites) - 1} (heads less one)"
+        )
+    if not 0 < confidence < 1:
+        raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
+    docs = documents(data, model=model if model is not None else "pico")
+    how = {"method": method, "baseline": baseline, "metric": metric, "seed": seed}
+    if method == "gradient":
+        table = head_importance(
+            network, docs, method=method, baseline=baseline, seed=seed, progress=progress
+        )
+        return _sorted_by_gradient(table, top, confidence)
+    baselines = head_baselines(network, sites, docs, baseline, progress)
+    race = _Race(len(sites), docs, top, confidence, seed)
+    full = len(sites) * len(docs.windows)
+    allowed = min(full, max(full // 8, 64 * len(sites))) if budget is None else budget
+    if allowed < len(sites):
+        raise MidusError(
+            f"budget is {allowed}; it must pay one window for each of {len(sites)} heads"
+        )
+    _run(race, network, sites, baselines, allowed, progress)
+    attrs = describe(network, docs, **how) | race.attrs()
+    table = head_table(
+        sites, race.by_document(), race.tokens, attrs, intervals=race.intervals(), seed=seed
+    )
+    table["p_top"] = race.p_top()
+    table["exact"] = race.counts
+    order = np.argsort(-table["score"].to_numpy(), kind="stable")
+    attrs = table.attrs
+    table = table.iloc[order].reset_index(drop=True)
+    table["tied_with_next"] = race.ties(order)
+    table.attrs = attrs
+    return table
+
+
+@dataclass
+class _Race:
+    """What has been measured: y[h, i], head h on the i-th window drawn, NaN where it was not.
+
+    y is the extra loss on a window over the mean tokens of a window, so that the mean of y over
+    all windows is exactly the token-weighted score.
+    """
+
+    heads: int
+    docs: Documents
+    top: int
+    confidence: float
+    seed: int
+    y: np.ndarray = field(init=False)
+    stopped: str = "documents"
+
+    def __post_init__(self) -> None:
+        windows = self.docs.windows
+        self.order = np.random.default_rng(self.seed).permutation(len(windows))
+        self.tokens = np.array([unit["tokens"] for unit in self.docs.units], dtype=float)
+        self.mean_tokens = self.tokens.sum() / len(windows)
+        self.y = np.full((self.heads, len(windows)), np.nan)
+        self.counts = np.zeros(self.heads, dtype=int)  # every head's windows are a prefix of order
+        self.accepted = np.zeros(self.heads, dtype=bool)
+        self.rejected = np.zeros(self.heads, dtype=bool)
+
+    @property
+    def active(self) -> np.ndarray:
+        return ~(self.accepted | self.rejected)
+
+    def record(self, chosen: np.ndarray, start: int, nats: np.ndarray) -> None:
+        """Extra nats [len(chosen), windows] on the windows drawn from `start` on."""
+        if not np.isfinite(nats).all():
+            raise ModelError("the losses are not finite: the weights or the dtype are at fault")
+        stop = start + nats.shape[1]
+        self.y[chosen, start:stop] = nats / self.mean_tokens
+        self.counts[chosen] = stop
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.nanmean(self.y, axis=1), np.nanstd(self.y, axis=1, ddof=1)
+
+    def radius(self) -> np.ndarray:
+        """Half widths of the confidence sequences, [heads]; none are left where all was seen."""
+        alpha = (1 - self.confidence) / self.heads
+        _, deviation = self.moments()
+        t = self.counts.astype(float)
+        # rho makes the sequence tightest near 256 windows (their eq. 12, to first order).
+        rho2 = (2 * np.log(1 / alpha) + np.log(1 + 2 * np.log(1 / alpha))) / 256
+        width = np.sqrt((t * rho2 + 1) / (t**2 * rho2) * 2 * np.log(np.sqrt(t * rho2 + 1) / alpha))
+        return np.where(t >= len(self.order), 0.0, deviation * width)
+
+    def settle(self) -> bool:
+        """Accept and reject what is certain; True when the top set is settled."""
+        mean, _ = self.moments()
+        radius = self.radius()
+        low, high = mean - radius, mean + radius
+        # In the top: fewer than `top` others can reach it. Out of it: `top` others surely exceed it.
+        can_reach = (high[None, :] >= low[:, None]).sum(1) - 1
+        exceed = (low[None, :] > high[:, None]).sum(1)
+        self.accepted |= can_reach < self.top
+        self.rejected |= exceed >= self.top
+        return not self.active.any()
+
+    def intervals(self) -> dict[str, np.ndarray]:
+        mean, deviation = self.moments()
+        radius, stderr = self.radius(), deviation / np.sqrt(self.counts)
+        names = ("score", "stderr", "ci_low", "ci_high")
+        return dict(zip(names, (mean, stderr, mean - radius, mean + radius), strict=True))
+
+    def p_top(self) -> np.ndarray:
+        """Chance of the top set: joint normal draws, correlated as on the windows all heads share."""
+        mean, deviation = self.moments()
+        stderr = deviation / np.sqrt(self.counts)
+        shared = self.y[:, : self.counts.min()]
+        correlation = (
+            np.nan_to_num(np.corrcoef(shared)) if shared.shape[1] > 1 else np.eye(self.heads)
+        )
+        np.fill_diagonal(correlation, 1.0)
+        rng = np.random.default_rng(self.seed)
+        covariance = correlation * stderr[:, None] * stderr[None, :]
+        draws = rng.multivariate_normal(mean, covariance, DRAWS, method="eigh")
+        best = np.argsort(-draws, axis=1)[:, : self.top]
+        return np.bincount(best.ravel(), minlength=self.heads) / DRAWS
+
+    def ties(self, order: np.ndarray) -> list[bool]:
+        tied = []
+        for above, below in zip(order, order[1:], strict=False):
+            shared = min(self.counts[above], self.counts[below])
+            gap = self.y[above, :shared] - self.y[below, :shared]
+            tied.append(bool(gap.mean() <= 1.96 * gap.std(ddof=1) / np.sqrt(shared)))
+        return [*tied, False]
+
+    def by_document(self) -> np.ndarray:
+        """Extra loss a token on each document's measured windows, [heads, units]."""
+        windows = [self.docs.windows[i] for i in self.order]
+        units = np.array([window.unit for window in windows])
+        size = np.array([int(window.scored.sum()) for window in windows], dtype=float)
+        seen = np.isfinite(self.y)
+        nats, tokens = np.zeros((2, len(self.tokens), self.heads))
+        np.add.at(nats, units, np.nan_to_num(self.y).T * self.mean_tokens)
+        np.add.at(tokens, units, seen.T * size[:, None])
+        return np.divide(nats, tokens, out=np.full_like(nats, np.nan), where=tokens > 0).T
+
+    def design_effect(self) -> float:
+        """Median over heads: variance of the mean clustered by document over that by windows."""
+        count = self.counts.min()
+        units = np.array([self.docs.windows[i].unit for i in self.order[:count]])
+        centred = self.y[:, :count] - self.y[:, :count].mean(1, keepdims=True)
+        sums = np.zeros((units.max() + 1, self.heads))
+        np.add.at(sums, units, centred.T)
+        return float(np.median((sums**2).sum(0) / (centred**2).sum(1)))
+
+    def attrs(self) -> dict[str, Any]:
+        return {
+            "table": "ranking",
+            "top": self.top,
+            "confidence": self.confidence,
+            "stopped": self.stopped,
+            "evaluations": int(self.counts.sum()),
+            "exhaustive": self.heads * len(self.order),
+            "interval": "confidence sequence, corrected over heads",
+            "design_effect": self.design_effect(),
+        }
+
+
+def _run(
+    race: _Race,
+    model: Any,
+    sites: list,
+    baselines: torch.Tensor,
+    budget: int,
+    progress: Progress | None,
+) -> None:
+    windows = [race.docs.windows[i] for i in race.order]
+    order = _effort_order(model, sites, baselines, windows)
+    spent = start = 0
+    while start < len(windows):
+        chosen = order[race.active[order]]
+        size = min(ROUND, len(windows) - start, (budget - spent) // len(chosen))
+        if size < 1:
+            race.stopped = "budget"
+            return
+        batch = batch_of(windows[start : start + size], baselines.device)
+        run = clean_run(model, batch)
+        picked = [sites[i] for i in chosen]
+        extra = ablated_nats(model, run, picked, baselines[chosen]) - run.nats.cpu()
+        race.record(chosen, start, extra.numpy())
+        start += size
+        spent += size * len(chosen)
+        if progress:
+            progress(spent, budget, f"exact ablation, {len(chosen)} heads in the race")
+        if start >= MINIMUM and race.settle():
+            race.stopped = "settled"
+            return
+
+
+def _effort_order(
+    model: Any, sites: list, baselines: torch.Tensor, windows: list[Window]
+) -> np.ndarray:
+    """Heads by the size of their gradient on the first windows drawn."""
+    batch = batch_of(windows[:ORDERING], baselines.device)
+    gradients, _ = gate_gradients(model, batch, sites, baselines)
+    return np.argsort(-gradients.abs().mean(1).numpy(), kind="stable")
+
+
+def _sorted_by_gradient(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
+    attrs = table.attrs
+    scores = np.array(table["by_document"].tolist())  # [heads, documents]
+    rng = np.random.default_rng(attrs["seed"])
+    drawn = rng.multinomial(scores.shape[1], [1 / scores.shape[1]] * scores.shape[1], DRAWS)
+    best = np.argsort(-(drawn @ scores.T), axis=1)[:, :top]
+    table["p_top"] = np.bincount(best.ravel(), minlength=len(table)) / DRAWS
+    table["exact"] = 0
+    order = np.argsort(-table["score"].to_numpy(), kind="stable")
+    gaps = scores[order[:-1]] - scores[order[1:]]
+    noise = gaps.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
+    table = table.iloc[order].reset_index(drop=True)
+    table["tied_with_next"] = [*(gaps.mean(1) <= 1.96 * noise), False]
+    table.attrs = attrs | {
+        "table": "ranking",
+        "top": top,
+        "confidence": confidence,
+        "stopped": "documents",
+        "evaluations": 0,
+    }
+    return table

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from analysis import tables
+from analysis.statistics import bootstrap_mean
+from midus_model.errors import DataError, IncomparableTables, MidusError, ModelError
+
+
+@dataclass(frozen=True)
+class Site:
+    layer: int
+    kind: str
+    head: int
+    source_layer: int
+
+
+SITES = [Site(0, "attention", 0, 0), Site(0, "attention", 1, 0), Site(1, "memory", 0, 0)]
+WEIGHTS = np.array([10, 30, 5, 55])
+SCORES = np.random.default_rng(0).normal(size=(3, 4))
+
+
+def attrs(**changes):
+    documents = [
+        {"id": f"file {i}", "tokens": int(w), "sha256": f"{i:064x}"} for i, w in enumerate(WEIGHTS)
+    ]
+    return {
+        "table": "head_importance",
+        "method": "ablation",
+        "baseline": "mean",
+        "metric": "loss",
+        "unit": "nats/token",
+        "documents": documents,
+        "clean_loss": np.float32(2.5),
+        **changes,
+    }
+
+
+def table(**changes):
+    return tables.head_table(SITES, SCORES, WEIGHTS, attrs(**changes))
+
+
+def test_head_table_has_the_promised_columns_and_numbers():
+    made = table()
+    assert tuple(made.columns) == tables.COLUMNS
+    assert list(made["kind"]) == ["attention", "attention", "memory"]
+    np.testing.assert_allclose(made["score"], np.average(SCORES, axis=1, weights=WEIGHTS))
+    expected = bootstrap_mean(SCORES, WEIGHTS)
+    np.testing.assert_array_equal(made["stderr"], expected.stderr)
+    np.testing.assert_array_equal(made["ci_high"], expected.high)
+    np.testing.assert_array_equal(np.array(made["by_document"].tolist()), SCORES)
+    assert json.loads(json.dumps(made.attrs)) == made.attrs
+    assert made.attrs["schema"] == tables.SCHEMA
+
+
+def test_a_method_may_bring_its_own_intervals():
+    own = {name: [1.0, 2.0, 3.0] for name in ("score", "stderr", "ci_low", "ci_high")}
+    unmeasured = np.full((3, 4), np.nan)  # racing leaves documents out
+    made = tables.head_table(SITES, unmeasured, WEIGHTS, attrs(), intervals=own)
+    assert list(made["score"]) == [1.0, 2.0, 3.0]
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(MidusError, match=r"\[3 heads, 4 documents\]; got \[2, 4\]"):
+        tables.head_table(SITES, SCORES[:2], WEIGHTS, attrs())
+    with pytest.raises(MidusError, match="lists 1 documents"):
+        tables.head_table(SITES, SCORES, WEIGHTS, attrs(documents=[{}]))
+
+
+def test_attrs_are_json_only():
+    plain = tables.json_attrs({"a": (1, np.int64(2)), "b": float("nan"), "c": {3: np.bool_(True)}})
+    assert plain == {"a": [1, 2], "b": None, "c": {"3": True}}
+    with pytest.raises(MidusError, match="x.y is a ndarray"):
+        tables.json_attrs({"x": {"y": np.zeros(2)}})
+
+
+def test_round_trip_keeps_everything(tmp_path):
+    made = table()
+    path = tables.save(made, tmp_path / "new" / "pico-0.5")
+    assert path == tmp_path / "new" / "pico-0.5.parquet"
+    for spelling in ("pico-0.5", "pico-0.5.parquet", "pico-0.5.json"):
+        back = tables.load(tmp_path / "new" / spelling)
+        pd.testing.assert_frame_equal(back, made)
+        assert back.attrs == made.attrs
+        assert isinstance(back["by_document"][0], list)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["pico-0.5.json", "pico-0.5.parquet"]
+    assert made.attrs["documents"][0]["id"] == "file 0"  # saving leaves the table alone
+
+
+def test_saving_again_replaces_both_files(tmp_path):
+    tables.save(table(), tmp_path / "t")
+    tables.save(table(method="taylor"), tmp_path / "t")
+    assert tables.load(tmp_path / "t").attrs["method"] == "taylor"
+
+
+def test_a_failed_save_leaves_the_old_table(tmp_path, monkeypatch):
+    tables.save(table(), tmp_path / "t")
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DataError, match="No space left"):
+        tables.save(table(method="taylor"), tmp_path / "t")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.json", "t.parquet"]
+    assert tables.load(tmp_path / "t").attrs["method"] == "ablation"
+
+
+def test_a_save_cut_between_the_two_renames_is_noticed(tmp_path, monkeypatch):
+    tables.save(table(), tmp_path / "t")
+    replace = Path.replace
+
+    def once(self, target):
+        if Path(target).suffix == ".json":
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", once)
+    changed = tables.head_table(SITES, SCORES + 1, WEIGHTS, attrs())
+    with pytest.raises(DataError, match="Input/output"):
+        tables.save(changed, tmp_path / "t")
+    with pytest.raises(DataError, match="do not belong together"):
+        tables.load(tmp_path / "t")
+
+
+def _remove_sidecar(folder):
+    (folder / "t.json").unlink()
+
+
+def _remove_parquet(folder):
+    (folder / "t.parquet").unlink()
+
+
+def _remove_both(folder):
+    _remove_sidecar(folder)
+    _remove_parquet(folder)
+
+
+def _cut_sidecar(folder):
+    (folder / "t.json").write_text((folder / "t.json").read_text()[:40])
+
+
+def _cut_parquet(folder):
+    (folder / "t.parquet").write_bytes((folder / "t.parquet").read_bytes()[:-20])
+
+
+def _other_json(folder):
+    (folder / "t.json").write_text("[1, 2]")
+
+
+def _other_schema(folder):
+    stored = json.loads((folder / "t.json").read_text())
+    (folder / "t.json").write_text(json.dumps({**stored, "schema": 99}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_remove_sidecar, "keep the two files together"),
+        (_remove_parquet, "cannot read the table"),
+        (_remove_both, "no table at"),
+        (_cut_sidecar, "is damaged"),
+        (_cut_parquet, "do not belong together"),
+        (_other_json, "not the description of a result table"),
+        (_other_schema, "schema 99"),
+    ],
+)
+def test_damage_is_one_clear_line(tmp_path, damage, message):
+    tables.save(table(), tmp_path / "t")
+    damage(tmp_path)
+    with pytest.raises(DataError, match=message) as caught:
+        tables.load(tmp_path / "t")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_cannot_be_written_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write the table"):
+        tables.save(table(), tmp_path / "file" / "t")
+    with pytest.raises(DataError, match="needs a file name"):
+        tables.save(table(), ".parquet")
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def test_tables_of_one_measurement_compare():
+    assert tables.comparable(table(), table(method="taylor", model="other")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "accuracy"}, "metric 'loss' and 'accuracy'"),
+        ({"baseline": "zero"}, "baseline 'mean' and 'zero'"),
+        ({"unit": "share"}, "unit"),
+        ({"documents": attrs()["documents"][::-1]}, "differ in content"),
+        (
+            {"documents": [{**d, "tokens": d["tokens"] + 1} for d in attrs()["documents"]]},
+            "10 and 11 tokens in document 'file 0'",
+        ),
+    ],
+)
+def test_others_refuse_unless_forced(changes, message):
+    a, b = table(), table(**changes)
+    with pytest.raises(IncomparableTables, match=message) as caught:
+        tables.comparable(a, b)
+    assert "\n" not in str(caught.value)
+    assert len(tables.comparable(a, b, force=True)) == 1
+
+
+def test_fewer_documents_or_none_refuse():
+    short = tables.head_table(
+        SITES, SCORES[:, :3], WEIGHTS[:3], attrs(documents=attrs()["documents"][:3])
+    )
+    with pytest.raises(IncomparableTables, match="4 and 3 documents"):
+        tables.comparable(table(), short)
+    with pytest.raises(IncomparableTables, match="second table does not say"):
+        tables.comparable(table(), pd.DataFrame())
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def test_versions_name_what_runs():
+    found = tables.versions()
+    assert set(found) == {"torch", "transformers", "midus"}
+    assert torch.__version__.split("+")[0] in found["torch"]
+
+
+def test_display_names_carry_no_folders(tmp_path):
+    class Named(nn.Module):
+        name_or_path = str(tmp_path / "my-model")
+
+    assert tables.display_name("pico") == "pico"
+    assert tables.display_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+    assert tables.display_name(tmp_path / "run") == "run"
+    assert tables.display_name("./somewhere/run") == "run"
+    assert tables.display_name(Named()) == "my-model"
+    assert tables.display_name(nn.Linear(1, 1)) == "Linear"
+
+
+def test_model_hash_follows_the_definition():
+    model = nn.Sequential(nn.Linear(3, 2)).to(torch.bfloat16)
+    text = hashlib.sha256()
+    for name in ("0.bias", "0.weight"):
+        parameter = model.get_parameter(name).detach()
+        text.update(f"{name} torch.bfloat16 {list(parameter.shape)}\n".encode())
+        text.update(parameter.view(torch.int16).numpy().tobytes())
+    assert tables.model_hash(model) == text.hexdigest()
+
+
+def test_model_hash_sees_any_change_and_only_a_change():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+    first = tables.model_hash(model)
+    model.eval().requires_grad_(False)
+    assert tables.model_hash(model) == first
+    model[1].bias[2] += 1e-6
+    assert tables.model_hash(model) != first
+    assert tables.model_hash(nn.ParameterList([nn.Parameter(torch.tensor(1.0))]))
+    with pytest.raises(ModelError, match="no data"):
+        tables.model_hash(nn.Linear(2, 2, device="meta"))
+
+
+def test_model_hash_tells_shapes_and_types_apart():
+    def hashed(tensor):
+        return tables.model_hash(nn.ParameterList([nn.Parameter(tensor)]))
+
+    zeros = torch.zeros(2, 3)
+    several = {hashed(z) for z in (zeros, zeros.view(3, 2), zeros.half().repeat(1, 2))}
+    assert len(several) == 3

@@ -1,0 +1,149 @@
+"""Training: resume equals a straight run, only new blocks move, the same rows for every model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from analysis.documents import documents
+from midus_model import load, upscale
+from midus_model.errors import DataError, MidusError, RunError
+from midus_model.optim import new_parameter_names
+from workbench.training import PackedRows, evaluate, train
+
+CONTEXT = 16
+
+
+def tiny() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=CONTEXT,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def deeper() -> torch.nn.Module:
+    return upscale(tiny(), num_keys=4, top_k=2, latent_dim=4)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 50, int(n)).tolist() for n in rng.integers(40, 90, 24)]
+    return documents(ids, model=tiny(), context=CONTEXT)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_resume_equals_a_straight_run(texts, tmp_path):
+    options = dict(steps=4, batch_size=2, lr=1e-2, eval_documents=texts, eval_every=2, save_every=2)
+    straight = deeper()
+    table = train(straight, texts, tmp_path / "a", bf16=False, **options)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "model")
+    # What a kill leaves: the step-4 checkpoint half written, the step-2 checkpoint whole.
+    (tmp_path / "b" / "checkpoints" / "checkpoint-4" / "trainer_state.json").write_text("{")
+    seen = []
+    resumed = deeper()
+    again = train(
+        resumed, texts, tmp_path / "b", bf16=False, **options, progress=lambda *p: seen.append(p)
+    )
+    assert seen[0][:2] == (2, 4)
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    assert table.equals(again)
+    assert list(table["step"]) == [0, 2, 4]
+    loaded = load(tmp_path / "b" / "model")
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(loaded)[name]), name
+
+
+def test_only_new_parameters_move(texts, tmp_path):
+    model = deeper()
+    before, new = weights(model), new_parameter_names(model)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    train(model, texts, tmp_path, steps=3, batch_size=2, lr=1e-2)
+    moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert moved and moved <= new
+    assert any(name.endswith("memory.bank") for name in moved)
+    assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
+
+
+def test_all_parameters_of_a_base_can_be_trained(texts, tmp_path):
+    model = tiny()
+    before = weights(model)
+    table = train(model, texts, tmp_path, steps=3, batch_size=2, lr=1e-2, train="all", run="base")
+    assert all(not torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert set(table["run"]) == {"base"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_new_blocks_of_a_base_are_refused_before_anything_is_written(texts, tmp_path):
+    with pytest.raises(MidusError, match="no inserted blocks"):
+        train(tiny(), texts, tmp_path / "x", steps=2)
+    assert not (tmp_path / "x").exists()
+
+
+def test_too_little_text_is_refused(tmp_path):
+    short = documents([[1, 2, 3]], model=tiny(), context=CONTEXT)
+    with pytest.raises(DataError, match="too few to train on"):
+        train(deeper(), short, tmp_path / "x", steps=2)
+    assert not (tmp_path / "x").exists()
+
+
+def test_checkpoints_of_another_training_are_refused(texts, tmp_path):
+    train(deeper(), texts, tmp_path, steps=1, batch_size=2)
+    with pytest.raises(RunError, match="another training .other steps"):
+        train(deeper(), texts, tmp_path, steps=2, batch_size=2)
+    train(deeper(), texts, tmp_path, steps=2, batch_size=2, resume=False)
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 2
+
+
+def test_rows_are_the_same_for_everyone_and_cover_an_epoch_once(texts):
+    rows, again = PackedRows(texts, 200, seed=3), PackedRows(texts, 200, seed=3)
+    order = np.random.default_rng(1).permutation(200)
+    for index in order[:40].tolist():
+        assert torch.equal(rows[index]["input_ids"], again[index]["input_ids"])
+    epoch = torch.stack([rows[i]["input_ids"] for i in range(rows.per_epoch)]).flatten()
+    offset = rows._epochs[0][0]
+    span = rows.ids[offset : offset + rows.per_epoch * CONTEXT]
+    assert torch.equal(epoch.bincount(minlength=50), span.bincount(minlength=50))
+    other = PackedRows(texts, 200, seed=4)
+    assert any(not torch.equal(rows[i]["input_ids"], other[i]["input_ids"]) for i in range(10))
+
+
+def test_a_prompt_carries_no_loss():
+    class Letters:
+        model_max_length = CONTEXT
+
+        def __call__(self, texts, **kwargs):
+            return {"input_ids": [[ord(c) - 97 for c in text] for text in texts]}
+
+        def __len__(self):
+            return 26
+
+    task = {"prompt": "aaaa", "answer": "bcde"}
+    rows = PackedRows(documents([task] * 40, tokenizer=Letters(), context=CONTEXT), 4)
+    counted = rows.labels[rows.labels >= 0]
+    assert set(counted.tolist()) == {1, 2, 3, 4} and len(counted) == 160
+
+
+def test_evaluation_is_weighted_by_tokens(texts):
+    model = deeper()
+    nats = count = 0.0
+    for window in texts.windows:
+        loss = model(window.ids[None], labels=window.ids[None]).loss.item()
+        nats, count = nats + loss * (len(window.ids) - 1), count + len(window.ids) - 1
+    found, tokens = evaluate(model, texts, batch_size=4)
+    assert tokens == count == texts.tokens
+    assert found / tokens == pytest.approx(nats / count, abs=1e-5)
+    parts = [evaluate(model, texts, batch_size=4, rank=r, world=3) for r in range(3)]
+    assert sum(n for n, _ in parts) == pytest.approx(found) and sum(c for _, c in parts) == count

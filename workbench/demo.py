@@ -1,0 +1,103 @@
+"""The whole study in minutes: pico before and after, from head importance to figures."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from workbench.recipe import Recipe, Study
+from workbench.runs import RunFolder
+
+DEMO = Recipe()
+
+
+def run_demo(
+    output: str | os.PathLike[str] = "runs/demo",
+    *,
+    steps: int | None = None,
+    recipe: Recipe = DEMO,
+    overwrite: bool = False,
+    command: Sequence[str] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> RunFolder:
+    """Measure pico, up-scale it, train the new blocks on library code, measure again, draw.
+
+    Stopped at any point, a second call with the same arguments goes on where the first was; a
+    finished run is returned as it is.
+
+    Args:
+        output: the run folder.
+        steps: optimiser steps in place of the recipe's.
+        overwrite: replace a run that lies there.
+        progress: called as progress(done, total, text).
+
+    Raises RunError where a run of other parameters lies at `output`.
+    """
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+    run = RunFolder.begin(output, "demo", command, recipe.parameters(), overwrite=overwrite)
+    if run.done:
+        return run
+    began = time.monotonic()
+    with run:
+        run.resume()
+        summary = Study(run, recipe, progress).run()
+        run.finish({**summary, "seconds": round(time.monotonic() - began, 1)})
+    return run
+
+
+def show(run: RunFolder, console: Console | None = None) -> None:
+    """Print what a finished study found, where it lies, and what to type next."""
+    (console or Console()).print(Group(_losses(run.summary), _heads(run.summary), _closing(run)))
+
+
+def _losses(found: dict[str, Any]) -> Table:
+    table = Table(title="Loss (nats/token)", title_justify="left")
+    for name in ("text", "before", "after", "change"):
+        table.add_column(name, justify="left" if name == "text" else "right")
+    for label, key in (("new domain, test files", "new"), ("held-out standard library", "heldout")):
+        before, after = found[f"loss_{key}_before"], found[f"loss_{key}_after"]
+        table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+    return table
+
+
+def _heads(found: dict[str, Any]) -> Table:
+    table = Table(title="Most amplified heads (nats/token, 95% interval)", title_justify="left")
+    for name in ("head", "after - before", "interval"):
+        table.add_column(name, justify="right")
+    for row in found["most_amplified"]:
+        interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}"
+        table.add_row(f"L{row['layer']} H{row['head']}", f"{row['score']:+.4f}", interval)
+    return table
+
+
+def _closing(run: RunFolder) -> Panel:
+    found, where = run.summary, shlex.quote(str(run.path))
+    covered = ", ".join(f"block {b}: {100 * c:.0f}%" for b, c in found["coverage"].items())
+    more = found["flops_per_token_after"] / found["flops_per_token_before"] - 1
+    lines = [
+        f"{found['amplified']} of {found['heads']} heads amplified and {found['weakened']} weakened, "
+        "the 95% interval excluding zero.",
+        f"Of the {found['chosen']} heads chosen on the other half, {found['chosen_amplified']} were "
+        "amplified.",
+        f"Slots used by a head, of {found['slots']:,}: {covered}.",
+        f"{found['parameters_added']:,} parameters added to {found['parameters_before']:,}; "
+        f"{100 * more:.0f}% more FLOP a token.",
+        "",
+        f"Tables, figures and the model are in {run.path}",
+        "",
+        "Next:",
+        f"  midus explore --run {where}",
+        f"  midus rank {where}/models/midus --top 16",
+        f"  midus figures {where} --format pdf",
+    ]
+    return Panel(Text("\n".join(lines)), title="demo", title_align="left", expand=False)

@@ -1,0 +1,351 @@
+"""The study in steps: measure, choose heads, up-scale, train, measure again. One recipe, any length.
+
+`workbench.demo` runs it short, `workbench.make_study` long. Every step leaves its table or model in
+the run folder and is not done again when the run is gone on with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis import amplification, costs, head_importance, memory_usage, rank_heads, tables
+from analysis.documents import Document, Documents, documents
+from midus_model import load, load_tokenizer, upscale
+from midus_model.optim import new_parameter_names
+from workbench.drawing import draw
+from workbench.runs import RunFolder
+from workbench.training import evaluate, save_model, train
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a study is asked; two runs with equal recipes measure and train on the same rows.
+
+    Attributes:
+        steps, batch_size: optimiser steps, rows a step.
+        lr: learning rate by method; banks get ten times it.
+        train_documents: at most that many training documents.
+        excerpts, windows: documents measured, and windows of the context of each.
+        top: heads in the ranking's top set.
+        num_keys, top_k, latent_dim: the memory's size.
+        baseline: whether LLaMA Pro is trained on the same rows beside MIDUS.
+    """
+
+    steps: int = 180
+    batch_size: int = 16
+    lr_midus: float = 8e-3
+    lr_llama_pro: float = 5e-3
+    train_documents: int | None = 400
+    excerpts: int = 48
+    windows: int = 2
+    top: int = 8
+    num_keys: int = 64
+    top_k: int = 8
+    latent_dim: int = 64
+    baseline: bool = False
+    seed: int = 0
+    base: str = "pico"
+    data: str = "packages"
+
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def excerpts(source: Documents, count: int, windows: int, name: str) -> Documents:
+    """`windows` windows' worth of consecutive tokens from each of `count` documents.
+
+    Long files would otherwise be most of a small sample. Where an excerpt starts follows from its
+    document's hash; documents too short for one come last, whole.
+    """
+    length = windows * (source.context - 1) + 1
+    order = sorted(source, key=lambda item: (len(item.ids) < length, item.sha256))[:count]
+    return Documents(
+        name, [_excerpt(item, length) for item in order], source.context, source.tokenizer
+    )
+
+
+def _excerpt(item: Document, length: int) -> Document:
+    room = max(0, len(item.ids) - length)
+    start = int(item.sha256[:8], 16) % (room + 1)
+    ids = item.ids[start : start + length]
+    digest = hashlib.sha256(" ".join(map(str, ids.tolist())).encode()).hexdigest()
+    return Document(f"{item.id}@{start}", ids, digest)
+
+
+class Study:
+    """One run of the recipe in a run folder; `run()` does what is not done yet."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, progress: Progress | None = None):
+        self.folder, self.recipe, self.progress = folder, recipe, progress
+        self.stage, self.stages = 0, 11 if recipe.baseline else 9
+
+    def run(self, html: bool = True) -> dict[str, Any]:
+        """Every step in order; returns the summary, which is also written to the manifest."""
+        self._ranking()
+        self._importance("importance_before", lambda: self.base)
+        self._train("midus")
+        self._importance("importance_after", lambda: self.model("midus"))
+        if self.recipe.baseline:
+            self._train("llama-pro")
+            self._importance("importance_baseline", lambda: self.model("llama-pro"))
+        self._amplification()
+        self._memory()
+        self._losses()
+        self._costs()
+        self._stage("drawing figures")
+        draw(self.folder, html=html)
+        summary = summarise(self.folder)
+        self.folder.finish(summary)
+        return summary
+
+    # ------------------------------------------------------------ data and models
+
+    @cached_property
+    def base(self) -> Any:
+        return load(self.recipe.base)
+
+    @cached_property
+    def measured(self) -> tuple[Documents, Documents]:
+        """Two halves of the excerpts: heads are chosen on the first and measured on the second."""
+        recipe = self.recipe
+        source = documents(
+            recipe.data, model=recipe.base, split="test", limit=3 * recipe.excerpts
+        )
+        name = f"{recipe.data} (test), {recipe.excerpts} excerpts"
+        chosen = excerpts(source, recipe.excerpts, recipe.windows, name)
+        return chosen.halves(recipe.seed)
+
+    @cached_property
+    def heldout(self) -> Documents:
+        """Text of the kind that the base was trained on, to see what is forgotten."""
+        source = documents("heldout", model=self.recipe.base, limit=3 * self.recipe.excerpts)
+        return excerpts(source, self.recipe.excerpts, self.recipe.windows, "heldout excerpts")
+
+    def model(self, method: str) -> Any:
+        return load(self.folder.path / "models" / method)
+
+    # ------------------------------------------------------------ steps
+
+    def _ranking(self) -> None:
+        self._stage("ranking heads on one half")
+        if self.folder.has_table("ranking"):
+            return
+        ranking = rank_heads(
+            self.base,
+            self.measured[0],
+            top=self.recipe.top,
+            seed=self.recipe.seed,
+            progress=self.progress,
+        )
+        self.folder.save_table("ranking", ranking)
+        self.folder.write_json("ranking.json", {"heads": top_set(ranking)})
+
+    def _importance(self, name: str, model: Callable[[], Any]) -> None:
+        self._stage(name.replace("_", " ") + " on the other half")
+        if not self.folder.has_table(name):
+            table = head_importance(
+                model(), self.measured[1], seed=self.recipe.seed, progress=self.progress
+            )
+            self.folder.save_table(name, table)
+
+    def _train(self, method: str) -> None:
+        self._stage(f"training {method}")
+        recipe, place = self.recipe, self.folder.path / "models" / method
+        if place.is_dir() and self._trained(method):
+            return
+        model = upscaled(self.base, recipe, method)
+        model.name_or_path = method
+        texts = documents(
+            recipe.data, model=recipe.base, split="train", limit=recipe.train_documents
+        )
+        work = self.folder.path / "training" / method
+        log = train(
+            model,
+            texts,
+            work,
+            steps=recipe.steps,
+            batch_size=recipe.batch_size,
+            lr=recipe.lr_midus if method == "midus" else recipe.lr_llama_pro,
+            eval_documents=self.measured[1],
+            seed=recipe.seed,
+            run=method,
+            progress=self.progress,
+        )
+        save_model(model, texts.tokenizer or load_tokenizer(recipe.base), place)
+        self._add_log(log)
+        self.folder.add_model("before", recipe.base)
+        self.folder.add_model("after" if method == "midus" else "baseline", f"models/{method}")
+        shutil.rmtree(self.folder.path / "training")
+
+    def _trained(self, method: str) -> bool:
+        return self.folder.has_table("training") and method in set(
+            self.folder.load_table("training")["run"]
+        )
+
+    def _add_log(self, log: pd.DataFrame) -> None:
+        attrs = dict(log.attrs)
+        if self.folder.has_table("training"):
+            known = self.folder.load_table("training")
+            known.attrs = {}
+            log.attrs = {}
+            log = pd.concat([known[~known["run"].isin(log["run"])], log], ignore_index=True)
+        log.attrs = attrs
+        self.folder.save_table("training", log)
+
+    def _amplification(self) -> None:
+        self._stage("amplification")
+        before, after = map(self.folder.load_table, ("importance_before", "importance_after"))
+        chosen = [tuple(pair) for pair in top_set(self.folder.load_table("ranking"))]
+        table = amplification(before, after, chosen=chosen, seed=self.recipe.seed)
+        self.folder.save_table("amplification", table)
+
+    def _memory(self) -> None:
+        self._stage("memory usage")
+        if not (self.folder.has_table("memory_usage") and self.folder.has_table("memory_slots")):
+            usage = memory_usage(
+                self.model("midus"), self.measured[1], progress=self.progress
+            )
+            self.folder.save_table("memory_slots", usage.all_slots())
+            self.folder.save_table("memory_usage", usage)
+
+    def _losses(self) -> None:
+        self._stage("losses")
+        if not self.folder.has_table("losses"):
+            models = {self.recipe.base: self.base, "midus": self.model("midus")}
+            if self.recipe.baseline:
+                models["llama-pro"] = self.model("llama-pro")
+            self.folder.save_table(
+                "losses", losses(models, {"new": self.measured[1], "heldout": self.heldout})
+            )
+
+    def _costs(self) -> None:
+        self._stage("costs")
+        models: dict[str, Callable[[], Any]] = {
+            "costs_before": lambda: self.base,
+            "costs_after": lambda: self.model("midus"),
+        }
+        if self.recipe.baseline:
+            models["costs_baseline"] = lambda: self.model("llama-pro")
+        for name, model in models.items():
+            if not self.folder.has_table(name):
+                self.folder.save_table(name, costs(model(), latency=True))
+
+    def _stage(self, text: str) -> None:
+        self.stage += 1
+        self.folder.log("stage", name=text)
+        if self.progress:
+            self.progress(0, 0, f"step {self.stage} of {self.stages}: {text}")
+
+
+# ---------------------------------------------------------------- what the steps share
+
+
+def upscaled(base: Any, recipe: Recipe, method: str) -> Any:
+    """The base made deeper by the recipe's memory, or by copies at the same places."""
+    if method == "llama-pro":
+        return upscale(base, "llama-pro")
+    return upscale(
+        base,
+        num_keys=recipe.num_keys,
+        top_k=recipe.top_k,
+        latent_dim=recipe.latent_dim,
+        seed=recipe.seed,
+    )
+
+
+def top_set(ranking: pd.DataFrame) -> list[list[int]]:
+    """[layer, head] of a ranking's top heads, best first."""
+    top = ranking.iloc[: ranking.attrs.get("top") or len(ranking)]
+    return [[int(r.layer), int(r.head)] for r in top.itertuples()]
+
+
+def losses(models: dict[str, Any], texts: dict[str, Documents]) -> pd.DataFrame:
+    """Token-weighted loss of every model on every text: columns model, data, tokens, loss."""
+    rows = []
+    for name, model in models.items():
+        new = new_parameter_names(model)
+        added = sum(p.numel() for n, p in model.named_parameters() if n in new)
+        for label, text in texts.items():
+            nats, tokens = evaluate(model, text)
+            rows.append(
+                {"model": name, "data": label, "tokens": tokens, "loss": nats / tokens,
+                 "new_parameters": added}
+            )  # fmt: skip
+    table = pd.DataFrame(rows)
+    table.attrs = {
+        "table": "losses",
+        "unit": "nats/token",
+        "data": {label: text.name for label, text in texts.items()},
+        "data_hash": {label: text.sha256 for label, text in texts.items()},
+        "versions": tables.versions(),
+    }
+    return table
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """The numbers a reader wants first, each read off the run's own tables."""
+    loss = folder.load_table("losses").set_index(["model", "data"])["loss"]
+    log = folder.load_table("training")
+    table = folder.load_table("amplification").sort_values("score", ascending=False)
+    up, down = table["ci_low"] > 0, table["ci_high"] < 0
+    chosen = {tuple(pair) for pair in table.attrs.get("chosen") or []}
+    is_chosen = pd.Series(
+        [(int(r.layer), int(r.head)) in chosen for r in table.itertuples()], index=table.index
+    )
+    usage = folder.load_table("memory_usage")
+    before, after = (_total(folder.load_table(f"costs_{side}")) for side in ("before", "after"))
+    base = folder.manifest["parameters"]["base"]
+    summary: dict[str, Any] = {
+        "loss_new_before": loss[base, "new"],
+        "loss_new_after": loss["midus", "new"],
+        "loss_heldout_before": loss[base, "heldout"],
+        "loss_heldout_after": loss["midus", "heldout"],
+        "steps": log.loc[log["run"] == "midus", "step"].max(),
+        "heads": len(table),
+        "amplified": up.sum(),
+        "weakened": down.sum(),
+        "chosen": is_chosen.sum(),
+        "chosen_amplified": (up & is_chosen).sum(),
+        "most_amplified": [
+            {key: row[key] for key in ("layer", "head", "score", "ci_low", "ci_high")}
+            for row in table.head(5).to_dict("records")
+        ],
+        "slots": usage["slots"].max(),
+        "coverage": {
+            str(layer): value for layer, value in usage.groupby("layer")["coverage"].mean().items()
+        },
+        "parameters_before": before["parameters"],
+        "parameters_after": after["parameters"],
+        "parameters_added": after["parameters"] - before["parameters"],
+        "flops_per_token_before": before["flops_per_token"],
+        "flops_per_token_after": after["flops_per_token"],
+    }
+    if ("llama-pro", "new") in loss.index:
+        summary["loss_new_baseline"] = loss["llama-pro", "new"]
+        summary["loss_heldout_baseline"] = loss["llama-pro", "heldout"]
+        summary["parameters_baseline"] = _total(folder.load_table("costs_baseline"))["parameters"]
+    return _plain(summary)
+
+
+def _total(table: pd.DataFrame) -> dict[str, float]:
+    return table[table["component"] == "total"].iloc[0].to_dict()
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers as Python's, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic | torch.Tensor) else value
