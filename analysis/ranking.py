@@ -99,7 +99,7 @@ def rank_heads(
     allowed = min(full, max(full // 8, 64 * len(sites))) if budget is None else budget
     if allowed < len(sites):
         raise MidusError(
-            f"budget is {allowed}; it must pay one window for each of {len(sites)} heads"
+            f"budget is {allowed}; it must pay a window for each of {len(sites)} heads"
         )
     _run(race, network, sites, baselines, allowed, progress)
     attrs = describe(network, docs, **how) | race.attrs()
@@ -172,7 +172,7 @@ class _Race:
         mean, _ = self.moments()
         radius = self.radius()
         low, high = mean - radius, mean + radius
-        # In the top: fewer than `top` others can reach it. Out of it: `top` others surely exceed it.
+        # In the top: fewer than `top` others can reach it. Out: `top` others surely exceed it.
         can_reach = (high[None, :] >= low[:, None]).sum(1) - 1
         exceed = (low[None, :] > high[:, None]).sum(1)
         self.accepted |= can_reach < self.top
@@ -186,13 +186,11 @@ class _Race:
         return dict(zip(names, (mean, stderr, mean - radius, mean + radius), strict=True))
 
     def p_top(self) -> np.ndarray:
-        """Chance of the top set: joint normal draws, correlated as on the windows all heads share."""
+        """Chance of the top set: normal draws, correlated as on the windows all heads share."""
         mean, deviation = self.moments()
         stderr = deviation / np.sqrt(self.counts)
         shared = self.y[:, : self.counts.min()]
-        correlation = (
-            np.nan_to_num(np.corrcoef(shared)) if shared.shape[1] > 1 else np.eye(self.heads)
-        )
+        correlation = np.nan_to_num(np.corrcoef(shared))
         np.fill_diagonal(correlation, 1.0)
         rng = np.random.default_rng(self.seed)
         covariance = correlation * stderr[:, None] * stderr[None, :]

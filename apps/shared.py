@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from analysis import figure_data, statistics
+from analysis import figure_data, figures, statistics
 from midus_model.errors import MidusError, RunError
 from workbench import runs
 from workbench.runs import RunFolder
@@ -167,11 +167,11 @@ def escape(text: str) -> str:
 # --- figures -----------------------------------------------------------------------------------
 
 
-def draw(figure: go.Figure, key: str, *, select: bool = False, stretch: bool = True) -> list[Any]:
+def draw(figure: go.Figure, key: str, *, select: bool = False, stretch: bool = True) -> None:
     """Show a figure of `analysis.figures`, its caption below as text that wraps with the page.
 
-    With `select`, a click runs the page again; returns the customdata of the points selected.
-    Maps are shown unstretched, because their markers have a fixed size.
+    With `select`, a click runs the page again, and `clicked` has the point. Maps are shown
+    unstretched, because their markers have a fixed size.
     """
     caption = str((figure.layout.meta or {}).get("caption", ""))
     inside = [a for a in figure.layout.annotations if _plain(a.text) == caption]
@@ -185,8 +185,12 @@ def draw(figure: go.Figure, key: str, *, select: bool = False, stretch: bool = T
         figure.layout.margin.t = 12
     if select:
         figure.update_traces(unselected={"marker": {"opacity": 1}})
-    figure.update_layout(font={"color": _INK[st.context.theme.type or "light"], "family": _FONT})
-    event = st.plotly_chart(
+    ink = _INK[st.context.theme.type or "light"]
+    figure.update_layout(
+        font={"color": ink, "family": _FONT},
+        modebar={"bgcolor": figures.CLEAR, "color": ink},
+    )
+    st.plotly_chart(
         figure,
         width="stretch" if stretch else "content",
         theme=None,
@@ -198,13 +202,19 @@ def draw(figure: go.Figure, key: str, *, select: bool = False, stretch: bool = T
     )
     if caption:
         st.caption(escape(caption))
-    return list(event["selection"]["points"]) if select else []
 
 
-def selected(key: str) -> list[Any]:
-    """The points that a figure drawn under `key` holds selected, before it is drawn again."""
+def clicked(key: str) -> dict[str, Any] | None:
+    """The point last clicked in the figure drawn under `key`; ask before drawing it.
+
+    Streamlit forgets a selection when the figure changes, as it does when the point is marked, so
+    it is kept apart.
+    """
     state = st.session_state.get(key) or {}
-    return list((state.get("selection") or {}).get("points") or [])
+    points = (state.get("selection") or {}).get("points")
+    if points:
+        st.session_state[f"clicked_{key}"] = dict(points[0])
+    return st.session_state.get(f"clicked_{key}")
 
 
 _INK = {"light": "#3d454d", "dark": "#c9d0d8"}

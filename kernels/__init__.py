@@ -1,6 +1,7 @@
-"""The memory operations of MIDUS (arXiv 2512.13751), one folder an op, plain PyTorch beside the fast paths.
+"""The memory operations of MIDUS (arXiv 2512.13751), one folder an op.
 
-Shape letters: T tokens, H heads, D head size, n sub-keys a half, N = n*n slots, k slots read, r latent size.
+Shape letters: T tokens, H heads, D head size, n sub-keys a half, N = n*n slots, k slots read,
+r latent size.
 """
 
 from kernels.backend import BackendUnavailable, use_backend

@@ -1,4 +1,4 @@
-"""Which implementation the ops run: "torch" (plain PyTorch), "triton", or "auto" (the fastest there is)."""
+"""Which implementation the ops run: "torch", "triton", or "auto" (the fastest there is)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The model: MIDUS memory blocks (arXiv 2512.13751) in Llama, Qwen3 and Mistral, and its baselines."""
+"""The model: MIDUS memory blocks (arXiv 2512.13751) in Llama, Qwen3 and Mistral."""
 
 from midus_model import errors
 from midus_model.config import MidusConfig
-from midus_model.loading import SHIPPED, load, load_tokenizer
+from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups
 from midus_model.sites import HeadSite, blocks, check_heads, chosen_heads, finish_block, head_sites
@@ -20,6 +20,7 @@ __all__ = [
     "finish_block",
     "head_sites",
     "load",
+    "load_config",
     "load_tokenizer",
     "param_groups",
     "upscale",

@@ -1,4 +1,4 @@
-"""Configuration of an up-scaled model: the base's own fields at top level, and what was inserted."""
+"""Configuration of an up-scaled model: the base's own fields, and what was inserted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTPUT_MIXINGS = ("none", "linear")
 
 
 def map_entry(kind: str, source: int, heads: list[int] | None = None) -> dict[str, Any]:
-    """One block of `config.layer_map`: its kind, its source layers in the base, its memory heads."""
+    """One block of `config.layer_map`: kind, source layers in the base, memory heads."""
     return {"kind": kind, "source": [source], "heads": heads}
 
 
@@ -29,6 +29,11 @@ def head_dim_of(config: PreTrainedConfig) -> int:
     """Size of one attention head, D."""
     given = getattr(config, "head_dim", None)
     return given or config.hidden_size // config.num_attention_heads
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number, numpy's too, and no bool."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 class MidusConfig(PreTrainedConfig):
@@ -85,12 +90,18 @@ class MidusConfig(PreTrainedConfig):
                 f"layer_map has {len(self.layer_map)} entries for {self.num_hidden_layers} blocks; "
                 "it needs one a block"
             )
-        if not 1 <= self.memory_top_k <= self.num_keys:
+        asked = {
+            "num_keys": self.num_keys,
+            "top_k": self.memory_top_k,
+            "latent_dim": self.latent_dim,
+        }
+        for name, value in asked.items():
+            if not is_whole(value) or value < 1:
+                raise UpscaleError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.memory_top_k > self.num_keys:
             raise UpscaleError(
                 f"top_k is {self.memory_top_k}; it must be between 1 and num_keys = {self.num_keys}"
             )
-        if self.latent_dim < 1:
-            raise UpscaleError(f"latent_dim is {self.latent_dim}; it must be at least 1")
         if self.output_mixing not in OUTPUT_MIXINGS:
             raise UpscaleError(
                 f"output_mixing is {self.output_mixing!r}; it must be one of {OUTPUT_MIXINGS}"

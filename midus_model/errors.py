@@ -1,4 +1,4 @@
-"""Every error a user can cause, one clear line each: what is wrong, what was given, what would do."""
+"""Every error a user can cause, one line each: what is wrong, what was given, what would do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models by shipped name, directory or hub id, with one clear line for whatever cannot be loaded."""
+"""Models by shipped name, directory or hub id; one clear line for what cannot be loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
 
 
 def resolve(name: str | Path) -> str:
-    """Where `name` lies: a shipped model's directory, the directory itself, or a hub id as it is."""
+    """Where `name` lies: a shipped model's directory, the directory given, or a hub id as it is."""
     if str(name) in SHIPPED:
         return str(SHIPPED[str(name)])
     path = Path(name)
@@ -77,6 +77,11 @@ def load_tokenizer(model: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(resolve(model))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{str(model)!r} has no tokenizer: {_line(error)}") from error
+
+
+def load_config(model: str | Path) -> PreTrainedConfig:
+    """The configuration of what `load` would load, without its weights; the same errors."""
+    return _read_config(resolve(model), str(model))
 
 
 def _read_config(place: str, name: str) -> PreTrainedConfig:

@@ -14,7 +14,7 @@ from midus_model.config import MidusConfig, head_dim_of
 
 
 class HeadOutputs(nn.Module):
-    """Passes the concatenated head outputs [B, T, H*D] on: the place where they can be seen and gated."""
+    """Passes the concatenated head outputs [B, T, H*D] on: where they can be seen and gated."""
 
     def forward(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs
@@ -46,7 +46,7 @@ class HeadwiseMemory(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Bank zero (the block is then the identity), keys and head projections not (see DESIGN)."""
+        """Bank zero: the block is the identity. Keys and projections not, or nothing would learn."""
         nn.init.zeros_(self.bank)
         bound = self.row_keys.shape[-1] ** -0.5
         nn.init.uniform_(self.row_keys, -bound, bound)

@@ -23,7 +23,7 @@ def backbone_class(base_model_type: str) -> type[PreTrainedModel]:
 
 @lru_cache
 def block_class(base_model_type: str) -> type[nn.Module]:
-    """The family's memory block, made from the decoder layer its backbone records as hidden state."""
+    """The family's memory block, made from the decoder layer that its backbone records."""
     recorded = backbone_class(base_model_type)._can_record_outputs["hidden_states"]
     return memory_block_class(recorded)
 

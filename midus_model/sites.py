@@ -17,7 +17,7 @@ from midus_model.errors import HeadError, UnsupportedArchitecture
 
 @dataclass(frozen=True)
 class HeadSite:
-    """One head: `module`'s input [B, T, H*D] carries its output at `start:stop`, before any mixing."""
+    """One head: `module`'s input [B, T, H*D] carries its output at `start:stop`, unmixed."""
 
     layer: int
     kind: str  # "attention" | "memory"
@@ -30,7 +30,7 @@ class HeadSite:
 
 
 def family(model: nn.Module) -> str:
-    """The family, "llama", "qwen3" or "mistral", of a base or an up-scaled model; raises UnsupportedArchitecture."""
+    """Family of a base or up-scaled model, one of SUPPORTED_BASES; else UnsupportedArchitecture."""
     config = getattr(model, "config", None)
     name = getattr(config, "base_model_type", None) or getattr(config, "model_type", None)
     if name not in SUPPORTED_BASES or not hasattr(model, "lm_head"):
@@ -79,10 +79,12 @@ def chosen_heads(heads: Any) -> list[tuple[int, int]]:
     if isinstance(heads, str | Path):
         heads = _read_heads(Path(heads))
     if hasattr(heads, "attrs") and hasattr(heads, "iloc"):
+        if not {"layer", "head"} <= set(heads.columns):
+            raise HeadError(f"a ranking has columns layer and head; got {list(heads.columns)}")
         top = heads.attrs.get("top", len(heads))
         heads = zip(heads["layer"].iloc[:top], heads["head"].iloc[:top], strict=True)
     try:
-        pairs = [(int(layer), int(head)) for layer, head in heads]
+        pairs = [(_whole(layer), _whole(head)) for layer, head in heads]
     except (TypeError, ValueError) as error:
         raise HeadError(
             f"heads must be (layer, head) pairs, a ranking or its JSON; got {heads!r}"
@@ -90,6 +92,13 @@ def chosen_heads(heads: Any) -> list[tuple[int, int]]:
     if not pairs:
         raise HeadError("no heads were given; give at least one (layer, head) pair")
     return sorted(set(pairs))
+
+
+def _whole(value: Any) -> int:
+    """3 from 3 or, as a table may hold it, 3.0."""
+    if int(value) != float(value):
+        raise ValueError(f"{value} is no whole number")
+    return int(value)
 
 
 def _read_heads(path: Path) -> Iterable[Any]:
@@ -120,7 +129,7 @@ def finish_block(
 ) -> torch.Tensor:
     """The output [B, T, d] of a block given its input and, replaced or not, its head outputs.
 
-    `hidden_states` [B, T, d] is the block's input, `head_outputs` [B, T, H*D] what its site carries.
+    `hidden_states` [B, T, d] is the block's input, `head_outputs` [B, T, H*D] its site's.
     """
     memory = getattr(block, "memory", None)
     if memory is not None:

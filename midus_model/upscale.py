@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from midus_model.config import MidusConfig, head_dim_of, map_entry
+from midus_model.config import MidusConfig, head_dim_of, is_whole, map_entry
 from midus_model.errors import UpscaleError
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
@@ -94,14 +94,22 @@ def _heads_by_layer(
     return {layer: [h for at, h in pairs if at == layer] for layer, _ in pairs}
 
 
-def _source_layers(layers: int, blocks: int | Sequence[int] | None) -> list[int]:
+def _source_layers(layers: int, blocks: Any) -> list[int]:
     if blocks is None:
         blocks = max(1, layers // 2)
-    if isinstance(blocks, int):
+    if is_whole(blocks):
         if not 1 <= blocks <= layers:
             raise UpscaleError(f"blocks is {blocks}; it must be between 1 and {layers} (layers)")
         return [(i + 1) * layers // blocks - 1 for i in range(blocks)]
-    chosen = sorted(set(blocks))
+    if (
+        isinstance(blocks, str)
+        or not isinstance(blocks, Iterable)
+        or not all(map(is_whole, blocks))
+    ):
+        raise UpscaleError(
+            f"blocks is {blocks!r}; it must be a number of blocks or a list of layers"
+        )
+    chosen = sorted({int(layer) for layer in blocks})
     if not chosen or chosen[0] < 0 or chosen[-1] >= layers or len(chosen) != len(list(blocks)):
         raise UpscaleError(f"blocks is {list(blocks)}; it must name layers of 0-{layers - 1}, once")
     return chosen
@@ -169,6 +177,8 @@ def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
         _fill(block, sources[entry["source"][0]], entry["kind"])
     new.tie_weights()
     new.generation_config = copy.deepcopy(model.generation_config)
+    # The base's name finds the tokenizer until the new model is saved under its own.
+    new.name_or_path = new.config.name_or_path = model.name_or_path
     return new.train(model.training)
 
 

@@ -94,7 +94,7 @@ class Choices:
 
 @contextmanager
 def watched(model: Any) -> Iterator[Choices]:
-    """Record slots and margins of every memory of `model`, from the float64 scores of all N slots."""
+    """Record what every memory of `model` chooses, from the float64 scores of all N slots."""
     choices = Choices()
 
     def look(memory: Any, args: tuple[torch.Tensor, ...]) -> None:

@@ -38,7 +38,9 @@ def ship(run: RunFolder, study: Path = STUDY_DIR, model_dir: Path = SHIPPED["pic
     save_model(model.half(), load_tokenizer("pico"), model_dir)
     (model_dir / "README.md").write_text(card(run), encoding="utf-8")
     shutil.rmtree(study, ignore_errors=True)
-    shutil.copytree(run.path, study, ignore=shutil.ignore_patterns("models", "training", "log.jsonl"))
+    shutil.copytree(
+        run.path, study, ignore=shutil.ignore_patterns("models", "training", "log.jsonl")
+    )
     shipped = RunFolder.open(study)
     shipped.manifest["models"] = {}
     shipped.add_model("before", "pico")

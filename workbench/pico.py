@@ -9,10 +9,8 @@ Interrupted, it goes on from its last checkpoint.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
-import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +26,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from analysis.sources import OVERLAP_LINES, standard_library, text_hash, without_overlap
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_DIR = ROOT / "midus_model" / "pico"
 HELDOUT = ROOT / "analysis" / "data" / "heldout.jsonl"
@@ -35,36 +35,10 @@ HELDOUT = ROOT / "analysis" / "data" / "heldout.jsonl"
 CONTEXT = 256
 VOCABULARY = 2048
 HELDOUT_BYTES = 1_050_000
-OVERLAP_LINES = 8
 END = "<|endoftext|>"
 
 
 # ---------------------------------------------------------------- text
-
-
-def standard_library() -> dict[str, str]:
-    """Every Python source file of the running interpreter's standard library, by relative path."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = {}
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root).as_posix()
-        if "site-packages" in relative or "__pycache__" in relative:
-            continue
-        try:
-            files[relative] = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:  # a few test fixtures are in other encodings on purpose
-            continue
-    return files
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def line_runs(text: str, length: int = OVERLAP_LINES) -> set[int]:
-    """Hashes of every run of `length` consecutive non-blank lines."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return {hash(tuple(lines[i : i + length])) for i in range(len(lines) - length + 1)}
 
 
 def split(files: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -75,20 +49,14 @@ def split(files: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """
     heldout: dict[str, str] = {}
     size = 0
-    for path in sorted(files, key=sha256):
+    for path in sorted(files, key=text_hash):
         if path.startswith("encodings/"):  # tables, many nearly the same
             continue
         if 3_000 <= len(files[path]) <= 30_000 and size < HELDOUT_BYTES:
             heldout[path] = files[path]
             size += len(files[path])
-    seen = set().union(*(line_runs(text) for text in heldout.values()))
-    hashes = {sha256(text) for text in heldout.values()}
-    train = {
-        path: text
-        for path, text in files.items()
-        if path not in heldout and sha256(text) not in hashes and not (line_runs(text) & seen)
-    }
-    return train, heldout
+    others = {path: text for path, text in files.items() if path not in heldout}
+    return without_overlap(others, heldout), heldout
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -279,7 +247,7 @@ def write_heldout(heldout: dict[str, str]) -> None:
     HELDOUT.parent.mkdir(parents=True, exist_ok=True)
     with HELDOUT.open("w", encoding="utf-8") as file:
         for path, text in sorted(heldout.items()):
-            row = {"id": path, "sha256": sha256(text), "text": text}
+            row = {"id": path, "sha256": text_hash(text), "text": text}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -297,7 +265,7 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(list(train_files.values()))
         tokenizer.save_pretrained(options.work)
-    order = sorted(train_files, key=sha256)
+    order = sorted(train_files, key=text_hash)
     ids = [np.array(tokenizer(train_files[path])["input_ids"], dtype=np.uint16) for path in order]
     stream = np.concatenate(ids)
     print(f"{len(train_files)} training files, {len(stream):,} tokens; {len(heldout)} held out")

@@ -1,4 +1,4 @@
-"""The study in steps: measure, choose heads, up-scale, train, measure again. One recipe, any length.
+"""The study in steps: measure, choose, up-scale, train, measure again. One recipe, any length.
 
 `workbench.demo` runs it short, `workbench.make_study` long. Every step leaves its table or model in
 the run folder and is not done again when the run is gone on with.
@@ -119,9 +119,7 @@ class Study:
     def measured(self) -> tuple[Documents, Documents]:
         """Two halves of the excerpts: heads are chosen on the first and measured on the second."""
         recipe = self.recipe
-        source = documents(
-            recipe.data, model=recipe.base, split="test", limit=3 * recipe.excerpts
-        )
+        source = documents(recipe.data, model=recipe.base, split="test", limit=3 * recipe.excerpts)
         name = f"{recipe.data} (test), {recipe.excerpts} excerpts"
         chosen = excerpts(source, recipe.excerpts, recipe.windows, name)
         return chosen.halves(recipe.seed)
@@ -213,9 +211,7 @@ class Study:
     def _memory(self) -> None:
         self._stage("memory usage")
         if not (self.folder.has_table("memory_usage") and self.folder.has_table("memory_slots")):
-            usage = memory_usage(
-                self.model("midus"), self.measured[1], progress=self.progress
-            )
+            usage = memory_usage(self.model("midus"), self.measured[1], progress=self.progress)
             self.folder.save_table("memory_slots", usage.all_slots())
             self.folder.save_table("memory_usage", usage)
 

@@ -33,9 +33,9 @@ FIELDS = ("kind", "status", "parameters", "models", "tables", "figures", "summar
 class RunFolder:
     """One run on disc; as a context manager it records a failure, and removes itself if empty.
 
-        with RunFolder.create("runs/mine", "importance", ["midus", ...], {"method": "ablation"}) as run:
-            run.save_table("importance_before", table)
-            run.finish({"heads": 48})
+    with RunFolder.create("runs/mine", "importance", ["midus", ...], {"method": "ablation"}) as run:
+        run.save_table("importance_before", table)
+        run.finish({"heads": 48})
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -247,7 +247,9 @@ def check_place(path: str | os.PathLike[str]) -> None:
         if parent.is_dir():
             if os.access(parent, os.W_OK | os.X_OK):
                 return
-            raise RunError(f"cannot write to {place}: {parent} is not writable; give another folder")
+            raise RunError(
+                f"cannot write to {place}: {parent} is not writable; give another folder"
+            )
         if parent.exists() or parent.is_symlink():
             raise RunError(f"cannot write to {place}: {parent} is a file; give another folder")
 

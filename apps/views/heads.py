@@ -65,17 +65,15 @@ def _map(
     """Draw the map; returns a clicked cell: (of the model after?, [layer, kind, head, source])."""
     key = f"importance_map_{run.name}"
     figure = figures.importance_map(before, after, width=shared.MAP_WIDTH)
-    for point in shared.selected(key):
+    point = shared.clicked(key)
+    if point is not None:
         figure.add_shape(
-            type="rect",
+            type="rect", line={"width": 2.5, "color": figure_data.MEMORY},
             x0=point["x"] - 0.5, x1=point["x"] + 0.5, y0=point["y"] - 0.5, y1=point["y"] + 0.5,
-            line={"width": 2.5, "color": figure_data.MEMORY},
             row=1, col=int(point["curve_number"]) + 1,
         )  # fmt: skip
-    points = shared.draw(figure, key, select=True, stretch=False)
-    if not points:
-        return None
-    return int(points[0]["curve_number"]) == 1, list(points[0]["customdata"])
+    shared.draw(figure, key, select=True, stretch=False)
+    return None if point is None else (point["curve_number"] == 1, list(point["customdata"]))
 
 
 def _panel(

@@ -118,7 +118,7 @@ def _head(run: shared.Run, usage: pd.DataFrame) -> None:
             st.markdown(f"**Hits on the {side} × {side} grid of slots**")
             shared.draw(_grid(slots, side), "slot_grid")
             st.caption(
-                "Rows and columns are the row keys and column keys. The colour scale is logarithmic; "
+                "Rows and columns are the row keys and column keys. Colours are logarithmic; "
                 "empty cells were never hit."
             )
     with listed:

@@ -6,6 +6,7 @@ import torch
 
 from kernels.backend import choose
 from kernels.headwise_memory import naive
+from kernels.product_key_select import check_keys
 
 
 def headwise_memory(
@@ -31,9 +32,13 @@ def headwise_memory(
     Raises:
         ValueError: on shapes that do not fit, or k outside 1..n.
     """
+    check_keys(query, row_keys, col_keys, k)
     n = row_keys.shape[1]
-    if bank.shape[0] != n * n:
-        raise ValueError(f"bank has {bank.shape[0]} slots; {n} sub-keys a half need {n * n}")
+    if bank.ndim != 2 or bank.shape[0] != n * n:
+        raise ValueError(
+            f"bank must be [N, r] with N = {n * n} slots for {n} sub-keys a half; "
+            f"got {list(bank.shape)}"
+        )
     if head_proj.shape != (query.shape[1], bank.shape[1], query.shape[2]):
         raise ValueError(
             f"head_proj is {list(head_proj.shape)}; it must be [H, r, D] = "

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def latent_bag(bank: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """[N, r], [T, H, k], [T, H, k] -> [T, H, r]; embedding_bag never makes the [T, H, k, r] rows."""
+    """[N, r], [T, H, k] twice -> [T, H, r]; embedding_bag never makes the [T, H, k, r] rows."""
     tokens, heads, k = indices.shape
     wide = torch.promote_types(bank.dtype, torch.float32)
     bags = F.embedding_bag(

@@ -26,13 +26,16 @@ def product_key_select(
     Raises:
         ValueError: on shapes that do not fit, or k outside 1..n.
     """
-    _check(query, row_keys, col_keys, k)
+    check_keys(query, row_keys, col_keys, k)
     return choose("product_key_select", {"torch": naive.product_key_select})(
         query, row_keys, col_keys, k
     )
 
 
-def _check(query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int) -> None:
+def check_keys(
+    query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int
+) -> None:
+    """Raises ValueError, naming the argument, where shapes do not fit or k is outside 1..n."""
     if query.ndim != 3 or row_keys.ndim != 3 or row_keys.shape != col_keys.shape:
         raise ValueError(
             "query must be [T, H, D] and row_keys, col_keys both [H, n, D/2]; got "

@@ -14,8 +14,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from analysis import documents as reader
-from analysis.documents import Documents, documents, line_runs, without_overlap
+from analysis import sources as reader
+from analysis.documents import Documents, documents
+from analysis.sources import line_runs, without_overlap
 from midus_model.errors import DataError, MidusError
 
 CONTEXT = 16

@@ -125,7 +125,7 @@ def _amplification(
             "share_score": share_after - share_before,
             "share_ci_low": share_after - share_before - 0.01,
             "share_ci_high": share_after - share_before + 0.01,
-            "ratio": np.where(share_before > 0.01, share_after / share_before, np.nan),
+            "ratio": share_after / np.where(share_before > 0.01, share_before, np.nan),
             "by_document": (total - first).tolist(),
         }
     )

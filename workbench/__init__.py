@@ -1,0 +1,1 @@
+"""What runs a job: training, up-scaling recipes, run folders, and the command line."""

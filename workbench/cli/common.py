@@ -1,0 +1,159 @@
+"""What every command shares: errors as one line, progress, result tables, option types."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+settings = {"debug": False}
+
+Model = Annotated[
+    str, typer.Argument(help="A shipped name (pico, pico-midus), a model directory, or a hub id.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="heldout, stdlib, packages, a file (.txt, .jsonl, .parquet), a folder, or hf:NAME. "
+        "[default: heldout]"
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="train or test: one document in ten is for test.")]
+Limit = Annotated[int | None, typer.Option(help="Use at most that many documents.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Run folder. [default: a new one in runs/]")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --output.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+
+
+def stop(message: str, code: int = 2) -> NoReturn:
+    """One line on stderr, and the exit code."""
+    line = " ".join(message.split())
+    typer.echo(f"midus: {line}", err=True)
+    raise typer.Exit(code)
+
+
+def reports(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors are one line and exit code 2, and whose interruption is 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        _quiet()
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            stop(
+                "interrupted; the same command goes on where a run folder holds what was done, "
+                "and starts again where not",
+                130,
+            )
+        except Exception as error:
+            from midus_model.errors import MidusError
+
+            if settings["debug"] or not isinstance(error, MidusError | OSError):
+                raise
+            stop(str(error) or type(error).__name__)
+
+    return run
+
+
+def _quiet() -> None:
+    """Warnings as one line each; no bars and no chatter of the libraries."""
+    warnings.showwarning = lambda message, *args, **kwargs: typer.echo(
+        f"midus: note: {' '.join(str(message).split())}", err=True
+    )
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with an estimate; yields progress(done, total, text). A new total begins it anew."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    state: dict[str, Any] = {"total": None, "stage": ""}
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def report(done: int, total: int, text: str) -> None:
+            if total == 0:  # a stage begins; what follows tells its own steps
+                console.print(text, highlight=False)
+                state["total"] = None
+                bar.reset(task, total=None, description=text)
+                return
+            if total != state["total"]:
+                state["total"] = total
+                bar.reset(task, total=total)
+            bar.update(task, completed=done, description=text)
+
+        yield report
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width of its own: eighty columns would cut the numbers.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)
+
+
+def parse_heads(text: str | None) -> Any:
+    """`--heads`: the path of a ranking's JSON, or pairs such as 3:1,5:0."""
+    from midus_model.errors import HeadError
+
+    if text is None or Path(text).is_file():
+        return text
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return [(int(layer), int(head)) for layer, head in pairs]
+    except ValueError as error:
+        raise HeadError(
+            f"--heads is {text!r}; give layer:head pairs such as 3:1,5:0, or a ranking.json"
+        ) from error
+
+
+def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:
+    """Where a run goes: the folder asked for, or a free one in runs/. Writes nothing."""
+    from midus_model.errors import RunError
+    from workbench.runs import MANIFEST, check_place, free_place
+
+    place = output or free_place("runs", f"{command}-{Path(name).name}")
+    check_place(place)
+    if place.is_dir() and not overwrite and any(place.iterdir()):
+        what = "a run" if (place / MANIFEST).is_file() else "files"
+        raise RunError(f"{place} holds {what} already; give another folder, or --overwrite")
+    return place

@@ -1,0 +1,234 @@
+"""`midus upscale` and `midus train`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli import common
+
+
+@common.reports
+def upscale(
+    model: common.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")],
+    method: Annotated[str, typer.Option(help="midus, or llama-pro (copied layers).")] = "midus",
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="How many blocks, or after which layers: 1,3,5. [default: half]"),
+    ] = None,
+    placement: Annotated[str, typer.Option(help="after or before the source layer.")] = "after",
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Memory for these heads only: 3:1,5:0 (layer:head) or a ranking.json."),
+    ] = None,
+    num_keys: Annotated[
+        int | None, typer.Option(help="Sub-keys a half, n; n x n slots. [default: 256]")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Slots a block, N: a perfect square, in place of --num-keys.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = 32,
+    latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = 128,
+    seed: common.Seed = 0,
+    overwrite: common.Overwrite = False,
+) -> None:
+    """Make a model deeper with memory blocks (or copied layers); its output stays the same.
+
+    Examples:
+
+    `midus upscale pico -o runs/deeper --num-keys 64 --top-k 8 --latent-dim 64`
+
+    `midus upscale pico -o runs/deeper --heads runs/rank-pico/ranking.json --slots 4096 --top-k 8`
+    """
+    keys = _num_keys(num_keys, slots)
+    from midus_model import load
+    from midus_model import upscale as deeper
+    from midus_model.errors import RunError
+    from workbench.runs import check_place
+    from workbench.training import save_model
+
+    check_place(output)
+    if output.exists() and not (overwrite and (output / "config.json").is_file()):
+        raise RunError(
+            f"{output} exists already; give another folder, or --overwrite for a model's"
+        )
+    base = load(model)
+    new = deeper(
+        base,
+        method,
+        blocks=_blocks(blocks),
+        placement=placement,
+        heads=common.parse_heads(heads),
+        num_keys=keys,
+        top_k=top_k,
+        latent_dim=latent_dim,
+        seed=seed,
+    )
+    save_model(new, _tokenizer(model), output)
+    _print_blocks(base, new, output)
+
+
+def _num_keys(num_keys: int | None, slots: int | None) -> int:
+    from midus_model.errors import UpscaleError
+
+    if slots is None:
+        return 256 if num_keys is None else num_keys
+    root = math.isqrt(max(0, slots))
+    if slots < 1 or root * root != slots:
+        near = max(1, root) ** 2, (root + 1) ** 2
+        raise UpscaleError(
+            f"--slots is {slots}; it must be a perfect square, such as {near[0]} or {near[1]}"
+        )
+    if num_keys not in (None, root):
+        raise UpscaleError(
+            f"--slots {slots} means {root} sub-keys, --num-keys is {num_keys}; give one of the two"
+        )
+    return root
+
+
+def _blocks(text: str | None) -> Any:
+    """None, a number of blocks, or layers; "3," is layer 3 alone."""
+    from midus_model.errors import UpscaleError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()] if "," in text else int(text)
+    except ValueError as error:
+        raise UpscaleError(
+            f"--blocks is {text!r}; give a number of blocks, or layers such as 1,3,5"
+        ) from error
+
+
+def _tokenizer(model: str) -> Any:
+    from midus_model import load_tokenizer
+    from midus_model.errors import ModelError
+
+    try:
+        return load_tokenizer(model)
+    except ModelError:  # token ids can be worked with too
+        return None
+
+
+def _print_blocks(base: Any, new: Any, output: Path) -> None:
+    old, grown = (sum(p.numel() for p in m.parameters()) for m in (base, new))
+    rows = [
+        [str(block), entry["kind"], str(entry["source"][0]), _heads(entry["heads"])]
+        for block, entry in enumerate(new.config.layer_map)
+        if entry["kind"] != "base"
+    ]
+    common.print_table("Inserted blocks", ["block", "kind", "source layer", "heads"], rows)
+    typer.echo(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
+    typer.echo(f"Next: midus train {output} --data packages --split train --steps 200")
+
+
+def _heads(heads: list[int] | None) -> str:
+    return "all" if heads is None else ", ".join(map(str, heads))
+
+
+@common.reports
+def train(
+    model: common.Model,
+    data: common.Data = None,
+    split: common.Split = None,
+    limit: common.Limit = None,
+    context: Annotated[int | None, typer.Option(help="Tokens a row. [default: model's]")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Rows a step, over all processes.")] = 16,
+    lr: Annotated[float, typer.Option(help="Learning rate; banks get --bank-lr times it.")] = 2e-3,
+    bank_lr: Annotated[float, typer.Option(help="Rate of the banks over --lr.")] = 10.0,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
+    params: Annotated[
+        str | None,
+        typer.Option(help="new (inserted blocks only) or all. [default: new where there are any]"),
+    ] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Data for the held-out loss.")] = None,
+    eval_split: Annotated[str | None, typer.Option(help="Its split: train or test.")] = None,
+    eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = 40,
+    eval_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
+    output: common.Output = None,
+    seed: common.Seed = 0,
+    overwrite: common.Overwrite = False,
+) -> None:
+    """Continue pre-training a model; the new blocks only, where it has any.
+
+    Given the run folder of an interrupted training, the same command goes on where that was. Runs
+    under torchrun and accelerate as the Hugging Face Trainer does.
+
+    Example: `midus train runs/deeper --data packages --split train --limit 400 --steps 200 -o runs/t`
+    """
+    from analysis.documents import documents
+    from midus_model import load
+    from midus_model.errors import MidusError
+    from midus_model.optim import new_parameter_names
+    from workbench import training
+    from workbench.runs import RunFolder, check_place, free_place
+
+    place = output or free_place("runs", f"train-{Path(model).name}")
+    check_place(place)
+    loaded = load(model)
+    params = params or ("new" if new_parameter_names(loaded) else "all")
+    if lr <= 0:
+        raise MidusError(f"--lr is {lr}; it must be above 0")
+    asked: dict[str, Any] = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "bank_lr_multiplier": bank_lr,
+        "weight_decay": weight_decay, "train": params, "eval_every": eval_every,
+        "save_every": save_every, "seed": seed,
+    }  # fmt: skip
+    read = {"data": data, "split": split, "limit": limit, "context": context}
+    held = {"data": eval_data, "split": eval_split, "limit": eval_limit}
+    texts = documents(**read, model=loaded)
+    held_texts = documents(**held, model=loaded, context=context) if eval_data else None
+    training.PackedRows(texts, 1, seed)  # too little text is refused before a folder is made
+    if steps < 1 or batch_size < 1:
+        raise MidusError(f"--steps {steps} and --batch-size {batch_size} must be at least 1")
+    parameters = {"model": model, **read, **asked, "eval": held}
+    run = RunFolder.begin(place, "train", None, parameters, overwrite=overwrite)
+    if run.done:
+        typer.echo(f"{place} holds this training, finished")
+        return
+    with run, common.progress() as progress:
+        run.resume()
+        log = training.train(
+            loaded,
+            texts,
+            place / "training",
+            eval_documents=held_texts,
+            run=Path(model).name,
+            resume=not overwrite,
+            progress=progress,
+            **asked,
+        )
+        training.save_model(loaded, texts.tokenizer, place / "models" / "trained")
+        run.save_table("training", log)
+        run.add_model("after", "models/trained")
+        run.finish(_training_summary(log))
+    _print_training(log, place)
+
+
+def _training_summary(log: Any) -> dict[str, Any]:
+    held = log["eval_loss"].dropna()
+    found = {"steps": int(log["step"].max()), "loss": float(log["loss"].dropna().iloc[-1])}
+    if len(held):
+        found |= {"eval_loss_before": float(held.iloc[0]), "eval_loss_after": float(held.iloc[-1])}
+    return found
+
+
+def _print_training(log: Any, place: Path) -> None:
+    every = max(1, len(log) // 12)
+    shown = log[(log.index % every == 0) | (log.index == len(log) - 1)]
+    rows = [
+        [str(int(row["step"]))]
+        + ["" if row[c] != row[c] else f"{row[c]:.4f}" for c in ("loss", "eval_loss")]
+        + ["" if row["learning_rate"] != row["learning_rate"] else f"{row['learning_rate']:.2e}"]
+        for row in shown.to_dict("records")
+    ]
+    common.print_table(
+        "Training (nats/token)", ["step", "loss", "held-out loss", "learning rate"], rows
+    )
+    typer.echo(f"The model is in {place / 'models' / 'trained'}, the log in {place / 'tables'}")
