@@ -1,5 +1,6 @@
 """What measures a model: head importance, ranking, amplification, memory use, costs, figures."""
 
+from analysis import figures, paper
 from analysis.amplification import amplification
 from analysis.costs import costs
 from analysis.documents import documents
@@ -11,7 +12,9 @@ __all__ = [
     "amplification",
     "costs",
     "documents",
+    "figures",
     "head_importance",
     "memory_usage",
+    "paper",
     "rank_heads",
 ]

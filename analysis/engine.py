@@ -62,7 +62,7 @@ def batches(
         yield chosen, batch_of([windows[index] for index in chosen], device)
 
 
-def window_nats(model: nn.Module, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+def window_nats(model: Any, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Next-token loss of each window, summed over its scored tokens: [F*W] in nats, float64.
 
     `hidden` [F*W, T, d] is what the final norm gave; W windows repeat F times.
@@ -99,7 +99,7 @@ class CleanRun:
 
 
 @torch.no_grad()
-def clean_run(model: nn.Module, batch: Batch) -> CleanRun:
+def clean_run(model: Any, batch: Batch) -> CleanRun:
     """Run the model once, keeping every block's input and head outputs."""
     run = CleanRun(batch, [], [], [], torch.empty(0))
     modules = {site.layer: site.module for site in head_sites(model)}
@@ -127,7 +127,7 @@ def clean_run(model: nn.Module, batch: Batch) -> CleanRun:
 
 @torch.no_grad()
 def ablated_nats(
-    model: nn.Module, run: CleanRun, sites: Sequence[HeadSite], baselines: torch.Tensor
+    model: Any, run: CleanRun, sites: Sequence[HeadSite], baselines: torch.Tensor
 ) -> torch.Tensor:
     """Loss of each window with each head replaced, exactly: [len(sites), W] in nats, float64.
 
@@ -147,7 +147,7 @@ def ablated_nats(
     return result
 
 
-def _fold_size(model: nn.Module, run: CleanRun) -> int:
+def _fold_size(model: Any, run: CleanRun) -> int:
     config, ids = model.config, run.batch.ids
     floats = 8 * config.hidden_size + 3 * config.intermediate_size
     per_fold = ids.numel() * floats * run.inputs[0].element_size()
@@ -156,7 +156,7 @@ def _fold_size(model: nn.Module, run: CleanRun) -> int:
 
 
 def _resume(
-    model: nn.Module, run: CleanRun, layer: int, sites: list[HeadSite], baselines: torch.Tensor
+    model: Any, run: CleanRun, layer: int, sites: list[HeadSite], baselines: torch.Tensor
 ) -> torch.Tensor:
     folds, windows = len(sites), run.batch.ids.shape[0]
     heads = run.heads[layer].repeat(folds, 1, 1)
@@ -184,19 +184,21 @@ def _folded(call: dict[str, Any], folds: int, windows: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def mean_outputs(
-    model: nn.Module, windows: Sequence[Window], progress: Progress | None = None
+    model: Any, windows: Sequence[Window], progress: Progress | None = None
 ) -> list[torch.Tensor]:
     """Each block's mean head output [H*D] over all positions of the windows, in fp32 at least.
 
-    The first token of a window that continues a document stands in the window before it too; it
-    is counted there only.
+    The first token of a window that continues another stands at that one's end too; it is counted
+    there only.
     """
     device, done = next(model.parameters()).device, 0
     sums: list[torch.Tensor] = []
     count = 0
+    ends = {(window.document, window.start + len(window.ids) - 1) for window in windows}
     for indices, batch in batches(windows, device):
         counted = batch.real.clone()
-        counted[:, 0] = torch.tensor([windows[i].start == 0 for i in indices], device=device)
+        starts = [(windows[i].document, windows[i].start) for i in indices]
+        counted[:, 0] = torch.tensor([start not in ends for start in starts], device=device)
         run = clean_run(model, batch)
         totals = [heads[counted].double().sum(0) for heads in run.heads]
         sums = totals if not sums else [a + b for a, b in zip(sums, totals, strict=True)]
@@ -209,7 +211,7 @@ def mean_outputs(
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: Any) -> Iterator[None]:
     """No gradients for parameters inside the block; their flags are restored after."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in flags:
@@ -222,7 +224,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def gate_gradients(
-    model: nn.Module, batch: Batch, sites: Sequence[HeadSite], baselines: torch.Tensor
+    model: Any, batch: Batch, sites: Sequence[HeadSite], baselines: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of each window's summed loss with respect to each head's gate at 1.
 
@@ -241,7 +243,9 @@ def gate_gradients(
         gate = torch.ones(len(batch.ids), 1, count, 1, dtype=baselines.dtype, device=base.device)
         gates.append(gate.requires_grad_())
 
-        def hook(_: nn.Module, args: tuple, base=base, gate=gate) -> tuple:
+        def hook(
+            _: nn.Module, args: tuple, base: torch.Tensor = base, gate: torch.Tensor = gate
+        ) -> tuple:
             heads = args[0].unflatten(-1, (count, size))
             b = base.to(heads.dtype)
             gated = b + gate.to(heads.dtype) * (heads - b)

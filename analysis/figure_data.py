@@ -37,7 +37,7 @@ COST_PANELS = {
     "parameters": ("parameters", "number"),
     "flops_per_token": ("compute", "FLOP/token"),
     "weight_bytes_per_token": ("weights read", "B/token"),
-    "kv_bytes_per_token": ("KV cache", "B/token"),
+    "kv_bytes_per_token": ("KV cache read", "B/token"),
 }
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 COST_COLUMNS = ("component", *COST_PANELS)
@@ -480,6 +480,8 @@ def interval_words(table: pd.DataFrame) -> str:
     """What the intervals are: a race names its own, everything else is a bootstrap at 95%."""
     attrs = table.attrs
     if attrs.get("interval"):
+        if (table["ci_low"] == table["ci_high"]).all():
+            return "none left, every window was measured"
         return f"{100 * float(attrs.get('confidence') or 0.95):g}% {attrs['interval']}"
     paired = "paired " if attrs.get("table") == "amplification" else ""
     return f"95% {paired}bootstrap over {attrs.get('bootstrap_unit') or 'document'}s"

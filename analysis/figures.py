@@ -6,10 +6,7 @@ carry their own width, because their square markers have a fixed size: show them
 
 from __future__ import annotations
 
-import html
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,91 +15,23 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
+from analysis.figure_page import FAINT, finish, save_html
 
-CLEAR = "rgba(0,0,0,0)"
-FAINT = "rgba(128,128,128,0.28)"
-MIDDLE = "rgba(128,128,128,0.9)"
-_CHARACTER = 5.9  # pixels, mean width of a caption character
+__all__ = [
+    "amplification",
+    "amplification_map",
+    "costs",
+    "importance_curves",
+    "importance_map",
+    "save_html",
+    "slot_histogram",
+    "slot_usage",
+    "training_curves",
+]
+
 _SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "triangle-right")
 _PATTERNS = {"own": "", "memory": "/", "copy": "."}
 _MANY = 100  # heads, above which a curve shows a band and ticks in place of bars and markers
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ margin: 1rem; background: #fff; }}
-@media (prefers-color-scheme: dark) {{
-  body {{ background: #16191d; }}
-  .js-plotly-plot .main-svg text:not(.bartext):not(.textpoint text) {{ fill: #d7dbe0 !important; }}
-}}
-</style></head><body>
-{body}
-</body></html>
-"""
-
-
-def save_html(figure: go.Figure, path: str | Path) -> Path:
-    """Write one self-contained interactive page (no network needed), whole or not at all."""
-    path = Path(path)
-    path = path if path.suffix == ".html" else path.with_name(path.name + ".html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = figure.to_html(
-        full_html=False, include_plotlyjs=True, div_id="figure", config={"displaylogo": False}
-    )
-    title = html.escape(str((figure.layout.meta or {}).get("title", "figure")))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(_PAGE.format(title=title, body=body), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _finish(
-    figure: go.Figure,
-    caption: str,
-    *,
-    plot_height: float,
-    top: int = 40,
-    foot: int = 46,
-    left: int = 70,
-    right: int = 20,
-    width: float | None = None,
-) -> go.Figure:
-    """Transparent ground, quiet axes, and the caption below; heights and margins in pixels."""
-    lines = data.wrap(caption, int(((width or 760) - 30) / _CHARACTER))
-    bottom = foot + 14 * len(lines) + 10
-    figure.add_annotation(
-        text="<br>".join(map(html.escape, lines)),
-        xref="paper",
-        yref="paper",
-        x=0,
-        y=0,
-        xshift=12 - left,
-        yshift=-foot,
-        xanchor="left",
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        font={"size": 10.5},
-    )
-    figure.update_annotations(font={"size": 13}, selector={"yanchor": "bottom"})
-    figure.update_layout(
-        template="none",
-        paper_bgcolor=CLEAR,
-        plot_bgcolor=CLEAR,
-        font={"size": 12},
-        height=round(plot_height + top + bottom),
-        width=None if width is None else round(width),
-        margin={"l": left, "r": right, "t": top, "b": bottom},
-        meta={"caption": caption, "title": caption.split(":")[0].split(";")[0]},
-        hoverlabel={"align": "left"},
-    )
-    figure.update_xaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE, title_standoff=6)
-    figure.update_yaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE)
-    return figure
 
 
 # --- maps -----------------------------------------------------------------------------------------
@@ -188,7 +117,7 @@ def _maps(
         }
     )
     _map_axes(figure, rows, heads)
-    return _finish(
+    return finish(
         figure,
         caption,
         plot_height=cell * len(rows),
@@ -365,7 +294,7 @@ def importance_curves(
     figure.update_yaxes(title_text=data.score_label(before))
     figure.update_layout(legend=_legend())
     text = data.caption(before, after, title="Head importance, sorted", notes=[note])
-    return _finish(figure, text, plot_height=330)
+    return finish(figure, text, plot_height=330)
 
 
 def _curve_markers(inserted: pd.Series, colour: str, many: bool) -> dict[str, Any]:
@@ -457,7 +386,7 @@ def amplification(table: pd.DataFrame, top: int | None = 20) -> go.Figure:
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     notes = data.amplified_notes(heads, table)
     text = data.caption(table, title="Amplification (after minus before)", notes=notes)
-    return _finish(figure, text, plot_height=max(120, 22 * len(heads)))
+    return finish(figure, text, plot_height=max(120, 22 * len(heads)))
 
 
 def slot_usage(usage: pd.DataFrame, *, width: float = 940) -> go.Figure:
@@ -499,7 +428,7 @@ def slot_usage(usage: pd.DataFrame, *, width: float = 940) -> go.Figure:
         "exp(entropy of weight over slots)",
         [f"slots a head: {slots}"],
     )
-    return _finish(
+    return finish(
         figure,
         text,
         plot_height=cell * len(rows),
@@ -541,7 +470,7 @@ def slot_histogram(usage_slots: pd.DataFrame, *, slots: int | None = None) -> go
     known = f"{len(hits):,} of {count:,} slots hit" if count else f"{len(hits):,} slots hit"
     title = data.slots_title(usage_slots)
     text = data.usage_caption(usage_slots, title, [known, f"{int(total):,} hits"])
-    return _finish(figure, text, plot_height=280)
+    return finish(figure, text, plot_height=280)
 
 
 def costs(*tables: pd.DataFrame) -> go.Figure:
@@ -600,7 +529,7 @@ def costs(*tables: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     figure.update_layout(barmode="relative", bargap=0.3, legend=_legend())
     left = 30 + round(7 * max(map(len, models)))
-    return _finish(figure, data.cost_caption(models), plot_height=height, left=left)
+    return finish(figure, data.cost_caption(models), plot_height=height, left=left)
 
 
 def training_curves(runs: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Figure:
@@ -660,4 +589,4 @@ def training_curves(runs: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Figur
     figure.update_xaxes(title_text="optimiser step", row=2, col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_layout(legend=_legend())
-    return _finish(figure, data.training_caption(logs), plot_height=380)
+    return finish(figure, data.training_caption(logs), plot_height=380)

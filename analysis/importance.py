@@ -109,7 +109,7 @@ def loaded(model: Any) -> nn.Module:
 
 
 def head_baselines(
-    model: nn.Module,
+    model: Any,
     sites: Sequence[HeadSite],
     docs: Documents,
     baseline: str,
@@ -125,7 +125,7 @@ def head_baselines(
     return torch.stack(rows)
 
 
-def describe(model: nn.Module, docs: Documents, **how: Any) -> dict[str, Any]:
+def describe(model: Any, docs: Documents, **how: Any) -> dict[str, Any]:
     """The attrs that say how a table came about."""
     return {
         "table": "head_importance",

@@ -6,139 +6,38 @@ and PNG. `analysis.figures` holds the interactive twins.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure as _Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from analysis import figure_data as data
+from analysis.paper_canvas import COLUMN, FULL, SMALL, Figure, canvas, save, style
 from midus_model.errors import MidusError
 
-COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
-PNG_DPI = 300
-TEXT, SMALL, CAPTION = 7.5, 7.0, 6.0  # points
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": TEXT,
-    "axes.titlesize": TEXT,
-    "axes.labelsize": TEXT,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "legend.fontsize": SMALL,
-    "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "hatch.linewidth": 0.4,
-    "axes.formatter.limits": (-4, 5),
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "midus",
-}
-_METADATA = {
-    "pdf": {"CreationDate": None},
-    "svg": {"Date": None},
-    "png": {"Software": None},
-}
-_LOCK = threading.RLock()
+__all__ = [
+    "COLUMN",
+    "FULL",
+    "Figure",
+    "amplification",
+    "amplification_map",
+    "costs",
+    "importance_curves",
+    "importance_map",
+    "save",
+    "slot_histogram",
+    "slot_usage",
+    "training_curves",
+]
+
 _DIVERGING = LinearSegmentedColormap.from_list("midus_diverging", data.diverging_stops(65))
 _SEQUENTIAL = LinearSegmentedColormap.from_list("midus_sequential", data.sequential_stops(65))
 _HATCHES = {"own": "", "memory": "//////", "copy": "......"}
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """matplotlib's settings are global: hold them only while drawing, one thread at a time."""
-    with _LOCK, matplotlib.rc_context(_STYLE):
-        yield
-
-
-class Figure(_Figure):
-    """A matplotlib Figure that keeps its caption as text and shows itself in a notebook."""
-
-    caption: str = ""
-
-    def draw(self, renderer: Any) -> None:
-        with _style():
-            super().draw(renderer)
-
-    def savefig(self, *args: Any, **kwargs: Any) -> None:
-        with _style():
-            super().savefig(*args, **kwargs)
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=150, metadata=_METADATA["png"])
-        return buffer.getvalue()
-
-
-def _canvas(width: float, height: float, caption: str) -> Figure:
-    """An empty figure of width x height inches, grown downward by the caption's lines."""
-    lines = data.wrap(caption, int((width - 0.1) * 72 / (CAPTION * 0.52)))
-    foot = (len(lines) * CAPTION * 1.3 + 4) / 72
-    figure = Figure(figsize=(width, height + foot), facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.caption = caption
-    share = foot / (height + foot)
-    figure.set_layout_engine(
-        "constrained", rect=(0, share, 1, 1 - share), w_pad=0.03, h_pad=0.03, wspace=0.02
-    )
-    note = figure.text(
-        0.05 / width,
-        2 / 72 / (height + foot),
-        "\n".join(lines),
-        size=CAPTION,
-        color="#404040",
-        va="bottom",
-        ha="left",
-        linespacing=1.25,
-    )
-    note.set_in_layout(False)
-    return figure
-
-
-def save(
-    figure: _Figure, path: str | Path, formats: Sequence[str] = ("pdf", "svg", "png")
-) -> list[Path]:
-    """Write `path` once per format and return the paths; each file appears whole or not at all.
-
-    A suffix of `path` that is one of the formats is replaced; PNGs have 300 dots an inch.
-    """
-    path = Path(path)
-    unknown = [f for f in formats if f not in _METADATA]
-    if unknown or not formats or isinstance(formats, str):
-        raise MidusError(f"formats must be a list out of pdf, svg, png; got {formats!r}")
-    stem = path.with_suffix("") if path.suffix[1:] in _METADATA else path
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    for form in formats:
-        target = stem.with_name(f"{stem.name}.{form}")
-        partial = stem.with_name(f".{stem.name}.{os.getpid()}.{form}.partial")
-        try:
-            with _style():
-                figure.savefig(partial, format=form, dpi=PNG_DPI, metadata=_METADATA[form])
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        written.append(target)
-    return written
 
 
 # --- maps -----------------------------------------------------------------------------------------
@@ -198,8 +97,8 @@ def _maps(
 ) -> Figure:
     width = width or (FULL if len(panels) > 1 else COLUMN)
     pitch = float(np.clip(2.4 / len(rows), 0.115, 0.24))
-    with _style():
-        figure = _canvas(width, max(0.65 + pitch * len(rows), 2.0), caption)
+    with style():
+        figure = canvas(width, max(0.65 + pitch * len(rows), 2.0), caption)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         norm = Normalize(-colours.limit, colours.limit)
         for ax, (title, grid) in zip(axes, panels, strict=True):
@@ -309,8 +208,8 @@ def importance_curves(
     log = scale == "symlog" or (scale == "auto" and threshold is not None)
     note = f"axis linear within ±{threshold or 1e-4:.1g}, logarithmic beyond" if log else ""
     text = data.caption(before, after, title="Head importance, sorted", notes=[note])
-    with _style():
-        figure = _canvas(width, 2.3, text)
+    with style():
+        figure = canvas(width, 2.3, text)
         ax = figure.subplots()
         ax.axhline(0, color="#888888", linewidth=0.5, zorder=0)
         for i, (table, colour, marker) in enumerate(tables):
@@ -378,8 +277,8 @@ def amplification(table: pd.DataFrame, top: int | None = 20, *, width: float = C
     heads = data.amplified(table, top, "amplification")
     notes = data.amplified_notes(heads, table)
     text = data.caption(table, title="Amplification (after minus before)", notes=notes)
-    with _style():
-        figure = _canvas(width, 0.75 + 0.145 * len(heads), text)
+    with style():
+        figure = canvas(width, 0.75 + 0.145 * len(heads), text)
         ax = figure.subplots()
         _stack(ax, heads)
         y = np.arange(len(heads))
@@ -450,8 +349,8 @@ def slot_usage(usage: pd.DataFrame, *, width: float = FULL) -> Figure:
     grids.append(data.grid(usage, "effective_slots"))
     rows = grids[0].rows
     pitch = float(np.clip(1.2 / len(rows), 0.125, 0.26))
-    with _style():
-        figure = _canvas(width, max(0.65 + pitch * len(rows), 1.3), text)
+    with style():
+        figure = canvas(width, max(0.65 + pitch * len(rows), 1.3), text)
         axes = figure.subplots(1, 2, sharey=True)
         tops = (100.0, float(np.nanmax(grids[1].values)))
         labels = ("coverage (% of slots)", "effective slots (number)")
@@ -489,8 +388,8 @@ def slot_histogram(
     title = data.slots_title(usage_slots)
     known = [f"{len(hits):,} of {count:,} slots hit"] if count else [f"{len(hits):,} slots hit"]
     text = data.usage_caption(usage_slots, title, [*known, f"{int(total):,} hits"])
-    with _style():
-        figure = _canvas(width, 2.0, text)
+    with style():
+        figure = canvas(width, 2.0, text)
         ax = figure.subplots()
         ax.step(
             hits["rank"],
@@ -518,7 +417,7 @@ def slot_histogram(
             ylabel="hits (number)",
             xlim=(-0.02 * (count or len(hits)), 1.02 * (count or len(hits))),
         )
-        ax.set_ylim(bottom=0.7)
+        ax.set_ylim(bottom=0.7 * min(1.0, total / (count or total)))
     return figure
 
 
@@ -529,9 +428,9 @@ def costs(*tables: pd.DataFrame, width: float = FULL) -> Figure:
     panels = len(data.COST_PANELS) + len(times)
     columns = 2 if panels == 4 else 3
     lines = -(-panels // columns)
-    with _style():
+    with style():
         height = lines * (0.62 + 0.2 * len(models)) + 0.25
-        figure = _canvas(width, height, data.cost_caption(models))
+        figure = canvas(width, height, data.cost_caption(models))
         axes = figure.subplots(lines, columns, sharey=True).ravel()
         for ax, (column, (label, units)) in zip(axes, data.COST_PANELS.items(), strict=False):
             totals = _cost_bars(ax, models, column)
@@ -600,8 +499,8 @@ def training_curves(
 ) -> Figure:
     """Training and held-out loss by step, the learning rate below; one log or {name: log}."""
     logs = data.training_logs(runs, "training_curves")
-    with _style():
-        figure = _canvas(width, 2.7, data.training_caption(logs))
+    with style():
+        figure = canvas(width, 2.7, data.training_caption(logs))
         loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         for i, (name, log) in enumerate(logs.items()):
             colour = data.SERIES[i % len(data.SERIES)]

@@ -85,9 +85,10 @@ class MidusConfig(PreTrainedConfig):
         return {key: value for key, value in base.items() if key not in inherited} | kwargs
 
     def _check(self) -> None:
-        if len(self.layer_map) != self.num_hidden_layers:
+        entries = layer_map_of(self)
+        if len(entries) != self.num_hidden_layers:
             raise UpscaleError(
-                f"layer_map has {len(self.layer_map)} entries for {self.num_hidden_layers} blocks; "
+                f"layer_map has {len(entries)} entries for {self.num_hidden_layers} blocks; "
                 "it needs one a block"
             )
         asked = {

@@ -92,7 +92,7 @@ def _read_config(place: str, name: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(place)
     except MidusError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # fields that do not fit raise kinds of huggingface_hub's own
         raise ModelError(f"the model {name!r} cannot be opened: {_line(error)}") from error
     _check_family(config.to_dict(), name)
     return config
@@ -119,5 +119,5 @@ def _check_family(config: dict[str, Any], name: str) -> None:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error that may have many."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """An error that may have many lines in one, its beginning."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -6,11 +6,13 @@ N = n*n slots, r latent size, d hidden size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from kernels import headwise_memory
-from midus_model.config import MidusConfig, head_dim_of
+from midus_model.config import MidusConfig, head_dim_of, layer_map_of
 
 
 class HeadOutputs(nn.Module):
@@ -46,7 +48,7 @@ class HeadwiseMemory(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Bank zero: the block is the identity. Keys and projections not, or nothing would learn."""
+        """Bank zero: the block is the identity. Keys and projections not, or nothing learns."""
         nn.init.zeros_(self.bank)
         bound = self.row_keys.shape[-1] ** -0.5
         nn.init.uniform_(self.row_keys, -bound, bound)
@@ -83,10 +85,10 @@ def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:
             super().__init__(config, layer_idx)
             del self.mlp, self.post_attention_layernorm
             self.self_attn.o_proj = nn.Identity()
-            self.memory = HeadwiseMemory(config, config.layer_map[layer_idx]["heads"])
+            self.memory = HeadwiseMemory(config, layer_map_of(config)[layer_idx]["heads"])
 
         def forward(
-            self, hidden_states: torch.Tensor, use_cache: bool | None = False, **kwargs
+            self, hidden_states: torch.Tensor, use_cache: bool | None = False, **kwargs: Any
         ) -> torch.Tensor:
             head_outputs, _ = self.self_attn(
                 hidden_states=self.input_layernorm(hidden_states), use_cache=use_cache, **kwargs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from midus_model.config import MidusConfig
+from midus_model.config import MidusConfig, layer_map_of
 from midus_model.memory import HeadwiseMemory, memory_block_class
 
 
@@ -55,7 +56,7 @@ class MidusForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = backbone_class(config.base_model_type)(config)
         new_block = block_class(config.base_model_type)
-        for index, entry in enumerate(config.layer_map):
+        for index, entry in enumerate(layer_map_of(config)):
             if entry["kind"] == "memory":
                 self.model.layers[index] = new_block(config, index)
         self.vocab_size = config.vocab_size
@@ -73,12 +74,12 @@ class MidusForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Arguments and result as in `LlamaForCausalLM.forward`; logits [B, T, vocabulary]."""
         outputs = self.model(

@@ -10,7 +10,7 @@ from midus_model.config import layer_map_of
 from midus_model.errors import UpscaleError
 
 
-def new_parameter_names(model: nn.Module) -> set[str]:
+def new_parameter_names(model: Any) -> set[str]:
     """Names of the parameters of inserted blocks; empty for a model that was not up-scaled."""
     inserted = [
         f"model.layers.{layer}."
@@ -21,7 +21,7 @@ def new_parameter_names(model: nn.Module) -> set[str]:
 
 
 def param_groups(
-    model: nn.Module,
+    model: Any,
     lr: float,
     *,
     bank_lr_multiplier: float = 10.0,

@@ -29,7 +29,7 @@ class HeadSite:
     stop: int
 
 
-def family(model: nn.Module) -> str:
+def family(model: Any) -> str:
     """Family of a base or up-scaled model, one of SUPPORTED_BASES; else UnsupportedArchitecture."""
     config = getattr(model, "config", None)
     name = getattr(config, "base_model_type", None) or getattr(config, "model_type", None)
@@ -41,22 +41,23 @@ def family(model: nn.Module) -> str:
     return name
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
+def blocks(model: Any) -> Any:
     """The decoder blocks, in the order they run."""
     family(model)
     return model.model.layers
 
 
-def head_sites(model: nn.Module) -> list[HeadSite]:
+def head_sites(model: Any) -> list[HeadSite]:
     """Every head of `model`, by block, then head.
 
     An attention head's site is the input of its `o_proj`; a memory head's the input of the
     parameterless `memory.out`. Slicing after `o_proj` would mix heads.
     """
+    stack = blocks(model)
     size, count = head_dim_of(model.config), model.config.num_attention_heads
     entries = layer_map_of(model.config)
     sites = []
-    for layer, (block, entry) in enumerate(zip(blocks(model), entries, strict=True)):
+    for layer, (block, entry) in enumerate(zip(stack, entries, strict=True)):
         if entry["kind"] == "memory":
             kind, name, module = "memory", "memory.out", block.memory.out
             heads = block.memory.heads
@@ -112,7 +113,7 @@ def _read_heads(path: Path) -> Iterable[Any]:
     return heads
 
 
-def check_heads(model: nn.Module, pairs: Iterable[tuple[int, int]]) -> None:
+def check_heads(model: Any, pairs: Iterable[tuple[int, int]]) -> None:
     """Raises HeadError for the first pair that `model` does not have."""
     known = {(site.layer, site.head) for site in head_sites(model)}
     for pair in pairs:
@@ -125,7 +126,7 @@ def check_heads(model: nn.Module, pairs: Iterable[tuple[int, int]]) -> None:
 
 
 def finish_block(
-    block: nn.Module, hidden_states: torch.Tensor, head_outputs: torch.Tensor
+    block: Any, hidden_states: torch.Tensor, head_outputs: torch.Tensor
 ) -> torch.Tensor:
     """The output [B, T, d] of a block given its input and, replaced or not, its head outputs.
 

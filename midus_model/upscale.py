@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.initialization import no_init_weights
 
 from midus_model.config import MidusConfig, head_dim_of, is_whole, map_entry
@@ -183,7 +182,7 @@ def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
 
 
 @torch.no_grad()
-def _fill(block: nn.Module, source: nn.Module, kind: str) -> None:
+def _fill(block: Any, source: Any, kind: str) -> None:
     if kind != "memory":
         block.load_state_dict(source.state_dict())
         if kind == "copy":

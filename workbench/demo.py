@@ -85,10 +85,10 @@ def _closing(run: RunFolder) -> Panel:
     covered = ", ".join(f"block {b}: {100 * c:.0f}%" for b, c in found["coverage"].items())
     more = found["flops_per_token_after"] / found["flops_per_token_before"] - 1
     lines = [
-        f"{found['amplified']} of {found['heads']} heads amplified and {found['weakened']} weakened, "
-        "the 95% interval excluding zero.",
-        f"Of the {found['chosen']} heads chosen on the other half, {found['chosen_amplified']} were "
-        "amplified.",
+        f"{found['amplified']} of {found['heads']} heads were amplified and {found['weakened']} "
+        "weakened, the 95% interval excluding zero.",
+        f"Of the {found['top']} heads ranked highest on the other half {found['chosen']} got "
+        f"memory; {found['chosen_amplified']} of these were amplified.",
         f"Slots used by a head, of {found['slots']:,}: {covered}.",
         f"{found['parameters_added']:,} parameters added to {found['parameters_before']:,}; "
         f"{100 * more:.0f}% more FLOP a token.",

@@ -1,8 +1,8 @@
 """Make what is shipped: the finished study and pico-midus.
 
-`python -m workbench.make_study` runs the demo's recipe at greater length, with LLaMA Pro trained on
-the same rows beside MIDUS, and writes `workbench/study/` and `midus_model/pico_midus/`. Interrupted,
-it goes on from where it was.
+`python -m workbench.make_study` runs the demo's recipe at greater length, with LLaMA Pro trained
+on the same rows beside MIDUS, and writes `workbench/study/` and `midus_model/pico_midus/`.
+Interrupted, it goes on from where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make(work: Path, recipe: Recipe, progress: Any = None) -> RunFolder:
 
 
 def ship(run: RunFolder, study: Path = STUDY_DIR, model_dir: Path = SHIPPED["pico-midus"]) -> None:
-    """Copy the run without its weights to `study`, and the up-scaled model in fp16 to `model_dir`."""
+    """Copy the run but its weights to `study`, and the up-scaled model in fp16 to `model_dir`."""
     model = load(run.path / "models" / "midus")
     save_model(model.half(), load_tokenizer("pico"), model_dir)
     (model_dir / "README.md").write_text(card(run), encoding="utf-8")

@@ -13,6 +13,7 @@ import json
 import platform
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ class Mixture(Dataset):
 
 
 @torch.no_grad()
-def heldout_scores(model, tokenizer, texts: list[str]) -> dict[str, float]:
+def heldout_scores(model: Any, tokenizer: Any, texts: list[str]) -> dict[str, float]:
     """Loss [nats a token] and next-token accuracy; every token but a file's first, once."""
     nats, hits, count = 0.0, 0, 0
     for text in texts:
@@ -148,7 +149,9 @@ def heldout_scores(model, tokenizer, texts: list[str]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def induction_scores(model, length: int = 64, rows: int = 64, seed: int = 0) -> dict[str, float]:
+def induction_scores(
+    model: Any, length: int = 64, rows: int = 64, seed: int = 0
+) -> dict[str, float]:
     """Loss [nats a token] on the first and on the second copy of a random sequence."""
     generator = torch.Generator().manual_seed(seed)
     copy = torch.randint(1, VOCABULARY, (rows, length), generator=generator)
@@ -181,7 +184,7 @@ def new_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(model, stream: np.ndarray, work: Path, steps: int) -> None:
+def train(model: Any, stream: np.ndarray, work: Path, steps: int) -> None:
     arguments = TrainingArguments(
         output_dir=str(work / "checkpoints"),
         max_steps=steps,

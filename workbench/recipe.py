@@ -204,7 +204,9 @@ class Study:
     def _amplification(self) -> None:
         self._stage("amplification")
         before, after = map(self.folder.load_table, ("importance_before", "importance_after"))
-        chosen = [tuple(pair) for pair in top_set(self.folder.load_table("ranking"))]
+        grown = set(after.loc[after["kind"] == "memory", "source_layer"])
+        ranked = top_set(self.folder.load_table("ranking"))
+        chosen = [(layer, head) for layer, head in ranked if layer in grown] or None
         table = amplification(before, after, chosen=chosen, seed=self.recipe.seed)
         self.folder.save_table("amplification", table)
 
@@ -309,6 +311,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "loss_heldout_after": loss["midus", "heldout"],
         "steps": log.loc[log["run"] == "midus", "step"].max(),
         "heads": len(table),
+        "top": folder.manifest["parameters"]["top"],
         "amplified": up.sum(),
         "weakened": down.sum(),
         "chosen": is_chosen.sum(),

@@ -33,7 +33,7 @@ FIELDS = ("kind", "status", "parameters", "models", "tables", "figures", "summar
 class RunFolder:
     """One run on disc; as a context manager it records a failure, and removes itself if empty.
 
-    with RunFolder.create("runs/mine", "importance", ["midus", ...], {"method": "ablation"}) as run:
+    with RunFolder.create("runs/mine", "importance") as run:
         run.save_table("importance_before", table)
         run.finish({"heads": 48})
     """
@@ -104,9 +104,7 @@ class RunFolder:
         differing = sorted(k for k in asked | was if asked.get(k) != was.get(k))
         if run.kind != kind or differing:
             what = f"other {', '.join(differing)}" if run.kind == kind else f"kind {run.kind!r}"
-            raise RunError(
-                f"{place} holds a run with {what}; give another folder, or --overwrite to replace it"
-            )
+            raise RunError(f"{place} holds a run with {what}; give another folder, or --overwrite")
         check_place(place)
         return run
 
@@ -247,9 +245,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
         if parent.is_dir():
             if os.access(parent, os.W_OK | os.X_OK):
                 return
-            raise RunError(
-                f"cannot write to {place}: {parent} is not writable; give another folder"
-            )
+            raise RunError(f"cannot write to {place}: {parent} is read-only; give another folder")
         if parent.exists() or parent.is_symlink():
             raise RunError(f"cannot write to {place}: {parent} is a file; give another folder")
 

@@ -43,7 +43,7 @@ def main() -> None:
     with shared.messages("Memory slots"):
         usage = run.table("memory_usage")
         figure = figures.slot_usage(usage, width=shared.MAP_WIDTH)
-        shared.draw(_two_line_scales(figure), "slot_usage", stretch=False)
+        shared.draw(figure, "slot_usage", stretch=False)
         with st.expander("How is this computed"):
             st.markdown(METHOD)
         st.subheader("By block and head")
@@ -51,13 +51,6 @@ def main() -> None:
         st.subheader("One head's slots")
         with shared.messages("The slots"):
             _head(run, usage)
-
-
-def _two_line_scales(figure: go.Figure) -> go.Figure:
-    """Break the colour bars' titles: a map of few blocks is lower than their one line is long."""
-    for axis in (figure.layout.coloraxis, figure.layout.coloraxis2):
-        axis.colorbar.title.text = axis.colorbar.title.text.replace(" (", "<br>(")
-    return figure
 
 
 def _table(run: shared.Run, usage: pd.DataFrame) -> None:
@@ -119,7 +112,7 @@ def _head(run: shared.Run, usage: pd.DataFrame) -> None:
             shared.draw(_grid(slots, side), "slot_grid")
             st.caption(
                 "Rows and columns are the row keys and column keys. Colours are logarithmic; "
-                "empty cells were never hit."
+                "grey cells were never hit."
             )
     with listed:
         st.markdown("**Most-hit slots**")
@@ -149,7 +142,7 @@ def _numbers(row: pd.Series) -> None:
 
 
 def _grid(slots: pd.DataFrame, side: int) -> go.Figure:
-    """The head's hits laid out on its key grid, [side, side]; never-hit slots stay empty."""
+    """The head's hits laid out on its key grid, [side, side]; never-hit slots stay grey."""
     hits = np.full((side, side), np.nan)
     hits[slots["row"].to_numpy(int), slots["col"].to_numpy(int)] = slots["hits"].to_numpy(float)
     figure = go.Figure(
@@ -176,7 +169,7 @@ def _grid(slots: pd.DataFrame, side: int) -> go.Figure:
         height=360,
         margin={"l": 50, "r": 10, "t": 10, "b": 45},
         paper_bgcolor=figures.CLEAR,
-        plot_bgcolor=figures.CLEAR,
+        plot_bgcolor=figures.FAINT,
         xaxis=axis,
         yaxis={**axis, "title": {"text": "row key"}, "autorange": "reversed", "scaleanchor": "x"},
     )

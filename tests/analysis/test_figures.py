@@ -454,6 +454,8 @@ def test_captions_name_what_was_measured(before, after, change):
     assert "bold: chosen for memory (" in paper.amplification(change).caption
     before.attrs.update(table="ranking", confidence=0.9, interval="confidence sequence")
     assert "90% confidence sequence" in paper.importance_curves(before).caption
+    whole = before.assign(ci_low=before["score"], ci_high=before["score"])
+    assert "every window was measured" in paper.importance_curves(whole).caption
     shown = figures.importance_curves(before).layout.annotations[-1].text
     assert "90% confidence sequence" in plain(shown)
 

@@ -50,12 +50,13 @@ def change_config(place: Path, **changes: Any) -> None:
 def test_pico_predicts_its_held_out_text_as_its_card_says() -> None:
     model = load("pico")
     assert not model.training and model.dtype == torch.float32 and model.name_or_path == "pico"
-    windows = [w for w in documents(model="pico", limit=24).windows if len(w.ids) == 256][::6]
-    assert len(windows) >= 12
-    ids = torch.stack([window.ids for window in windows[:24]])
+    spread = documents(model="pico").windows[::24]  # from all documents; windows differ by 0.6 nats
+    windows = [window for window in spread if len(window.ids) == 256]
+    assert len(windows) >= 40
+    ids = torch.stack([window.ids for window in windows])
     loss = float(model(ids, labels=ids).loss)
     card = json.loads((SHIPPED["pico"] / "scores.json").read_text())
-    assert abs(loss - card["loss"]) < 0.3, (loss, card["loss"])
+    assert abs(loss - card["loss"]) < 0.25, (loss, card["loss"])
 
 
 def test_every_shipped_model_loads_with_its_tokenizer() -> None:

@@ -33,7 +33,9 @@ def moved_after(model: Any, steps: int, train: str = "new") -> set[str]:
         model(ids, labels=ids).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    return {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    return {
+        name for name, value in model.named_parameters() if not torch.equal(value, before[name])
+    }
 
 
 @pytest.mark.parametrize("heads", [None, [(0, 1), (3, 0), (3, 2)]], ids=["all", "some"])
@@ -82,7 +84,9 @@ def test_groups_rates_and_decay(family: str, train: str) -> None:
 def test_biases_are_not_decayed_and_a_frozen_base_gets_no_gradient() -> None:
     model = upscale(tiny("llama", attention_bias=True), **SMALL)
     groups = {g["name"]: g["params"] for g in param_groups(model, LR)}
-    biases = [p for name, p in model.named_parameters() if name.endswith("bias") and p.requires_grad]
+    biases = [
+        p for name, p in model.named_parameters() if name.endswith("bias") and p.requires_grad
+    ]
     assert len(biases) == 6  # of query, key and value projection in two blocks
     assert all(any(bias is p for p in groups["no_decay"]) for bias in biases)
     ids = tokens()

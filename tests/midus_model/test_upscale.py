@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -270,10 +271,11 @@ def test_tied_embeddings_are_saved_once(tmp_path: Path) -> None:
 
 PLAIN = """
 import sys, torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 with torch.no_grad():
-    torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
+    save_file({"logits": model(load_file(sys.argv[2])["ids"]).logits}, sys.argv[3])
 assert type(model).__name__ == "LlamaForCausalLM" and len(model.config.layer_map) == 6
 assert not [name for name in sys.modules if name.startswith("midus_model")]
 """
@@ -283,11 +285,11 @@ def test_llama_pro_is_a_plain_llama_to_others(tmp_path: Path) -> None:
     model = a_few_steps(grown(tiny("llama"), "llama-pro"))
     assert type(model) is LlamaForCausalLM
     model.save_pretrained(tmp_path / "model")
-    torch.save(tokens(), tmp_path / "ids.pt")
-    command = [sys.executable, "-c", PLAIN, "model", "ids.pt", "logits.pt"]
+    save_file({"ids": tokens()}, tmp_path / "ids")
+    command = [sys.executable, "-c", PLAIN, "model", "ids", "logits"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model, tokens()))
+    assert torch.equal(load_file(tmp_path / "logits")["logits"], logits(model, tokens()))
     assert load(tmp_path / "model").config.layer_map == model.config.layer_map
 
 

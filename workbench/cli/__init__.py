@@ -27,7 +27,7 @@ def _start(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """See which attention heads matter, make a model deeper with MIDUS memory, and see what changed.
+    """See which attention heads matter, make a model deeper with MIDUS memory, see what changed.
 
     Try `midus demo` first: everything on the shipped model, in a few minutes on a laptop.
     """

@@ -98,6 +98,9 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_progress
+        return
     state: dict[str, Any] = {"total": None, "stage": ""}
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("loading", total=None)
@@ -114,6 +117,14 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, description=text)
 
         yield report
+
+
+def _plain_progress(done: int, total: int, text: str) -> None:
+    """Where no bar can be drawn (a log file, a pipe): a line a stage and a tenth."""
+    if total == 0:
+        typer.echo(text, err=True)
+    elif total >= 10 and done and done % (total // 10) == 0:
+        typer.echo(f"{text} {done}/{total}", err=True)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -29,7 +29,7 @@ def importance(
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
 ) -> None:
-    """How much every head helps, in nats a token, with intervals; for one model or before and after.
+    """How much every head helps, in nats a token; for one model, or before and after.
 
     Examples:
 

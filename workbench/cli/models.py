@@ -54,7 +54,7 @@ def upscale(
     check_place(output)
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise RunError(
-            f"{output} exists already; give another folder, or --overwrite for a model's"
+            f"{output} exists already; give another folder, or --overwrite if it is a model"
         )
     base = load(model)
     new = deeper(
@@ -160,7 +160,7 @@ def train(
     Given the run folder of an interrupted training, the same command goes on where that was. Runs
     under torchrun and accelerate as the Hugging Face Trainer does.
 
-    Example: `midus train runs/deeper --data packages --split train --limit 400 --steps 200 -o runs/t`
+    Example: `midus train runs/deeper --data packages --split train --limit 400 -o runs/trained`
     """
     from analysis.documents import documents
     from midus_model import load

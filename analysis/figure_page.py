@@ -1,0 +1,93 @@
+"""The page that interactive figures stand on: theme, caption, and how one is saved."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from analysis import figure_data as data
+
+CLEAR = "rgba(0,0,0,0)"
+FAINT = "rgba(128,128,128,0.28)"
+MIDDLE = "rgba(128,128,128,0.9)"
+_CHARACTER = 5.9  # pixels, mean width of a caption character
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 1rem; background: #fff; }}
+@media (prefers-color-scheme: dark) {{
+  body {{ background: #16191d; }}
+  .js-plotly-plot .main-svg text:not(.bartext):not(.textpoint text) {{ fill: #d7dbe0 !important; }}
+}}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def save_html(figure: go.Figure, path: str | Path) -> Path:
+    """Write one self-contained interactive page (no network needed), whole or not at all."""
+    path = Path(path)
+    path = path if path.suffix == ".html" else path.with_name(path.name + ".html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = figure.to_html(
+        full_html=False, include_plotlyjs=True, div_id="figure", config={"displaylogo": False}
+    )
+    title = html.escape(str((figure.layout.meta or {}).get("title", "figure")))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(_PAGE.format(title=title, body=body), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def finish(
+    figure: go.Figure,
+    caption: str,
+    *,
+    plot_height: float,
+    top: int = 40,
+    foot: int = 46,
+    left: int = 70,
+    right: int = 20,
+    width: float | None = None,
+) -> go.Figure:
+    """Transparent ground, quiet axes, and the caption below; heights and margins in pixels."""
+    lines = data.wrap(caption, int(((width or 760) - 30) / _CHARACTER))
+    bottom = foot + 14 * len(lines) + 10
+    figure.add_annotation(
+        text="<br>".join(map(html.escape, lines)),
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=0,
+        xshift=12 - left,
+        yshift=-foot,
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        font={"size": 10.5},
+    )
+    figure.update_annotations(font={"size": 13}, selector={"yanchor": "bottom"})
+    figure.update_layout(
+        template="none",
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        font={"size": 12},
+        height=round(plot_height + top + bottom),
+        width=None if width is None else round(width),
+        margin={"l": left, "r": right, "t": top, "b": bottom},
+        meta={"caption": caption, "title": caption.split(":")[0].split(";")[0]},
+        hoverlabel={"align": "left"},
+    )
+    figure.update_xaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE, title_standoff=6)
+    figure.update_yaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE)
+    return figure

@@ -1,0 +1,128 @@
+"""The sheet that paper figures are drawn on: type, sizes, caption, and how it is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as _Figure
+
+from analysis import figure_data as data
+from midus_model.errors import MidusError
+
+COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
+PNG_DPI = 300
+TEXT, SMALL, CAPTION = 7.5, 7.0, 6.0  # points
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "axes.labelsize": TEXT,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "hatch.linewidth": 0.4,
+    "axes.formatter.limits": (-4, 5),
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "midus",
+}
+METADATA = {
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+    "png": {"Software": None},
+}
+LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's settings are global: hold them only while drawing, one thread at a time."""
+    with LOCK, matplotlib.rc_context(STYLE):
+        yield
+
+
+class Figure(_Figure):
+    """A matplotlib Figure that keeps its caption as text and shows itself in a notebook."""
+
+    caption: str = ""
+
+    def draw(self, renderer: Any) -> None:
+        with style():
+            super().draw(renderer)
+
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        with style():
+            super().savefig(*args, **kwargs)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=150, metadata=METADATA["png"])
+        return buffer.getvalue()
+
+
+def canvas(width: float, height: float, caption: str) -> Figure:
+    """An empty figure of width x height inches, grown downward by the caption's lines."""
+    lines = data.wrap(caption, int((width - 0.1) * 72 / (CAPTION * 0.535)))
+    foot = (len(lines) * CAPTION * 1.3 + 4) / 72
+    figure = Figure(figsize=(width, height + foot), facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.caption = caption
+    share = foot / (height + foot)
+    figure.set_layout_engine(
+        "constrained", rect=(0, share, 1, 1 - share), w_pad=0.03, h_pad=0.03, wspace=0.02
+    )
+    note = figure.text(
+        0.05 / width,
+        2 / 72 / (height + foot),
+        "\n".join(lines),
+        size=CAPTION,
+        color="#404040",
+        va="bottom",
+        ha="left",
+        linespacing=1.25,
+    )
+    note.set_in_layout(False)
+    return figure
+
+
+def save(
+    figure: _Figure, path: str | Path, formats: Sequence[str] = ("pdf", "svg", "png")
+) -> list[Path]:
+    """Write `path` once per format and return the paths; each file appears whole or not at all.
+
+    A suffix of `path` that is one of the formats is replaced; PNGs have 300 dots an inch.
+    """
+    path = Path(path)
+    unknown = [f for f in formats if f not in METADATA]
+    if unknown or not formats or isinstance(formats, str):
+        raise MidusError(f"formats must be a list out of pdf, svg, png; got {formats!r}")
+    stem = path.with_suffix("") if path.suffix[1:] in METADATA else path
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for form in formats:
+        target = stem.with_name(f"{stem.name}.{form}")
+        partial = stem.with_name(f".{stem.name}.{os.getpid()}.{form}.partial")
+        try:
+            with style():
+                figure.savefig(partial, format=form, dpi=PNG_DPI, metadata=METADATA[form])
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        written.append(target)
+    return written

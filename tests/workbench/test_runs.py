@@ -1,0 +1,125 @@
+"""The run folder: written whole, read back, and clear about what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from midus_model.errors import MidusError, RunError
+from workbench.runs import RunFolder, check_place, free_place
+
+
+def table(values=(1.0, 2.0)):
+    made = pd.DataFrame({"score": list(values), "by_document": [[v, v] for v in values]})
+    made.attrs = {"table": "head_importance", "model": "m"}
+    return made
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    run = RunFolder.create(tmp_path / "a" / "b", "train", ["midus", "train"], {"steps": 3})
+    run.save_table("importance_before", table())
+    run.add_model("before", "pico")
+    run.log("stage", name="x")
+    run.finish({"loss": 1.5})
+    again = RunFolder.open(tmp_path / "a" / "b")
+    assert again.done and again.summary == {"loss": 1.5} and again.kind == "train"
+    loaded = again.load_table("importance_before")
+    assert loaded.equals(table()) and loaded.attrs["model"] == "m"
+    assert again.model_path("before") == "pico"
+    assert not list((tmp_path / "a" / "b").glob(".*"))
+
+
+def test_manifest_holds_what_the_contract_says(tmp_path):
+    run = RunFolder.create(tmp_path / "r", "demo", ["midus", "demo"], {"steps": 3})
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert set(manifest) == {
+        "schema", "midus", "kind", "status", "created", "command", "parameters", "versions",
+        "models", "tables", "figures", "summary",
+    }  # fmt: skip
+    assert manifest["schema"] == 1 and manifest["status"] == "running"
+
+
+def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
+    run = RunFolder.create(tmp_path / "r", "demo")
+    run.save_table("ranking", table())
+    run.finish()
+    with pytest.raises(RunError, match="finished run"):
+        RunFolder.create(tmp_path / "r", "demo")
+    assert RunFolder.open(tmp_path / "r").done
+    fresh = RunFolder.create(tmp_path / "r", "demo", overwrite=True)
+    assert fresh.tables == [] and not (tmp_path / "r" / "tables").exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="no run folder"):
+            RunFolder.create(tmp_path, "demo", overwrite=overwrite)
+    assert (tmp_path / "mine.txt").read_text() == "x"
+
+
+def test_an_unwritable_place_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="is a file"):
+        RunFolder.create(tmp_path / "file" / "below" / "run", "demo")
+    with pytest.raises(RunError, match="is a file"):
+        check_place(tmp_path / "file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no manifest.json"),
+        ("{", "damaged"),
+        ("[]", "names no schema"),
+        ("{}", "names no schema"),
+        ('{"schema": 1}', "lacks kind"),
+        ('{"schema": 7, "midus": "9.9"}', "made by midus 9.9"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(RunError, match=message) as error:
+        RunFolder.open(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_begin_goes_on_with_the_same_and_refuses_another(tmp_path):
+    RunFolder.create(tmp_path / "r", "demo", None, {"steps": 3}).save_table("ranking", table())
+    assert RunFolder.begin(tmp_path / "r", "demo", None, {"steps": 3}).has_table("ranking")
+    with pytest.raises(RunError, match="other steps"):
+        RunFolder.begin(tmp_path / "r", "demo", None, {"steps": 4})
+    with pytest.raises(RunError, match="kind 'demo'"):
+        RunFolder.begin(tmp_path / "r", "train", None, {"steps": 3})
+    anew = RunFolder.begin(tmp_path / "r", "demo", None, {"steps": 4}, overwrite=True)
+    assert not anew.has_table("ranking")
+
+
+def test_a_failed_run_says_so_and_an_empty_one_goes(tmp_path):
+    with pytest.raises(MidusError), RunFolder.create(tmp_path / "empty", "demo"):
+        raise MidusError("nothing came of it")
+    assert not (tmp_path / "empty").exists()
+    with pytest.raises(MidusError), RunFolder.create(tmp_path / "some", "demo") as run:
+        run.save_table("ranking", table())
+        raise MidusError("stopped half-way")
+    manifest = RunFolder.open(tmp_path / "some").manifest
+    assert manifest["status"] == "failed" and manifest["message"] == "stopped half-way"
+
+
+def test_unknown_names_are_named(tmp_path):
+    run = RunFolder.create(tmp_path / "r", "demo")
+    with pytest.raises(RunError, match="no table 'x'.*none"):
+        run.load_table("x")
+    with pytest.raises(RunError, match="no model 'x'"):
+        run.model_path("x")
+
+
+def test_free_place_never_names_what_is_there(tmp_path):
+    assert free_place(tmp_path, "rank-pico").name == "rank-pico"
+    (tmp_path / "rank-pico").mkdir()
+    assert free_place(tmp_path, "rank-pico").name == "rank-pico-2"
+    assert free_place(tmp_path, "a b/c").name == "a-b-c"
