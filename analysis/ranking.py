@@ -60,8 +60,8 @@ def rank_heads(
         metric: "loss", next-token loss in nats a token.
         top: size of the top set, at least 1 and below the number of heads.
         confidence: that the whole top set is right, when the race ends by itself.
-        budget: exact evaluations, a head on a window each; by default an eighth of all there are,
-            and 64 windows a head where an eighth is less.
+        budget: exact evaluations, a head on a window each; by default a sixteenth of all there are,
+            and 64 windows a head where that is less.
         seed: of the order of windows.
         progress: called with (done, total, text).
 
@@ -96,7 +96,7 @@ def rank_heads(
     baselines = head_baselines(network, sites, docs, baseline, progress)
     race = _Race(len(sites), docs, top, confidence, seed)
     full = len(sites) * len(docs.windows)
-    allowed = min(full, max(full // 8, 64 * len(sites))) if budget is None else budget
+    allowed = min(full, max(full // 16, 64 * len(sites))) if budget is None else budget
     if allowed < len(sites):
         raise MidusError(
             f"budget is {allowed}; it must pay a window for each of {len(sites)} heads"

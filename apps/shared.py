@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from analysis import figure_data, figures, statistics
+from analysis import figure_data, statistics
 from midus_model.errors import MidusError, RunError
 from workbench import runs
 from workbench.runs import RunFolder
@@ -188,7 +188,7 @@ def draw(figure: go.Figure, key: str, *, select: bool = False, stretch: bool = T
     ink = _INK[st.context.theme.type or "light"]
     figure.update_layout(
         font={"color": ink, "family": _FONT},
-        modebar={"bgcolor": figures.CLEAR, "color": ink},
+        modebar={"bgcolor": _CLEAR, "color": ink},
     )
     st.plotly_chart(
         figure,
@@ -217,6 +217,7 @@ def clicked(key: str) -> dict[str, Any] | None:
     return st.session_state.get(f"clicked_{key}")
 
 
+_CLEAR = "rgba(0,0,0,0)"
 _INK = {"light": "#3d454d", "dark": "#c9d0d8"}
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', 'Liberation Sans', sans-serif"
 _BUTTONS = ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]

@@ -42,7 +42,7 @@ class Recipe:
         baseline: whether LLaMA Pro is trained on the same rows beside MIDUS.
     """
 
-    steps: int = 180
+    steps: int = 150
     batch_size: int = 16
     lr_midus: float = 8e-3
     lr_llama_pro: float = 5e-3

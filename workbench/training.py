@@ -136,6 +136,9 @@ def evaluate(
 class _Trainer(Trainer):
     """The Trainer with our optimiser groups and a token-weighted evaluation."""
 
+    optimizer: Any
+    control: Any
+
     def __init__(self, *, recipe: dict[str, Any], eval_documents: Documents | None, **kwargs: Any):
         super().__init__(**kwargs)
         self.recipe, self.eval_documents = recipe, eval_documents
@@ -246,7 +249,7 @@ def train(
     if batch_size % world:
         raise MidusError(f"batch_size is {batch_size}; with {world} processes give a multiple")
     rows = PackedRows(documents, batch_size * steps, seed)
-    recipe = {
+    recipe: dict[str, Any] = {
         "lr": lr,
         "bank_lr_multiplier": bank_lr_multiplier,
         "weight_decay": weight_decay,

@@ -168,8 +168,8 @@ def _grid(slots: pd.DataFrame, side: int) -> go.Figure:
         template="none",
         height=360,
         margin={"l": 50, "r": 10, "t": 10, "b": 45},
-        paper_bgcolor=figures.CLEAR,
-        plot_bgcolor=figures.FAINT,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(128,128,128,0.28)",
         xaxis=axis,
         yaxis={**axis, "title": {"text": "row key"}, "autorange": "reversed", "scaleanchor": "x"},
     )

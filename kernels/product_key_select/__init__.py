@@ -32,9 +32,7 @@ def product_key_select(
     )
 
 
-def check_keys(
-    query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int
-) -> None:
+def check_keys(query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int) -> None:
     """Raises ValueError, naming the argument, where shapes do not fit or k is outside 1..n."""
     if query.ndim != 3 or row_keys.ndim != 3 or row_keys.shape != col_keys.shape:
         raise ValueError(

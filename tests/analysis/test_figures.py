@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from analysis import figure_data, figures, paper
+from analysis import figure_data, figures, paper, tables
 from midus_model.errors import IncomparableTables, MidusError
 
 HEADS = 8
@@ -546,23 +546,16 @@ def test_html_is_one_page_that_needs_no_network(before, tmp_path):
 
 
 def test_paper_needs_no_browser_and_no_pyplot(before, tmp_path):
-    before.drop(columns="by_document").to_pickle(tmp_path / "table.pkl")
+    tables.save(before, tmp_path / "table")
     script = (
-        "import sys, pandas\nfrom analysis import paper\n"
-        "figure = paper.importance_map(pandas.read_pickle('table.pkl'))\n"
-        "print(*paper.save(figure, 'out'))\n"
+        "import sys\nfrom analysis import paper, tables\n"
+        "paper.save(paper.importance_map(tables.load('table')), 'out')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    root = Path(paper.__file__).resolve().parent.parent
-    paths = [str(root), *(p for p in sys.path if p)]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env={"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    paths = [str(Path(paper.__file__).resolve().parent.parent), *(p for p in sys.path if p)]
+    env = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all((tmp_path / f"out.{f}").stat().st_size > 1000 for f in ("pdf", "svg", "png"))
 

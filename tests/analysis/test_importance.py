@@ -1,8 +1,8 @@
-"""Head importance against a plain loop, one head and one window at a time, and finite differences."""
+"""Head importance against a plain loop, a head and a window at a time, and finite differences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from analysis import engine, head_importance
 from analysis.documents import Document, Documents, documents
 from midus_model import head_sites, load, upscale
 from midus_model.errors import MidusError, ModelError, UnsupportedArchitecture
-from tests.models import FAMILIES, VOCABULARY, tiny
+from tests.models import VOCABULARY, tiny
 from tests.reference import Choices, fill_banks, float64_reference, watched
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
@@ -128,10 +128,8 @@ def baselines_by_hand(model: Any, data: Documents, kind: str) -> list[torch.Tens
     return [means[layer, head] for layer, head, _, _ in places(model)]
 
 
-def ablated_by_hand(
-    model: Any, data: Documents, kind: str, least: Callable[[], Any] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Effect of every head on every unit [heads, units], in nats a token, and each head's margin."""
+def ablated_by_hand(model: Any, data: Documents, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Effect of every head on every unit [heads, units] in nats a token, and each head's margin."""
     tokens = np.array([unit["tokens"] for unit in data.units])
     effects = np.zeros((len(places(model)), len(tokens)))
     margins = np.full(len(effects), np.inf)

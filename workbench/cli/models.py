@@ -180,8 +180,8 @@ def train(
         "weight_decay": weight_decay, "train": params, "eval_every": eval_every,
         "save_every": save_every, "seed": seed,
     }  # fmt: skip
-    read = {"data": data, "split": split, "limit": limit, "context": context}
-    held = {"data": eval_data, "split": eval_split, "limit": eval_limit}
+    read: dict[str, Any] = {"data": data, "split": split, "limit": limit, "context": context}
+    held: dict[str, Any] = {"data": eval_data, "split": eval_split, "limit": eval_limit}
     texts = documents(**read, model=loaded)
     held_texts = documents(**held, model=loaded, context=context) if eval_data else None
     training.PackedRows(texts, 1, seed)  # too little text is refused before a folder is made

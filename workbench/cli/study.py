@@ -13,7 +13,7 @@ from workbench.cli import common
 @common.reports
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")] = Path("runs/demo"),
-    steps: Annotated[int | None, typer.Option(help="Training steps. [default: 180]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps. [default: 150]")] = None,
     overwrite: common.Overwrite = False,
 ) -> None:
     """Everything on the shipped model, in minutes: measure, up-scale, train, measure again, draw.
