@@ -17,7 +17,7 @@ from rich.text import Text
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
 
-DEMO = Recipe()
+DEMO = Recipe(top=16, memory_heads="top")
 
 
 def run_demo(

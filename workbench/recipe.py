@@ -38,6 +38,8 @@ class Recipe:
         train_documents: at most that many training documents.
         excerpts, windows: documents measured, and windows of the context of each.
         top: heads in the ranking's top set.
+        memory_heads: "all" gives every head of the inserted blocks memory, in blocks after every
+            other layer; "top" the ranking's top set alone, in blocks after its layers.
         num_keys, top_k, latent_dim: the memory's size.
         baseline: whether LLaMA Pro is trained on the same rows beside MIDUS.
     """
@@ -50,6 +52,7 @@ class Recipe:
     excerpts: int = 48
     windows: int = 2
     top: int = 8
+    memory_heads: str = "all"
     num_keys: int = 64
     top_k: int = 8
     latent_dim: int = 64
@@ -162,7 +165,8 @@ class Study:
         recipe, place = self.recipe, self.folder.path / "models" / method
         if place.is_dir() and self._trained(method):
             return
-        model = upscaled(self.base, recipe, method)
+        heads = None if recipe.memory_heads == "all" else self.folder.load_table("ranking")
+        model = upscaled(self.base, recipe, method, heads)
         model.name_or_path = method
         texts = documents(
             recipe.data, model=recipe.base, split="train", limit=recipe.train_documents
@@ -249,12 +253,13 @@ class Study:
 # ---------------------------------------------------------------- what the steps share
 
 
-def upscaled(base: Any, recipe: Recipe, method: str) -> Any:
-    """The base made deeper by the recipe's memory, or by copies at the same places."""
+def upscaled(base: Any, recipe: Recipe, method: str, heads: pd.DataFrame | None = None) -> Any:
+    """The base made deeper by the recipe's memory, or by copies after every other layer."""
     if method == "llama-pro":
         return upscale(base, "llama-pro")
     return upscale(
         base,
+        heads=heads,
         num_keys=recipe.num_keys,
         top_k=recipe.top_k,
         latent_dim=recipe.latent_dim,
