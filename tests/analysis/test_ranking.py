@@ -1,4 +1,4 @@
-"""The ranking: equal to the exhaustive sweep when it may see all, right and cheap when it may not."""
+"""The ranking: the exhaustive sweep when it may see all; right and cheap when it may not."""
 
 from __future__ import annotations
 
