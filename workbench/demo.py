@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -82,6 +84,8 @@ def _heads(found: dict[str, Any]) -> Table:
 
 def _closing(run: RunFolder) -> Panel:
     found, where = run.summary, shlex.quote(str(run.path))
+    # In an environment that is not activated the command has to be named by its place.
+    midus = "midus" if shutil.which("midus") else shlex.quote(os.path.relpath(sys.argv[0]))
     covered = ", ".join(f"block {b}: {100 * c:.0f}%" for b, c in found["coverage"].items())
     more = found["flops_per_token_after"] / found["flops_per_token_before"] - 1
     lines = [
@@ -96,8 +100,8 @@ def _closing(run: RunFolder) -> Panel:
         f"Tables, figures and the model are in {run.path}",
         "",
         "Next:",
-        f"  midus explore --run {where}",
-        f"  midus rank {where}/models/midus --top 16",
-        f"  midus figures {where} --format pdf",
+        f"  {midus} explore --run {where}",
+        f"  {midus} rank {where}/models/midus --top 16",
+        f"  {midus} figures {where} --format pdf",
     ]
     return Panel(Text("\n".join(lines)), title="demo", title_align="left", expand=False)
