@@ -165,7 +165,7 @@ def clean_install(log: Path) -> None:
             "python -c \"import importlib.util as u; assert u.find_spec('tests') is None\"",
             'python -c "import transformers, kernels, analysis; print(analysis.rank_heads())"',
             "midus --help",
-            "midus doctor",
+            "midus costs pico",
         ):
             run(command, log, folder, commands)
 
