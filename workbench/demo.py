@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -85,7 +86,9 @@ def _heads(found: dict[str, Any]) -> Table:
 def _closing(run: RunFolder) -> Panel:
     found, where = run.summary, shlex.quote(str(run.path))
     # In an environment that is not activated the command has to be named by its place.
-    midus = "midus" if shutil.which("midus") else shlex.quote(os.path.relpath(sys.argv[0]))
+    beside = Path(sys.executable).with_name("midus")
+    away = shutil.which("midus") is None and beside.exists()
+    midus = shlex.quote(os.path.relpath(beside)) if away else "midus"
     covered = ", ".join(f"block {b}: {100 * c:.0f}%" for b, c in found["coverage"].items())
     more = found["flops_per_token_after"] / found["flops_per_token_before"] - 1
     lines = [
