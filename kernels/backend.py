@@ -1,12 +1,19 @@
-"""Which implementation the ops run: "torch", "triton", or "auto" (the fastest there is)."""
+"""Which implementation the ops run: "torch", "triton", or "auto" (the fastest there is).
+
+"auto" takes the Triton kernels for tensors on a GPU and PyTorch everywhere else. float64 always
+runs in PyTorch: the kernels compute in fp32.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -23,8 +30,12 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
+@torch.compiler.assume_constant_result
 def current_backend() -> str:
-    """The backend in force: the innermost `use_backend`, else MIDUS_KERNELS, else "auto"."""
+    """The backend in force: the innermost `use_backend`, else MIDUS_KERNELS, else "auto".
+
+    A compiled function keeps the backend that was in force when it was compiled.
+    """
     return _current.get() or _checked(os.environ.get("MIDUS_KERNELS", "auto"), "MIDUS_KERNELS")
 
 
@@ -43,12 +54,38 @@ def use_backend(name: str) -> Iterator[None]:
         _current.reset(token)
 
 
-def choose(op: str, implementations: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The implementation of `op` for the backend in force; "auto" takes the first listed."""
+@lru_cache
+def has_triton() -> bool:
+    """Whether the package is installed."""
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, which takes CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _resolved(device: str, wide: bool) -> str:
     name = current_backend()
+    if wide or name == "torch":
+        return "torch"
     if name == "auto":
-        return next(iter(implementations.values()))
-    if name not in implementations:
-        known = ", ".join(implementations)
-        raise BackendUnavailable(f"{op} has no {name!r} backend here; available: {known}")
-    return implementations[name]
+        return "triton" if device == "cuda" and has_triton() else "torch"
+    if not has_triton():
+        raise BackendUnavailable("the backend 'triton' needs the package triton; use 'torch'")
+    if device != "cuda" and not interpreted():
+        raise BackendUnavailable(
+            f"the backend 'triton' runs on a GPU, and the tensors are on {device!r}; use 'torch', "
+            "or set TRITON_INTERPRET=1 before Python starts"
+        )
+    return name
+
+
+def resolve(tensor: torch.Tensor) -> str:
+    """ "torch" or "triton": what runs an op on a tensor like this one.
+
+    Raises:
+        BackendUnavailable: where "triton" is asked for and cannot run.
+    """
+    return _resolved(tensor.device.type, tensor.dtype == torch.float64)

@@ -4,7 +4,7 @@ from midus_model import errors
 from midus_model.config import MidusConfig
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
-from midus_model.optim import param_groups
+from midus_model.optim import param_groups, row_sparse_optimizers
 from midus_model.sites import HeadSite, blocks, check_heads, chosen_heads, finish_block, head_sites
 from midus_model.upscale import upscale
 
@@ -23,5 +23,6 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "param_groups",
+    "row_sparse_optimizers",
     "upscale",
 ]

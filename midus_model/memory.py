@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from kernels import headwise_memory
+from kernels.headwise_memory import can_fuse
 from midus_model.config import MidusConfig, head_dim_of, layer_map_of
 
 
@@ -23,7 +25,12 @@ class HeadOutputs(nn.Module):
 
 
 class HeadwiseMemory(nn.Module):
-    """Head outputs in, [B, T, H*D]; each memory head's read of the shared bank out, [B, T, d]."""
+    """Head outputs in, [B, T, H*D]; each memory head's read of the shared bank out, [B, T, d].
+
+    `bank_grad` is how the bank's gradient is made: see `kernels.latent_bag`.
+    """
+
+    bank_grad = "sorted"
 
     def __init__(self, config: MidusConfig, heads: list[int] | None):
         super().__init__()
@@ -56,19 +63,43 @@ class HeadwiseMemory(nn.Module):
         nn.init.normal_(self.head_proj, std=self.head_proj.shape[1] ** -0.5)
 
     def forward(self, head_outputs: torch.Tensor) -> torch.Tensor:
-        batch, tokens, _ = head_outputs.shape
-        every = head_outputs.reshape(batch * tokens, self.num_heads, self.head_dim)
+        every = self._by_head(head_outputs)
         whole = len(self.heads) == self.num_heads
-        query = every if whole else every[:, self.heads]  # [B*T, M, D]
-        read = headwise_memory(
-            query, self.row_keys, self.col_keys, self.bank, self.head_proj, self.top_k
-        )
+        read = self._read(every if whole else every[:, self.heads])  # [B*T, M, D]
         if not whole:  # each chosen head writes its own slice of the stream
             read = torch.zeros_like(every).index_copy(
                 1, torch.tensor(self.heads, device=read.device), read.to(every.dtype)
             )
-        outputs = self.out(read.reshape(batch, tokens, -1))
+        outputs = self.out(read.reshape(head_outputs.shape))
         return outputs if self.out_proj is None else self.out_proj(outputs)
+
+    def added_to(self, residual: torch.Tensor, head_outputs: torch.Tensor) -> torch.Tensor:
+        """residual + memory(head_outputs), [B, T, d]; in one launch where nobody looks between."""
+        if not self._unseen(head_outputs):
+            return residual + self(head_outputs)
+        read = self._read(self._by_head(head_outputs), self._by_head(residual))
+        return read.reshape(residual.shape)
+
+    def _by_head(self, stream: torch.Tensor) -> torch.Tensor:
+        return stream.reshape(-1, self.num_heads, self.head_dim)
+
+    def _read(self, query: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        parameters = self.row_keys, self.col_keys, self.bank, self.head_proj
+        return headwise_memory(
+            query, *parameters, self.top_k, residual=residual, bank_grad=self.bank_grad
+        )
+
+    def _unseen(self, head_outputs: torch.Tensor) -> bool:
+        """Whether the sum may be fused: a kernel can, and `out` is neither hooked nor replaced."""
+        if self.out_proj is not None or len(self.heads) != self.num_heads:
+            return False
+        watched = any(
+            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            for module in (self, self.out)
+        )
+        watched = watched or bool(_global_forward_hooks or _global_forward_pre_hooks)
+        parameters = self.row_keys, self.col_keys, self.bank, self.head_proj
+        return type(self.out) is HeadOutputs and not watched and can_fuse(head_outputs, *parameters)
 
 
 def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:
@@ -93,7 +124,7 @@ def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:
             head_outputs, _ = self.self_attn(
                 hidden_states=self.input_layernorm(hidden_states), use_cache=use_cache, **kwargs
             )
-            return hidden_states + self.memory(head_outputs)
+            return self.memory.added_to(hidden_states, head_outputs)
 
     MemoryBlock.__name__ = decoder_layer.__name__.replace("DecoderLayer", "MemoryBlock")
     MemoryBlock.__qualname__ = MemoryBlock.__name__

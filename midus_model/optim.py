@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from midus_model.config import layer_map_of
 from midus_model.errors import UpscaleError
+from midus_model.memory import HeadwiseMemory
 
 
 def new_parameter_names(model: Any) -> set[str]:
@@ -56,6 +58,33 @@ def param_groups(
         for name, params in groups.items()
         if params
     ]
+
+
+def row_sparse_optimizers(
+    model: Any, lr: float, *, betas: tuple[float, float] = (0.9, 0.95), **options: Any
+) -> list[torch.optim.Optimizer]:
+    """For very large banks: AdamW for everything but the banks, and lazy Adam for the banks.
+
+    Sets every memory's `bank_grad` to "sparse", so that a backward pass makes gradients of the
+    rows read alone, and `torch.optim.SparseAdam` steps those alone: a step costs by the rows read,
+    not by the size of the bank. An unread row keeps its moments, where Adam would let them decay.
+
+    Args:
+        lr, options: as `param_groups` takes them.
+        betas: of both optimisers.
+    """
+    groups = param_groups(model, lr, **options)
+    for module in model.modules():
+        if isinstance(module, HeadwiseMemory):
+            module.bank_grad = "sparse"
+    dense = [group for group in groups if group["name"] != "bank"]
+    banks = [
+        {name: value for name, value in group.items() if name != "weight_decay"}
+        for group in groups
+        if group["name"] == "bank"
+    ]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(dense, betas=betas)] if dense else []
+    return found + ([torch.optim.SparseAdam(banks, betas=betas)] if banks else [])
 
 
 def _group(name: str, parameter: nn.Parameter) -> str:

@@ -19,6 +19,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # Triton's kernels then run in its interpreter
+    os.environ["TRITON_INTERPRET"] = "1"
 
 hypothesis.settings.register_profile(
     "midus", derandomize=True, deadline=None, max_examples=30, database=None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backend import choose
-from kernels.headwise_memory import naive
+from kernels.backend import resolve
+from kernels.headwise_memory import eager, op
+from kernels.latent_bag import check_bank_grad
 from kernels.product_key_select import check_keys
 
 
@@ -16,6 +17,9 @@ def headwise_memory(
     bank: torch.Tensor,
     head_proj: torch.Tensor,
     k: int,
+    *,
+    residual: torch.Tensor | None = None,
+    bank_grad: str = "sorted",
 ) -> torch.Tensor:
     """Each head reads the shared bank with its own keys and realises the value its own way.
 
@@ -25,12 +29,15 @@ def headwise_memory(
         bank: [N, r] with N = n * n.
         head_proj: [H, r, D], HIVE's projection of each head.
         k: slots read by each head and token.
+        residual: [T, H, D] to add the result to; on a GPU in the same launch.
+        bank_grad: see `latent_bag`.
 
     Returns:
         [T, H, D] in the query's dtype. Source: MIDUS (arXiv 2512.13751).
 
     Raises:
         ValueError: on shapes that do not fit, or k outside 1..n.
+        BackendUnavailable: see `use_backend`.
     """
     check_keys(query, row_keys, col_keys, k)
     n = row_keys.shape[1]
@@ -44,6 +51,19 @@ def headwise_memory(
             f"head_proj is {list(head_proj.shape)}; it must be [H, r, D] = "
             f"{[query.shape[1], bank.shape[1], query.shape[2]]}"
         )
-    return choose("headwise_memory", {"torch": naive.headwise_memory})(
-        query, row_keys, col_keys, bank, head_proj, k
-    )
+    if residual is not None and residual.shape != query.shape:
+        raise ValueError(
+            f"residual is {list(residual.shape)}; it must be like query, {list(query.shape)}"
+        )
+    check_bank_grad(bank_grad)
+    given = (query, row_keys, col_keys, bank, head_proj)
+    if can_fuse(*given, residual):
+        return op.fused(*given, k, residual)
+    return eager.headwise_memory(*given, k, residual, bank_grad)
+
+
+def can_fuse(*tensors: torch.Tensor | None) -> bool:
+    """Whether one launch can do it all: Triton runs, and no gradient is asked for."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    return not recorded and resolve(given[0]) == "triton"

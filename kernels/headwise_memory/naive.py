@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kernels.latent_bag import latent_bag
-from kernels.product_key_select import product_key_select
+from kernels.latent_bag.naive import latent_bag
+from kernels.product_key_select.naive import product_key_select
 
 
 def headwise_memory(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backend import choose
-from kernels.product_key_select import naive
+from kernels.backend import resolve
+from kernels.product_key_select import op
 
 
 def product_key_select(
@@ -25,11 +25,10 @@ def product_key_select(
 
     Raises:
         ValueError: on shapes that do not fit, or k outside 1..n.
+        BackendUnavailable: see `use_backend`.
     """
     check_keys(query, row_keys, col_keys, k)
-    return choose("product_key_select", {"torch": naive.product_key_select})(
-        query, row_keys, col_keys, k
-    )
+    return op.select(query, row_keys, col_keys, k, resolve(query))
 
 
 def check_keys(query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import BackendUnavailable, backend, latent_bag, use_backend
-from kernels.backend import choose, current_backend
+from kernels.backend import current_backend, interpreted, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -62,16 +62,29 @@ def test_unknown_names_say_what_would_do(monkeypatch: pytest.MonkeyPatch) -> Non
         current_backend()
 
 
-def test_choose() -> None:
-    implementations = {"torch": lambda: "plain"}
-    assert choose("op", implementations)() == "plain"
+def test_resolve() -> None:
+    assert resolve(torch.ones(1)) == "torch"  # auto, on the CPU
     with use_backend("torch"):
-        assert choose("op", implementations)() == "plain"
+        assert resolve(torch.ones(1)) == "torch"
+    with use_backend("triton"):
+        assert resolve(torch.ones(1, dtype=torch.float64)) == "torch"
+    assert resolve(torch.ones(1, device="meta")) == "torch"
+
+
+def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not interpreted()
     with (
         use_backend("triton"),
-        pytest.raises(BackendUnavailable, match="op has no 'triton'.*torch"),
+        pytest.raises(BackendUnavailable, match="'triton' runs on a GPU.*'cpu'.*'torch'"),
     ):
-        choose("op", implementations)
+        resolve(torch.ones(1))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with use_backend("triton"):
+        assert resolve(torch.ones(1)) == "triton"
+    monkeypatch.setattr(backend, "has_triton", lambda: False)
+    with use_backend("triton"), pytest.raises(BackendUnavailable, match="needs the package triton"):
+        resolve(torch.ones(1))
 
 
 def test_ops_run_with_plain_pytorch() -> None:

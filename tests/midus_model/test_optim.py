@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
-from midus_model import MidusForCausalLM, param_groups, upscale
+from midus_model import MidusForCausalLM, param_groups, row_sparse_optimizers, upscale
 from midus_model.errors import UpscaleError
 from tests.models import FAMILIES, tiny, tokens
+from tests.reference import fill_banks, memories
 
 SMALL = {"num_keys": 4, "top_k": 3, "latent_dim": 8}
 LR = 1e-3
@@ -128,3 +130,30 @@ def test_what_cannot_be_trained() -> None:
     with pytest.raises(UpscaleError, match="no inserted blocks"):
         param_groups(base, LR)
     assert all(p.requires_grad for p in base.parameters())
+
+
+def test_row_sparse_step_touches_only_rows_read() -> None:
+    """First step: the rows read move as Adam would move them, the others not at all."""
+    model = fill_banks(upscale(tiny(), blocks=[1], num_keys=16, top_k=2, latent_dim=8))
+    dense = copy.deepcopy(model)
+    batch = tokens(1, 6)
+    ((_, memory),), ((_, other),) = memories(model), memories(dense)
+    before = memory.bank.detach().clone()
+
+    optimizers = row_sparse_optimizers(model, 1e-3, betas=(0.9, 0.999))
+    model(batch, labels=batch).loss.backward()
+    read = memory.bank.grad.coalesce().indices()[0]
+    assert 0 < len(read) < len(before)
+    for optimizer in optimizers:
+        optimizer.step()
+
+    groups = param_groups(dense, 1e-3)
+    dense(batch, labels=batch).loss.backward()
+    torch.optim.AdamW(groups).step()
+
+    unread = torch.ones(len(before), dtype=torch.bool)
+    unread[read] = False
+    assert torch.equal(memory.bank[unread], before[unread])
+    assert not optimizers[-1].state[memory.bank]["exp_avg"][unread].any()
+    torch.testing.assert_close(memory.bank[read], other.bank[read])
+    torch.testing.assert_close(memory.head_proj, other.head_proj)
