@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.engine import Progress
-from analysis.importance import head_importance
+from analysis.importance import PER_DOCUMENT, head_importance
 from analysis.statistics import bootstrap, concentration, shares
 from analysis.tables import SCHEMA, comparable, json_attrs
 from midus_model.errors import IncomparableTables
@@ -137,7 +137,7 @@ def _owners(before: pd.DataFrame, after: pd.DataFrame) -> np.ndarray:
 
 
 def _weights(table: pd.DataFrame) -> np.ndarray:
-    if table.attrs.get("method") == "gradient":  # documents count alike
+    if table.attrs.get("method") in PER_DOCUMENT:  # documents count alike
         return np.ones(len(table.attrs["documents"]))
     return np.array([entry["tokens"] for entry in table.attrs["documents"]], dtype=np.float64)
 

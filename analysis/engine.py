@@ -6,7 +6,6 @@ Shape letters: W windows in a batch, T tokens, H heads, D head size, d hidden si
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +134,7 @@ def ablated_nats(
     one layer are folded into the batch. `baselines` [len(sites), D].
     """
     result = torch.empty(len(sites), run.nats.shape[0], dtype=torch.float64)
-    fold = _fold_size(model, run)
+    fold = fold_size(model, run.batch, run.inputs[0].element_size())
     by_layer: dict[int, list[int]] = {}
     for index, site in enumerate(sites):
         by_layer.setdefault(site.layer, []).append(index)
@@ -147,12 +146,12 @@ def ablated_nats(
     return result
 
 
-def _fold_size(model: Any, run: CleanRun) -> int:
-    config, ids = model.config, run.batch.ids
+def fold_size(model: Any, batch: Batch, item: int) -> int:
+    """How many copies of a batch one forward pass takes, at `item` bytes a number."""
+    config, ids = model.config, batch.ids
     floats = 8 * config.hidden_size + 3 * config.intermediate_size
-    per_fold = ids.numel() * floats * run.inputs[0].element_size()
     logits = min(ids.numel(), LOGIT_ROWS) * config.vocab_size * 8
-    return max(1, (FOLD_BYTES - logits) // per_fold)
+    return max(1, (FOLD_BYTES - logits) // (ids.numel() * floats * item))
 
 
 def _resume(
@@ -208,60 +207,3 @@ def mean_outputs(
             progress(done, len(windows), "mean head outputs")
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     return [(total / max(count, 1)).to(dtype) for total in sums]
-
-
-@contextmanager
-def frozen(model: Any) -> Iterator[None]:
-    """No gradients for parameters inside the block; their flags are restored after."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def gate_gradients(
-    model: Any, batch: Batch, sites: Sequence[HeadSite], baselines: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of each window's summed loss with respect to each head's gate at 1.
-
-    The gate on a head is out = b + gate * (z - b). Returns gradients [len(sites), W] and the
-    windows' losses [W], both float64 in nats. `baselines` [len(sites), D].
-    """
-    size = sites[0].stop - sites[0].start
-    count = model.config.num_attention_heads
-    gates, hooks = [], []
-    layers = sorted({site.layer for site in sites})
-    for layer in layers:
-        here = [i for i, site in enumerate(sites) if site.layer == layer]
-        base = torch.zeros(count, size, dtype=baselines.dtype, device=baselines.device)
-        for i in here:
-            base[sites[i].start // size] = baselines[i]
-        gate = torch.ones(len(batch.ids), 1, count, 1, dtype=baselines.dtype, device=base.device)
-        gates.append(gate.requires_grad_())
-
-        def hook(
-            _: nn.Module, args: tuple, base: torch.Tensor = base, gate: torch.Tensor = gate
-        ) -> tuple:
-            heads = args[0].unflatten(-1, (count, size))
-            b = base.to(heads.dtype)
-            gated = b + gate.to(heads.dtype) * (heads - b)
-            return (gated.flatten(-2), *args[1:])
-
-        hooks.append(sites[here[0]].module.register_forward_pre_hook(hook))
-    try:
-        with frozen(model), torch.enable_grad():
-            hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-            nats = window_nats(model, hidden, batch)
-            found = torch.autograd.grad(nats.sum(), gates)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    by_layer = {
-        layer: grad[:, 0, :, 0] for layer, grad in zip(layers, found, strict=True)
-    }  # [W, H]
-    rows = [by_layer[site.layer][:, site.start // size] for site in sites]
-    return torch.stack(rows).double().cpu(), nats.detach().cpu()

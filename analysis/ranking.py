@@ -16,11 +16,13 @@ import pandas as pd
 import torch
 
 from analysis.documents import Documents, Window, documents
-from analysis.engine import Progress, ablated_nats, batch_of, clean_run, gate_gradients
+from analysis.engine import Progress, ablated_nats, batch_of, clean_run
+from analysis.gates import gate_gradients
 from analysis.importance import (
     BASELINES,
     METHODS,
     METRICS,
+    PER_DOCUMENT,
     check_choice,
     describe,
     head_baselines,
@@ -55,7 +57,7 @@ def rank_heads(
     Args:
         model: what `midus_model.load` takes; by default "pico".
         data: what `analysis.documents` takes; by default pico's held-out text.
-        method: "ablation" (exact, raced) or "gradient" (`head_importance`, sorted).
+        method: "ablation" (exact, raced), or another of `head_importance`, whose table is sorted.
         baseline: "mean" or "zero"; see `head_importance`.
         metric: "loss", next-token loss in nats a token.
         top: size of the top set, at least 1 and below the number of heads.
@@ -88,11 +90,11 @@ def rank_heads(
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
     docs = documents(data, model=model if model is not None else "pico")
     how = {"method": method, "baseline": baseline, "metric": metric, "seed": seed}
-    if method == "gradient":
+    if method != "ablation":
         table = head_importance(
             network, docs, method=method, baseline=baseline, seed=seed, progress=progress
         )
-        return _sorted_by_gradient(table, top, confidence)
+        return _sorted(table, top, confidence)
     baselines = head_baselines(network, sites, docs, baseline, progress)
     race = _Race(len(sites), docs, top, confidence, seed)
     full = len(sites) * len(docs.windows)
@@ -279,19 +281,24 @@ def _effort_order(
     return np.argsort(-gradients.abs().mean(1).numpy(), kind="stable")
 
 
-def _sorted_by_gradient(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
+def _sorted(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
+    """A table of another method as a ranking: documents are resampled for `p_top` and ties."""
     attrs = table.attrs
     scores = np.array(table["by_document"].tolist())  # [heads, documents]
+    count = scores.shape[1]
+    tokens = np.array([entry["tokens"] for entry in attrs["documents"]], dtype=float)
+    weights = np.ones(count) if attrs["method"] in PER_DOCUMENT else tokens
     rng = np.random.default_rng(attrs["seed"])
-    drawn = rng.multinomial(scores.shape[1], [1 / scores.shape[1]] * scores.shape[1], DRAWS)
-    best = np.argsort(-(drawn @ scores.T), axis=1)[:, :top]
+    drawn = rng.multinomial(count, [1 / count] * count, DRAWS) * weights
+    means = drawn @ scores.T / drawn.sum(1, keepdims=True)  # [draws, heads]
+    best = np.argsort(-means, axis=1)[:, :top]
     table["p_top"] = np.bincount(best.ravel(), minlength=len(table)) / DRAWS
     table["exact"] = 0
     order = np.argsort(-table["score"].to_numpy(), kind="stable")
-    gaps = scores[order[:-1]] - scores[order[1:]]
-    noise = gaps.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
+    gaps = means[:, order[:-1]] - means[:, order[1:]]
+    tied = np.quantile(gaps, 0.025, axis=0) <= 0
     table = table.iloc[order].reset_index(drop=True)
-    table["tied_with_next"] = [*(gaps.mean(1) <= 1.96 * noise), False]
+    table["tied_with_next"] = [*tied.tolist(), False]
     table.attrs = attrs | {
         "table": "ranking",
         "top": top,

@@ -31,7 +31,7 @@ COLUMNS = (
     "layer", "kind", "head", "source_layer", "score", "stderr", "ci_low", "ci_high", "by_document",
 )  # fmt: skip
 # What must agree before two tables' scores may be set against each other, beside the documents.
-COMPARED = ("metric", "baseline", "unit", "stage", "context")
+COMPARED = ("metric", "baseline", "unit", "stage", "context", "normalise")
 CHECKSUM = "parquet_sha256"
 
 

@@ -1,5 +1,8 @@
 """Head-wise memory in one Triton launch, for inference: weights, slots and reads stay on chip."""
 
+# A kernel's arguments have types of Triton's own.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,7 +13,6 @@ import triton.language as tl
 
 from kernels.product_key_select.gpu import (
     MAX_K,
-    OPERAND_BYTES,
     TOKENS,
     _select_tile,
     check_sizes,
@@ -19,7 +21,10 @@ from kernels.product_key_select.gpu import (
     pair_table,
     rows_dense,
     tile_config,
+    tile_warps,
 )
+
+PROJ_BYTES = 16384  # of a head's projection held on chip at once
 
 
 @triton.jit
@@ -37,11 +42,12 @@ def _read_tile(
 ):
     """Columns of the latent read [BT, RB] in fp32; weights and slots are [BT, KP]."""
     place = tl.arange(0, KP)[None, :]
+    slots = slots.to(tl.int32)  # they fit, and move in half the instructions
     total = tl.zeros([BT, RB], tl.float32)
     for j in tl.range(0, K, loop_unroll_factor=4):
         slot = tl.sum(tl.where(place == j, slots, 0), 1)  # [BT]
         weight = tl.sum(tl.where(place == j, weights, 0.0), 1)
-        rows = bank_ptr + slot[:, None] * bank_stride + column[None, :]
+        rows = bank_ptr + slot.to(tl.int64)[:, None] * bank_stride + column[None, :]
         total += weight[:, None] * tl.load(rows, mask=wanted[None, :], other=0.0).to(tl.float32)
     return total
 
@@ -68,7 +74,7 @@ def _headwise_kernel(
     NB: tl.constexpr,
     KP: tl.constexpr,
     PP: tl.constexpr,
-    DP: tl.constexpr,
+    DC: tl.constexpr,
     NATIVE: tl.constexpr,
     R: tl.constexpr,
     RB: tl.constexpr,
@@ -93,7 +99,7 @@ def _headwise_kernel(
         NB,
         KP,
         PP,
-        DP,
+        DC,
         NATIVE,
     )
     size: tl.constexpr = 2 * HALF
@@ -133,11 +139,10 @@ def headwise_config(
     tile = tile_config(n, size // 2, k, query, keys)
     as_is = native(bank, proj)
     dims = padded(size)
-    fits = max(16, OPERAND_BYTES // (dims * (2 if as_is else 4)))
+    fits = max(16, PROJ_BYTES // (dims * (2 if as_is else 4)))
     sizes = {"R": width, "RB": min(128, fits, padded(width)), "DB": dims, "BT": TOKENS}
     flags = {"NATIVE_PROJ": as_is, "HAS_RESIDUAL": residual}
-    warps = 8 if max(tile["NB"], tile["PP"]) > 256 else 4
-    return {**tile, **sizes, **flags, "num_warps": warps, "num_stages": 1}
+    return {**tile, **sizes, **flags, "num_warps": tile_warps(tile), "num_stages": 1}
 
 
 def headwise_memory(

@@ -4,6 +4,9 @@ Tiles are [bags, reads, columns], so that many rows of the bank are on their way
 are int64: a bank may hold more than 2**31 numbers.
 """
 
+# A kernel's arguments have types of Triton's own.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 from typing import Any
@@ -330,9 +333,9 @@ def _atomic_gradient(
 def bank_gradient(
     grad: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, slots: int, mode: str
 ) -> torch.Tensor:
-    """Gradient of the bank [N, r] in fp32; `mode` "sorted" (the same bits on every run) or "atomic".
+    """Gradient of the bank [N, r] in fp32; `mode` "sorted" or "atomic".
 
-    "sorted" never waits for the device.
+    "sorted" gives the same bits on every run and never waits for the device.
     """
     width = grad.shape[-1]
     if indices.numel() == 0 or width == 0 or slots == 0:
@@ -340,15 +343,17 @@ def bank_gradient(
     grad, indices, weights = grad.contiguous(), indices.contiguous(), weights.contiguous()
     if mode == "atomic":
         return _atomic_gradient(grad, indices, weights, slots)
-    ascending, order = indices.reshape(-1).sort(stable=True)
-    offsets = torch.searchsorted(ascending, torch.arange(slots + 1, device=grad.device))
+    keys = torch.int32 if slots < 2**31 - 1 else torch.int64  # half as many passes of the sort
+    ascending, order = indices.reshape(-1).to(keys).sort(stable=True)
+    borders = torch.arange(slots + 1, dtype=keys, device=grad.device)
+    offsets = torch.searchsorted(ascending, borders)
     return _sum_segments(grad, weights, order, offsets)
 
 
 def unique_row_gradient(
     grad: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows read, ascending [U], and their gradients [U, r] in fp32: a row-sparse step's needs."""
+    """The rows read, ascending [U], and their gradients [U, r] in fp32; waits for the device."""
     ascending, order = indices.reshape(-1).sort(stable=True)
     rows, counts = ascending.unique_consecutive(return_counts=True)
     if len(rows) == 0:

@@ -4,6 +4,9 @@ A score and its index travel as one int64, as in `eager.py`, so that `tl.topk`, 
 alone, gives the best scores, where they are and the order of ties.
 """
 
+# A kernel's arguments have types of Triton's own.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -18,13 +21,13 @@ from kernels.backend import interpreted
 # The most slots a head that one program keeps in registers; beyond, PyTorch selects.
 MAX_K = 64
 TOKENS = 16  # tokens a program; the smallest side of a matrix product
-OPERAND_BYTES = 32768  # of shared memory for the right side of a matrix product
 # Programs of the keys' gradient worth having; a constant, so that no machine sums in another order.
-PROGRAMS = 512
+PROGRAMS = 1024
 
 
 # Constants below are literals, as the interpreter does not unwrap a global constexpr: 0x7FFFFFFF
 # are the 31 bits beside an fp32 score, 0x7FC00000 is the positive NaN, which orders above infinity.
+
 
 @triton.jit
 def _pack(score, index):
@@ -46,25 +49,32 @@ def _unpack(packed):
 
 @triton.jit
 def _tile_best(
-    query,
+    query_ptr,
+    inside,
     keys_ptr,
     start,
     N: tl.constexpr,
     HALF: tl.constexpr,
     NB: tl.constexpr,
     KP: tl.constexpr,
-    DP: tl.constexpr,
+    DC: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
-    """The KP best of NB sub-keys for query halves [BT, DP], packed, best first: [BT, KP]."""
+    """The KP best of NB sub-keys for BT query halves, packed, best first: [BT, KP]."""
     subkeys = start + tl.arange(0, NB)
-    dims = tl.arange(0, DP)
-    mask = (subkeys[None, :] < N) & (dims[:, None] < HALF)
-    keys = tl.load(keys_ptr + subkeys[None, :] * HALF + dims[:, None], mask=mask, other=0.0)
-    if NATIVE:  # products of 16-bit numbers are exact in fp32
-        scores = tl.dot(query, keys)  # [BT, NB]
-    else:
-        scores = tl.dot(query, keys.to(tl.float32), input_precision="ieee")
+    scores = tl.zeros([inside.shape[0], NB], tl.float32)
+    for first in range(0, HALF, DC):
+        dims = first + tl.arange(0, DC)
+        mask = inside[:, None] & (dims[None, :] < HALF)
+        query = tl.load(query_ptr[:, None] + dims[None, :], mask=mask, other=0.0)  # [BT, DC]
+        mask = (subkeys[None, :] < N) & (dims[:, None] < HALF)
+        at = keys_ptr + subkeys[None, :] * HALF + dims[:, None]
+        keys = tl.load(at, mask=mask, other=0.0)  # [DC, NB]
+        if NATIVE:  # products of 16-bit numbers are exact in fp32
+            scores = tl.dot(query, keys, scores)
+        else:
+            query, keys = query.to(tl.float32), keys.to(tl.float32)
+            scores = tl.dot(query, keys, scores, input_precision="ieee")
     index = tl.broadcast_to(subkeys[None, :], scores.shape)
     packed = tl.where(index < N, _pack(scores, index), -0x8000000000000000)
     return tl.topk(packed, KP)
@@ -79,18 +89,13 @@ def _half_best(
     HALF: tl.constexpr,
     NB: tl.constexpr,
     KP: tl.constexpr,
-    DP: tl.constexpr,
+    DC: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
     """The KP best sub-keys of one half, packed, best first: [BT, KP]; query_ptr is [BT]."""
-    dims = tl.arange(0, DP)
-    mask = inside[:, None] & (dims[None, :] < HALF)
-    query = tl.load(query_ptr[:, None] + dims[None, :], mask=mask, other=0.0)  # [BT, DP]
-    if not NATIVE:
-        query = query.to(tl.float32)
-    best = _tile_best(query, keys_ptr, 0, N, HALF, NB, KP, DP, NATIVE)
+    best = _tile_best(query_ptr, inside, keys_ptr, 0, N, HALF, NB, KP, DC, NATIVE)
     for start in range(NB, N, NB):
-        tile = _tile_best(query, keys_ptr, start, N, HALF, NB, KP, DP, NATIVE)
+        tile = _tile_best(query_ptr, inside, keys_ptr, start, N, HALF, NB, KP, DC, NATIVE)
         best = tl.topk(tl.reshape(tl.join(best, tile), [best.shape[0], 2 * KP]), KP)
     return best
 
@@ -109,7 +114,7 @@ def _select_tile(
     NB: tl.constexpr,
     KP: tl.constexpr,
     PP: tl.constexpr,
-    DP: tl.constexpr,
+    DC: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
     """Weights (fp32) and slots (int64) of a tile of tokens, best first, and which are slots.
@@ -117,13 +122,14 @@ def _select_tile(
     `query_ptr` [BT] points at each token's query of this head, the keys' pointers at this head's.
     All three results are [BT, KP]; beyond K they are no slots.
     """
-    row_best = _half_best(query_ptr, inside, row_keys_ptr, N, HALF, NB, KP, DP, NATIVE)
-    col_best = _half_best(query_ptr + HALF, inside, col_keys_ptr, N, HALF, NB, KP, DP, NATIVE)
+    row_best = _half_best(query_ptr, inside, row_keys_ptr, N, HALF, NB, KP, DC, NATIVE)
+    col_best = _half_best(query_ptr + HALF, inside, col_keys_ptr, N, HALF, NB, KP, DC, NATIVE)
 
     ranks = tl.arange(0, PP)
-    shape: tl.constexpr = [row_best.shape[0], PP]
-    row_rank = tl.broadcast_to(tl.load(pairs_ptr + ranks)[None, :], shape)
-    col_rank = tl.broadcast_to(tl.load(pairs_ptr + PP + ranks)[None, :], shape)
+    row_rank = tl.load(pairs_ptr + ranks)[None, :]
+    col_rank = tl.load(pairs_ptr + PP + ranks)[None, :]
+    row_rank = tl.broadcast_to(row_rank, [row_best.shape[0], PP])
+    col_rank = tl.broadcast_to(col_rank, [row_best.shape[0], PP])
     row_score, row = _unpack(tl.gather(row_best, row_rank, 1))  # [BT, PP]
     col_score, col = _unpack(tl.gather(col_best, col_rank, 1))
     packed = _pack(row_score + col_score, row * N + col)
@@ -158,7 +164,7 @@ def _select_kernel(
     NB: tl.constexpr,
     KP: tl.constexpr,
     PP: tl.constexpr,
-    DP: tl.constexpr,
+    DC: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
@@ -177,7 +183,7 @@ def _select_kernel(
         NB,
         KP,
         PP,
-        DP,
+        DC,
         NATIVE,
     )
     out = ((token * heads + head) * K)[:, None] + tl.arange(0, KP)[None, :]
@@ -318,20 +324,25 @@ def padded(size: int) -> int:
 def tile_config(n: int, half: int, k: int, query: torch.dtype, keys: torch.dtype) -> dict[str, Any]:
     """Constants of `_select_tile`."""
     as_is = native(query, keys)
-    width = padded(half)
+    # fp32 products run without tensor cores, on operands in registers: 16 dimensions at a time.
+    dims = min(64, padded(half)) if as_is else 16
     kept = max(2, triton.next_power_of_2(k))
-    fits = OPERAND_BYTES // (width * (2 if as_is else 4))
     return {
         "N": n,
         "K": k,
         "PAIRS": len(contending(k)),
         "HALF": half,
-        "NB": max(kept, min(256, fits, padded(n))),
+        "NB": min(256, padded(n)),
         "KP": kept,
         "PP": pair_width(k),
-        "DP": width,
+        "DC": dims,
         "NATIVE": as_is,
     }
+
+
+def tile_warps(tile: dict[str, Any]) -> int:
+    """Warps whose registers hold a tile of packed scores, and fp32 operands beside it."""
+    return 4 if tile["NATIVE"] and tile["PP"] <= 256 else 8
 
 
 def select_config(
@@ -339,8 +350,7 @@ def select_config(
 ) -> dict[str, Any]:
     """Constants and options of `_select_kernel`."""
     tile = tile_config(n, half, k, query, keys)
-    warps = 8 if max(tile["NB"], tile["PP"]) > 256 else 4
-    return {**tile, "BT": TOKENS, "num_warps": warps, "num_stages": 1}
+    return {**tile, "BT": TOKENS, "num_warps": tile_warps(tile), "num_stages": 1}
 
 
 def score_gradient_config(n: int, half: int, k: int) -> dict[str, Any]:

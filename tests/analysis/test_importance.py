@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis import engine, head_importance
+from analysis import engine, gates, head_importance
 from analysis.documents import Document, Documents, documents
+from analysis.importance import METHODS
 from midus_model import head_sites, load, upscale
 from midus_model.errors import MidusError, ModelError, UnsupportedArchitecture
 from tests.models import VOCABULARY, tiny
@@ -208,7 +209,7 @@ def test_folding_and_padding_change_nothing(name: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(engine, "_resume", counted)
     # what three folds of this batch take, and less than one
-    one = engine.FOLD_BYTES // engine._fold_size(model, together)
+    one = engine.FOLD_BYTES // engine.fold_size(model, batch, 8)
     logits = batch.ids.numel() * VOCABULARY * 8
     for room in (logits + 3 * one, 1):
         monkeypatch.setattr(engine, "FOLD_BYTES", room)
@@ -221,7 +222,7 @@ def test_folding_and_padding_change_nothing(name: str, monkeypatch: pytest.Monke
 def test_an_ablation_leaves_no_hook_behind() -> None:
     model, data = model_of("midus"), data_of([12])
     before = loss_of(model, data.windows[0])
-    for method in ("ablation", "gradient"):
+    for method in METHODS:
         head_importance(model, data, method=method)
         assert not any(module._forward_pre_hooks for module in model.modules())
         assert all(parameter.requires_grad for parameter in model.parameters())
@@ -279,7 +280,7 @@ def test_gradients_equal_finite_differences(name: str, baseline: str) -> None:
     sites = head_sites(model)
     b = torch.stack(baselines_by_hand(model, data, baseline)).double()
     batch = engine.batch_of(data.windows, torch.device("cpu"))
-    gradients, nats = engine.gate_gradients(model, batch, sites, b)
+    gradients, nats = gates.gate_gradients(model, batch, sites, b)
     units = np.array([window.unit for window in data.windows])
     signed = np.zeros_like(expected)
     np.add.at(signed.T, units, gradients.numpy().T)

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.importance import METHODS
 from workbench.cli import common
 
-Method = Annotated[str, typer.Option(help="ablation (exact) or gradient (fast).")]
+Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
 Baseline = Annotated[str, typer.Option(help="What replaces a head's output: mean or zero.")]
 SHOWN = 20
 

@@ -1,0 +1,273 @@
+"""Path integrals, Shapley values, direct effects and normalisations against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis import engine, gates, head_importance, rank_heads
+from analysis.documents import Document, Documents
+from analysis.importance import METHODS
+from midus_model import head_sites, upscale
+from midus_model.errors import MidusError
+from tests.models import VOCABULARY, tiny
+from tests.reference import fill_banks, float64_reference
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+
+
+def model_of(name: str, **changes: Any) -> Any:
+    if not name.startswith("midus"):
+        return float64_reference(tiny(name, **changes))
+    options: dict[str, Any] = {"num_keys": 4, "top_k": 3, "latent_dim": 8, "blocks": [1]}
+    base = tiny("qwen3-wide" if name == "midus-mixed" else "llama", **changes)
+    return float64_reference(fill_banks(upscale(base, **options)))
+
+
+def data_of(lengths: list[int]) -> Documents:
+    generator = torch.Generator().manual_seed(3)
+    items = [
+        Document(str(n), torch.randint(3, VOCABULARY, (length,), generator=generator), f"{n:064x}")
+        for n, length in enumerate(lengths)
+    ]
+    return Documents("random", items, 20)
+
+
+def parts(model: Any, data: Documents, baseline: str = "zero") -> tuple[Any, Any, torch.Tensor]:
+    """Sites, a batch and baselines, zero or random."""
+    sites = head_sites(model)
+    batch = engine.batch_of(data.windows, torch.device("cpu"))
+    shape = len(sites), sites[0].stop - sites[0].start
+    base = torch.zeros(shape) if baseline == "zero" else torch.randn(shape)
+    return sites, batch, base.double()
+
+
+def value(model: Any, data: Documents, baselines: torch.Tensor, off: set[int]) -> float:
+    """Summed loss with some heads ablated, each by a hook of its own."""
+    sites = head_sites(model)
+    hooks = []
+    for i in off:
+
+        def change(_: Any, args: tuple, i: int = i) -> tuple:
+            outputs = args[0].clone()
+            outputs[..., sites[i].start : sites[i].stop] = baselines[i]
+            return (outputs,)
+
+        hooks.append(sites[i].module.register_forward_pre_hook(change))
+    with torch.no_grad():
+        batch = engine.batch_of(data.windows, torch.device("cpu"))
+        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        total = float(engine.window_nats(model, hidden, batch).sum())
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "midus", "midus-mixed"])
+def test_integrated_gradients_are_complete(name: str) -> None:
+    """Retrieval frozen; the sum is the loss of ablating every head, computed by other hooks."""
+    model, data = model_of(name), data_of([12, 20])
+    sites, batch, baselines = parts(model, data, "random")
+    scores, clean, gap = gates.integrated_gradients(model, batch, sites, baselines)
+    everything = set(range(len(sites)))
+    total = value(model, data, baselines, everything) - value(model, data, baselines, set())
+    assert float(scores.sum()) == pytest.approx(total, rel=1e-3)
+    assert float(gap.abs().max()) < 1e-3 * abs(total)
+    assert float(clean.sum()) == pytest.approx(value(model, data, baselines, set()), abs=1e-9)
+
+
+def test_completeness_is_reported_and_free_retrieval_leaves_a_gap() -> None:
+    model, data = model_of("midus"), data_of([12, 20])
+    frozen = head_importance(model, data, method="integrated_gradients", baseline="zero")
+    assert frozen.attrs["completeness"]["relative_gap"] < 1e-3
+    tokens = sum(unit["tokens"] for unit in data.units)
+    sites, _, baselines = parts(model, data)
+    off = value(model, data, baselines, set(range(len(sites)))) - value(
+        model, data, baselines, set()
+    )
+    assert frozen.attrs["completeness"]["total"] == pytest.approx(off / tokens, rel=1e-6)
+    free = head_importance(
+        model, data, method="integrated_gradients", baseline="zero", retrieval="free"
+    )
+    gap = free.attrs["completeness"]["relative_gap"]
+    assert gap > frozen.attrs["completeness"]["relative_gap"] and free.attrs["retrieval"] == "free"
+
+
+def test_frozen_retrieval_changes_nothing_in_a_clean_run() -> None:
+    model, data = model_of("midus"), data_of([12])
+    sites, batch, baselines = parts(model, data, "random")
+    kept = gates.clean_retrieval(model, batch, sites)
+    assert list(kept) == [site.layer for site in sites if site.kind == "memory"][:1]
+    ones = torch.ones(len(batch.ids), len(sites), dtype=torch.float64)
+    nats = gates.gated_nats(model, batch, sites, torch.zeros_like(baselines), ones, kept)
+    assert torch.equal(nats, engine.clean_run(model, batch).nats)
+
+
+@pytest.fixture(scope="module")
+def eight() -> tuple[Any, Documents, torch.Tensor, np.ndarray]:
+    """A model of eight heads, and exact Shapley values over its 256 coalitions."""
+    model, data = model_of("llama", num_hidden_layers=2), data_of([9, 14])
+    sites, _, baselines = parts(model, data, "random")
+    count = len(sites)
+    assert count == 8
+    values = {
+        off: value(model, data, baselines, set(off))
+        for size in range(count + 1)
+        for off in itertools.combinations(range(count), size)
+    }
+    exact = np.zeros(count)
+    for head in range(count):
+        for off, before in values.items():
+            if head in off:
+                continue
+            weight = math.factorial(len(off)) * math.factorial(count - len(off) - 1)
+            after = values[tuple(sorted((*off, head)))]
+            exact[head] += weight / math.factorial(count) * (after - before)
+    return model, data, baselines, exact
+
+
+def test_shapley_values_lie_near_exact_enumeration(eight: Any) -> None:
+    model, data, baselines, exact = eight
+    table = head_importance(model, data, method="shapley", baseline="zero", permutations=40, seed=1)
+    assert table.attrs["permutations"] == 40
+    # The fixture's own baselines are random, so the sampler is run on them too.
+    sites, batch, _ = parts(model, data)
+    rng = np.random.default_rng(0)
+    orders = [order for _ in range(20) for order in _both(rng.permutation(8))]
+    shares, clean = gates.shapley_values(model, batch, sites, baselines, orders)
+    pairs = shares.sum(2).view(20, 2, 8).mean(1)
+    mean, stderr = pairs.mean(0), pairs.std(0) / math.sqrt(20)
+    assert ((mean - torch.tensor(exact)).abs() <= 4 * stderr).all()
+    total = value(model, data, baselines, set(range(8))) - float(clean.sum())
+    assert (shares.sum((1, 2)) - total).abs().max() < 1e-6  # in every order
+
+
+def _both(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return order, order[::-1].copy()
+
+
+def test_shapley_table_sums_to_the_total(eight: Any) -> None:
+    model, data, _, _ = eight
+    table = head_importance(model, data, method="shapley", baseline="zero", permutations=4)
+    zeros = torch.zeros(8, 16, dtype=torch.float64)
+    total = value(model, data, zeros, set(range(8))) - value(model, data, zeros, set())
+    tokens = sum(unit["tokens"] for unit in data.units)
+    assert table["score"].sum() == pytest.approx(total / tokens, abs=1e-6)
+    assert (table["ci_low"] <= table["score"]).all() and (table["stderr"] > 0).all()
+
+
+def test_folds_of_shapley_change_nothing(eight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, baselines, _ = eight
+    sites, batch, _ = parts(model, data)
+    orders = [np.arange(8)]
+    whole, _ = gates.shapley_values(model, batch, sites, baselines, orders)
+    monkeypatch.setattr(engine, "FOLD_BYTES", 1)
+    single, _ = gates.shapley_values(model, batch, sites, baselines, orders)
+    assert (whole - single).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["llama", "midus", "midus-mixed"])
+def test_direct_effects_make_up_the_logit(name: str) -> None:
+    """Heads (zero baseline), embeddings and FFNs add up to the target's logit exactly."""
+    model, data = model_of(name), data_of([15])
+    sites, batch, baselines = parts(model, data)
+    kept: dict[str, Any] = {"rest": []}
+    hooks = [
+        model.model.embed_tokens.register_forward_hook(lambda m, a, out: kept["rest"].append(out)),
+        model.model.norm.register_forward_pre_hook(lambda m, a: kept.update(last=a[0])),
+    ]
+    hooks += [
+        block.mlp.register_forward_hook(lambda m, a, out: kept["rest"].append(out))
+        for block in model.model.layers
+        if hasattr(block, "mlp")
+    ]
+    with torch.no_grad():
+        logits = model(batch.ids).logits[:, :-1]
+    for hook in hooks:
+        hook.remove()
+    targets = batch.ids[:, 1:]
+    want = logits.gather(-1, targets[..., None]).sum()
+    norm = model.model.norm
+    rms = (kept["last"].square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    rest = sum(kept["rest"]) / rms * norm.weight
+    others = (rest[:, :-1] * model.lm_head.weight[targets]).sum()
+    effects, _ = gates.direct_effects(model, batch, sites, baselines)
+    assert float(effects.sum() + others) == pytest.approx(float(want), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["llama", "midus"])
+def test_taylor_and_fisher_are_the_gradient_signed_and_squared(name: str) -> None:
+    model, data = model_of(name), data_of([12, 20, 7])
+    tables = {
+        method: np.array(
+            head_importance(model, data, method=method, baseline="zero")["by_document"].tolist()
+        )
+        for method in ("gradient", "taylor", "fisher")
+    }
+    np.testing.assert_allclose(np.abs(tables["taylor"]), tables["gradient"], atol=1e-12)
+    np.testing.assert_allclose(tables["fisher"], tables["gradient"] ** 2, atol=1e-12)
+    # To first order it is the ablation effect: on a head whose output is nearly its baseline.
+    assert (tables["taylor"] < 0).any() and (tables["taylor"] > 0).any()
+
+
+def test_taylor_has_the_sign_of_ablation() -> None:
+    """Near the baseline the first-order effect is the effect."""
+    model, data = model_of("llama"), data_of([16])
+    sites, batch, _ = parts(model, data)
+    run = engine.clean_run(model, batch)
+    site = sites[5]
+    # A baseline 1e-4 away from the head's mean output scaled: ablate along a tiny displacement.
+    outputs = run.heads[site.layer][..., site.start : site.stop]
+    model.model.layers[site.layer].self_attn.o_proj.weight.data[:, site.start : site.stop] *= 1e-4
+    baselines = outputs.mean((0, 1)).expand(len(sites), -1)
+    run = engine.clean_run(model, batch)
+    exact = engine.ablated_nats(model, run, [site], baselines[5:6]) - run.nats
+    gradients, _ = gates.gate_gradients(model, batch, sites, baselines)
+    assert float(-gradients[5].sum()) == pytest.approx(float(exact.sum()), rel=1e-2)
+    assert float(exact.sum()) != 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ranks(method: str) -> None:
+    model, data = model_of("midus"), data_of([12] * 20)
+    table = head_importance(model, data, method=method)
+    assert np.isfinite(table["score"]).all() and table.attrs["method"] == method
+    ranking = rank_heads(model, data, method=method, top=3)
+    assert ranking["score"].is_monotonic_decreasing
+    assert ranking["p_top"].sum() == pytest.approx(3)
+
+
+def test_normalisations() -> None:
+    model, data = model_of("llama"), data_of([12, 20])
+    plain = head_importance(model, data)
+    layer = head_importance(model, data, normalise="layer")
+    share = head_importance(model, data, normalise="share")
+    norms = layer.groupby("layer")["score"].apply(np.linalg.norm)
+    assert np.allclose(norms, 1) and layer.attrs["normalise"] == "layer"
+    assert share["score"].sum() == pytest.approx(1) and (share["score"] >= 0).all()
+    negative = -plain["score"].clip(upper=0).sum()
+    assert share.attrs["negative_mass"] == pytest.approx(negative)
+    positive = plain["score"] > 0
+    ratio = share["score"][positive] / plain["score"][positive]
+    assert np.allclose(ratio, ratio.iloc[0])
+    pd.testing.assert_series_equal(share["by_document"], plain["by_document"])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "lrp"}, "method is 'lrp'.*shapley"),
+        ({"normalise": "max"}, "normalise is 'max'.*share"),
+        ({"retrieval": "none"}, "retrieval is 'none'.*frozen"),
+        ({"method": "shapley", "permutations": 3}, "permutations is 3.*even"),
+    ],
+)
+def test_errors_name_the_argument(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(MidusError, match=named):
+        head_importance(tiny("llama"), data_of([9]), **options)
