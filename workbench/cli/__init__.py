@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import common, explore, measure, models, show, study
+from workbench.cli import bench, common, explore, measure, models, show, study
 
 
 def _version(asked: bool) -> None:
@@ -59,6 +59,7 @@ app.command("rank")(measure.rank)
 app.command("memory")(measure.memory)
 app.command("figures")(show.figures)
 app.command("costs")(measure.costs)
+app.command("bench", context_settings=bench.PASSED_ON)(bench.bench)
 app.command("explore")(explore.explore)
 
 

@@ -7,10 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis.importance import METHODS
 from workbench.cli import common
 
-Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="ablation, gradient, taylor, integrated_gradients, fisher, dla or shapley."
+    ),
+]
 Baseline = Annotated[str, typer.Option(help="What replaces a head's output: mean or zero.")]
 SHOWN = 20
 

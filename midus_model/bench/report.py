@@ -1,0 +1,130 @@
+"""Machine, files, table: what a run of the benchmark leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+SHOWN = ("op", "direction", "tokens", "batch", "context", "dtype", "slots", "bank_grad")
+
+
+def machine_of(device: str) -> dict[str, Any]:
+    """Hardware, threads and versions."""
+    found = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+    for name in ("torch", "transformers", "triton"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def commit() -> str | None:
+    """Of the checkout this file lies in, or None."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def write(folder: Path, result: dict[str, Any]) -> list[Path]:
+    """benchmark.json and benchmark.csv, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+    text = json.dumps({"schema": SCHEMA, **stamp, **result}, indent=1) + "\n"
+    table = io.StringIO()
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row))
+    writer = csv.DictWriter(table, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result["rows"])
+    written = []
+    for name, content in (("benchmark.json", text), ("benchmark.csv", table.getvalue())):
+        partial = folder / f".{name}.{os.getpid()}.partial"
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, folder / name)
+        written.append(folder / name)
+    return written
+
+
+def _peers(row: dict[str, Any]) -> str:
+    found = [
+        f"{row[f'x_{peer}']:.3g}x {peer}"
+        for peer in ("ffn", "copied_layer", "embedding_bag", "naive")
+        if f"x_{peer}" in row
+    ]
+    return ", ".join(found)
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    """One row of the printed table."""
+    what = [str(row.get(name, "")) for name in SHOWN]
+    return [
+        *what,
+        f"{row['ms']:.3g}",
+        _peers(row),
+        f"{row['floor_ms']:.3g}",
+        f"{100 * row['floor_fraction']:.0f}%",
+        f"{row['peak_mb']:.0f}",
+    ]
+
+
+HEADER = [*SHOWN, "ms", "ratio to", "floor ms", "of floor", "peak MB"]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for docs/benchmarks.md."""
+    machine = result["machine"]
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in result["gflops"].items())
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads; torch {machine['torch']}, "
+        f"triton {machine['triton']}, Python {machine['python']}. Measured in the same run: copy "
+        f"{result['copy_gb_per_s']:.1f} GB/s; matrix product, GFLOP/s: {rates}.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "---|" * len(HEADER),
+    ]
+    lines += ["| " + " | ".join(line(row)) + " |" for row in result["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def fill_in(path: Path, device: str, text: str) -> None:
+    """Put the table between the markers `<!-- results:DEVICE -->` and `<!-- /results -->`."""
+    start, stop = f"<!-- results:{device} -->", "<!-- /results -->"
+    page = path.read_text(encoding="utf-8")
+    if start not in page or stop not in page.split(start, 1)[1]:
+        raise ValueError(f"{path} has no markers {start} ... {stop} to put the table between")
+    before, rest = page.split(start, 1)
+    after = rest.split(stop, 1)[1]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(f"{before}{start}\n\n{text}\n{stop}{after}", encoding="utf-8")
+    os.replace(partial, path)

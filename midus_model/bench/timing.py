@@ -1,0 +1,122 @@
+"""Time and memory: functions in turn, A B A B, so that a drifting machine drifts for all."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+SECONDS = 3.0  # about how long one comparison may take
+MOST = 30
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of every counted run."""
+
+    ms: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+
+def _once(function: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        stop.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(stop)
+    begun = time.perf_counter()
+    function()
+    return 1e3 * (time.perf_counter() - begun)
+
+
+def interleaved(
+    functions: dict[str, Callable[[], object]], device: str, seconds: float = SECONDS
+) -> dict[str, Times]:
+    """Runs all in turn after two uncounted rounds: 3 to 30 rounds, by what fits in `seconds`."""
+    for function in functions.values():
+        function()
+    round_ms = sum(_once(function, device) for function in functions.values())
+    rounds = max(3, min(MOST, int(1e3 * seconds / max(round_ms, 1e-3))))
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            found[name].append(_once(function, device))
+    return {name: Times(ms) for name, ms in found.items()}
+
+
+def ratios(mine: Times, peer: Times) -> tuple[float, float, float]:
+    """Median, least and greatest of this over the peer, round by round."""
+    found = [a / b for a, b in zip(mine.ms, peer.ms, strict=True)]
+    return statistics.median(found), min(found), max(found)
+
+
+def peak_bytes(function: Callable[[], object], device: str) -> int:
+    """The most that was allocated at once by `function`, over what was there before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch._C._profiler import _EventType
+
+    with (
+        _quiet(),
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
+    ):
+        function()
+    waiting = list(profile.profiler.kineto_results.experimental_event_tree())
+    sizes = []
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == _EventType.Allocation:
+            sizes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    held = most = 0
+    for _, size in sorted(sizes, key=lambda entry: entry[0]):
+        held += size
+        most = max(most, held)
+    return most
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The profiler's library writes lines of its own to the process's stderr."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def copy_bandwidth(device: str, megabytes: int) -> float:
+    """Bytes a second that a copy reads and writes, together."""
+    source = torch.ones(megabytes * 2**18, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    times = interleaved({"copy": lambda: target.copy_(source)}, device, 1.0)
+    return 2 * source.nbytes / (1e-3 * min(times["copy"].ms))
+
+
+def product_rate(device: str, size: int, dtype: torch.dtype) -> float:
+    """FLOPs a second of a square matrix product."""
+    a = torch.randn(size, size).to(device, dtype)
+    times = interleaved({"product": lambda: a @ a}, device, 1.0)
+    return 2 * size**3 / (1e-3 * min(times["product"].ms))

@@ -1,0 +1,23 @@
+"""`midus bench` passes its options on and draws the figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from workbench.cli import app
+
+
+def test_bench_writes_results_and_figure(tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    arguments = ["bench", "--shape", "tiny", "--tokens", "4", "--dtype", "fp32"]
+    done = CliRunner().invoke(app, [*arguments, "--only", "headwise_memory", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    names = {path.name for path in out.iterdir()}
+    assert names == {f"benchmark.{kind}" for kind in ("json", "csv", "pdf", "svg", "png")}
+
+
+def test_a_bad_option_ends_with_code_2() -> None:
+    done = CliRunner().invoke(app, ["bench", "--tokens", "none"])
+    assert done.exit_code == 2
