@@ -89,3 +89,19 @@ def resolve(tensor: torch.Tensor) -> str:
         BackendUnavailable: where "triton" is asked for and cannot run.
     """
     return _resolved(tensor.device.type, tensor.dtype == torch.float64)
+
+
+def direct(backend: str, *tensors: torch.Tensor) -> bool:
+    """Whether PyTorch's version may be called as it is, past the operator that wraps it.
+
+    That saves 40 microseconds a call, of 700 for a token. The operator is needed for gradients, by
+    the compiler, under autocast, and for tensors that are not plain ones (fake, distributed).
+    """
+    if backend != "torch" or torch.compiler.is_compiling():
+        return False
+    device = tensors[0].device.type
+    if device == "meta" or torch.is_autocast_enabled(device):
+        return False
+    if any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backend import resolve
-from kernels.latent_bag import op
+from kernels.backend import direct, resolve
+from kernels.latent_bag import eager, op
 
 BANK_GRADS = ("sorted", "atomic", "sparse")
 
@@ -42,6 +42,8 @@ def latent_bag(
             f"{list(bank.shape)}, {list(indices.shape)}, {list(weights.shape)}"
         )
     backend = resolve(bank)
+    if direct(backend, bank, indices, weights):
+        return eager.bag(bank, indices, weights)
     if bank_grad == "sparse":
         return op.RowSparseBag.apply(bank, indices, weights, backend)
     return op.bag(bank, indices, weights, bank_grad, backend)

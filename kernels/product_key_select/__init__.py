@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backend import resolve
-from kernels.product_key_select import op
+from kernels.backend import direct, resolve
+from kernels.product_key_select import eager, op
 
 
 def product_key_select(
@@ -28,7 +28,10 @@ def product_key_select(
         BackendUnavailable: see `use_backend`.
     """
     check_keys(query, row_keys, col_keys, k)
-    return op.select(query, row_keys, col_keys, k, resolve(query))
+    backend = resolve(query)
+    if direct(backend, query, row_keys, col_keys):
+        return eager.select(query, row_keys, col_keys, k)
+    return op.select(query, row_keys, col_keys, k, backend)
 
 
 def check_keys(query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int) -> None:

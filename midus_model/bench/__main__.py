@@ -129,7 +129,8 @@ def _registers() -> list[dict[str, Any]]:
     """Registers and spills of every Triton kernel, where its tools are there."""
     from kernels import aot
 
-    found = [aot.compile_case(case, target) for target in aot.TARGETS for case in aot.cases()]
+    cases = aot.cases()
+    found = [aot.compile_case(case, target) for target in aot.TARGETS for case in cases]
     spilled = [row for row in found if row.get("spills")]
     print(f"{len(found)} kernels compiled, {len(spilled)} with register spills")
     return found

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-SECONDS = 3.0  # about how long one comparison may take
+SECONDS = 4.0  # about how long one comparison may take
 MOST = 30
+BURST = 100.0  # milliseconds
 
 
 @dataclass(frozen=True)
@@ -27,31 +28,43 @@ class Times:
         return statistics.median(self.ms)
 
 
-def _once(function: Callable[[], object], device: str) -> float:
+def _once(function: Callable[[], object], device: str, calls: int = 1) -> float:
+    """Milliseconds a call, over so many calls one after the other."""
+
+    def run() -> None:
+        for _ in range(calls):
+            function()
+
     if device == "cuda":
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        function()
+        run()
         stop.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(stop)
+        return start.elapsed_time(stop) / calls
     begun = time.perf_counter()
-    function()
-    return 1e3 * (time.perf_counter() - begun)
+    run()
+    return 1e3 * (time.perf_counter() - begun) / calls
 
 
 def interleaved(
     functions: dict[str, Callable[[], object]], device: str, seconds: float = SECONDS
 ) -> dict[str, Times]:
-    """Runs all in turn after two uncounted rounds: 3 to 30 rounds, by what fits in `seconds`."""
+    """Runs all in turn after two uncounted rounds: 3 to 30 rounds, by what fits in `seconds`.
+
+    Within a round a short function is called until BURST is full, so that caches are as warm as it
+    leaves them itself, and the clock's and threads' waking do not count.
+    """
     for function in functions.values():
         function()
-    round_ms = sum(_once(function, device) for function in functions.values())
-    rounds = max(3, min(MOST, int(1e3 * seconds / max(round_ms, 1e-3))))
+    once = {name: _once(function, device) for name, function in functions.items()}
+    calls = {name: max(1, int(BURST / max(ms, 1e-3))) for name, ms in once.items()}
+    round_ms = sum(calls[name] * ms for name, ms in once.items())
+    rounds = max(3, min(MOST, int(1e3 * seconds / round_ms)))
     found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            found[name].append(_once(function, device))
+            found[name].append(_once(function, device, calls[name]))
     return {name: Times(ms) for name, ms in found.items()}
 
 

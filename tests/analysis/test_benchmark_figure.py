@@ -17,7 +17,9 @@ def test_lines_are_the_rows(tmp_path: Path) -> None:
             "op": "headwise_memory", "direction": "forward", "dtype": dtype, "tokens": tokens,
             "shape": "tiny", "x_ffn": ratio, "x_ffn_min": ratio / 2, "x_ffn_max": ratio * 2,
         }
-        for dtype, tokens, ratio in (("float32", 1, 0.1), ("float32", 16, 0.2), ("bfloat16", 1, 0.3))
+        for dtype, tokens, ratio in (
+            ("float32", 1, 0.1), ("float32", 16, 0.2), ("bfloat16", 1, 0.3),
+        )
     ]  # fmt: skip
     machine = {"device": "a machine", "threads": 2, "torch": "2.13"}
     path = tmp_path / "benchmark.json"

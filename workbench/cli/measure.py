@@ -11,9 +11,7 @@ from workbench.cli import common
 
 Method = Annotated[
     str,
-    typer.Option(
-        help="ablation, gradient, taylor, integrated_gradients, fisher, dla or shapley."
-    ),
+    typer.Option(help="ablation, gradient, taylor, integrated_gradients, fisher, dla, shapley."),
 ]
 Baseline = Annotated[str, typer.Option(help="What replaces a head's output: mean or zero.")]
 SHOWN = 20
