@@ -4,6 +4,7 @@ from analysis import figures, paper
 from analysis.amplification import amplification
 from analysis.costs import costs
 from analysis.documents import documents
+from analysis.evidence import evidence, prune_curve
 from analysis.importance import head_importance
 from analysis.memory import memory_usage
 from analysis.ranking import rank_heads
@@ -12,9 +13,11 @@ __all__ = [
     "amplification",
     "costs",
     "documents",
+    "evidence",
     "figures",
     "head_importance",
     "memory_usage",
     "paper",
+    "prune_curve",
     "rank_heads",
 ]

@@ -20,7 +20,7 @@ from midus_model.bench.rows import (
     op_cases,
 )
 from midus_model.bench.shapes import SHAPES, Shape
-from midus_model.bench.timing import copy_bandwidth, product_rate
+from midus_model.bench.timing import SECONDS, copy_bandwidth, product_rate
 from midus_model.bench.verify import WrongResult, verify
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,11 +34,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--shape", choices=list(SHAPES), default="llama-3.2-1b")
     made.add_argument("--dtype", choices=list(DTYPES), action="append", help="default: both")
     made.add_argument("--tokens", type=int, action="append", help="prefill sizes; repeatable")
-    made.add_argument("--only", choices=OPS, action="append", help="repeatable")
+    made.add_argument("--only", action="append", help="part of an op's name; repeatable")
     made.add_argument("--full", action="store_true", help="longer prefills, and decoding")
+    made.add_argument(
+        "--quick", action="store_true", help="few rounds; 1 and 16 tokens, unless others are given"
+    )
     made.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
     made.add_argument("--out", type=Path, default=Path("benchmark"), help="folder of the results")
-    made.add_argument("--markdown", type=Path, help="page whose table is filled in")
+    made.add_argument("--markdown", type=Path, help="page whose tables are filled in")
     made.add_argument("--registers", action="store_true", help="compile the Triton kernels too")
     return made
 
@@ -52,15 +55,27 @@ def checked(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, values in (("--tokens", given.tokens or []), ("--threads", [given.threads or 1])):
         if any(value < 1 for value in values):
             made.error(f"{name} is {min(values)}; it must be at least 1")
+    given.ops = [op for op in OPS if any(part in op for part in given.only or [""])]
+    if not given.ops:
+        made.error(f"--only is {', '.join(given.only)}; it must be part of one of {', '.join(OPS)}")
+    try:  # now, not after a long run
+        given.out.mkdir(parents=True, exist_ok=True)
+        if given.markdown:
+            for name in given.dtype or list(DTYPES):
+                report.around(given.markdown, f"{given.device}-{name}")
+    except (OSError, ValueError) as error:
+        made.error(f"{'--markdown' if isinstance(error, ValueError) else '--out'}: {error}")
     if given.tokens is None:
-        long = [2048, 8192] if given.device == "cpu" else [2048, 8192, 32768]
-        given.tokens = [1, 16, 512] + (long if given.full else [])
+        longest = 8192 if given.device == "cpu" else 32768
+        all_sizes = [size for size in (1, 16, 128, 512, 2048, 8192, 32768) if size <= longest]
+        few = [1, 16] if given.quick else [1, 16, 512]
+        given.tokens = all_sizes if given.full else few
     return given
 
 
 def cases(given: argparse.Namespace, shape: Shape) -> Iterator[Case]:
     """Everything that was asked for, made one at a time."""
-    wanted = given.only or OPS
+    wanted = given.ops
     for name in given.dtype or list(DTYPES):
         dtype = DTYPES[name]
         for tokens in given.tokens:
@@ -79,11 +94,12 @@ def cases(given: argparse.Namespace, shape: Shape) -> Iterator[Case]:
         yield from large_bank_cases(given.device)
 
 
-def _machine(device: str) -> Machine:
-    large = device == "cuda"
-    size = 8192 if large else 1024
-    rates = {dtype: product_rate(device, size, dtype) for dtype in DTYPES.values()}
-    return Machine(device, copy_bandwidth(device, 1024 if large else 256), rates)
+def _machine(given: argparse.Namespace) -> Machine:
+    device, large = given.device, given.device == "cuda"
+    size, megabytes = (8192, 1024) if large else (1024, 256)
+    seconds, a_row = (0.05, 0.1) if given.quick else (1.0, SECONDS)
+    rates = {dtype: product_rate(device, size, dtype, seconds) for dtype in DTYPES.values()}
+    return Machine(device, copy_bandwidth(device, megabytes, seconds), rates, a_row)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,25 +116,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"midus bench: wrong result, nothing was timed: {error}", file=sys.stderr)
         return 1
     print(f"verified against float64; largest relative errors: {_worst(errors)}", flush=True)
-    machine = _machine(given.device)
+    result = _timed(given, shape, errors)
+    written = report.write(given.out, result)
+    for name in given.dtype or list(DTYPES) if given.markdown else ():
+        text = report.markdown(result, str(DTYPES[name]).removeprefix("torch."))
+        report.fill_in(given.markdown, f"{given.device}-{name}", text)
+    print("written: " + ", ".join(map(str, written)))
+    return 0
+
+
+def _timed(
+    given: argparse.Namespace, shape: Shape, errors: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """All rows, stored as they come: a run that is cut short leaves what it had."""
+    machine = _machine(given)
     result: dict[str, Any] = {
+        "complete": False,
         "machine": report.machine_of(given.device),
         "copy_gb_per_s": machine.bandwidth / 1e9,
         "gflops": {name: machine.rates[dtype] / 1e9 for name, dtype in DTYPES.items()},
         "verified": errors,
         "rows": [],
+        "skipped": [],
     }
     print("  ".join(report.HEADER), flush=True)
     for case in cases(given, shape):
-        result["rows"].append(measured(case, machine))
+        try:
+            result["rows"].append(measured(case, machine))
+        except torch.OutOfMemoryError:
+            result["skipped"].append(case.labels)
+            print(f"skipped, the GPU's memory does not hold it: {case.labels}", flush=True)
+            continue
         print("  ".join(report.line(result["rows"][-1])), flush=True)
+        report.write(given.out, result)
     if given.registers:
         result["registers"] = _registers()
-    written = report.write(given.out, result)
-    if given.markdown:
-        report.fill_in(given.markdown, given.device, report.markdown(result))
-    print("written: " + ", ".join(map(str, written)))
-    return 0
+    return result | {"complete": True}
 
 
 def _worst(errors: dict[str, dict[str, float]]) -> str:
@@ -127,12 +160,24 @@ def _worst(errors: dict[str, dict[str, float]]) -> str:
 
 def _registers() -> list[dict[str, Any]]:
     """Registers and spills of every Triton kernel, where its tools are there."""
-    from kernels import aot
-
-    cases = aot.cases()
-    found = [aot.compile_case(case, target) for target in aot.TARGETS for case in cases]
-    spilled = [row for row in found if row.get("spills")]
-    print(f"{len(found)} kernels compiled, {len(spilled)} with register spills")
+    try:
+        from kernels import aot
+    except ImportError as error:
+        print(f"no registers: the Triton kernels cannot be compiled here ({error})")
+        return []
+    found = []
+    names = ("kernel", "shape", "target", "shared", "registers", "spills")
+    print("  ".join(names))
+    for case in aot.cases():
+        for target in aot.TARGETS:
+            try:
+                found.append(aot.compile_case(case, target))
+            except RuntimeError as error:
+                print(f"not compiled: {error}", flush=True)
+                continue
+            print("  ".join(str(found[-1].get(name)) for name in names), flush=True)
+    spilled = sum(bool(row.get("spills")) for row in found)
+    print(f"{len(found)} kernels compiled, {spilled} with register spills")
     return found
 
 

@@ -89,8 +89,14 @@ def feed_forward(shape: Shape, tokens: int, s: int, backward: bool = False) -> F
     return forward + Floor(2 * weights + 3 * stream, 2 * forward.flops)
 
 
-def attention(shape: Shape, batch: int, tokens: int, context: int, s: int) -> Floor:
-    """Attention without output projection: `tokens` new ones after `context`, causal."""
+def attention(
+    shape: Shape, batch: int, tokens: int, context: int, s: int, backward: bool = False
+) -> Floor:
+    """Attention without output projection: `tokens` new ones after `context`, causal.
+
+    Backward: weights read again and their gradients written, the input read again, gradients of
+    the heads' outputs in and of the input out; two products for each of the forward's.
+    """
     width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     rows = batch * tokens
     seen = tokens * context + tokens * (tokens + 1) // 2
@@ -98,13 +104,24 @@ def attention(shape: Shape, batch: int, tokens: int, context: int, s: int) -> Fl
     weights = shape.hidden * width * s
     stream = rows * (shape.hidden + shape.heads * shape.head_dim) * s
     flops = 2 * rows * shape.hidden * width + 4 * batch * seen * shape.heads * shape.head_dim
-    return Floor(weights + cache + stream, flops)
+    forward = Floor(weights + cache + stream, flops)
+    if not backward:
+        return forward
+    return forward + Floor(2 * weights + stream + rows * shape.hidden * s, 2 * flops)
 
 
-def block(shape: Shape, batch: int, tokens: int, context: int, s: int, distinct: int) -> Floor:
+def block(
+    shape: Shape,
+    batch: int,
+    tokens: int,
+    context: int,
+    s: int,
+    distinct: int,
+    backward: bool = False,
+) -> Floor:
     """A memory block: attention without output projection, then the layer."""
-    layer = memory(shape, batch * tokens, s, distinct)
-    return attention(shape, batch, tokens, context, s) + layer
+    layer = memory(shape, batch * tokens, s, distinct, backward)
+    return attention(shape, batch, tokens, context, s, backward) + layer
 
 
 def copied_layer(shape: Shape, batch: int, tokens: int, context: int, s: int) -> Floor:
@@ -128,3 +145,12 @@ def break_even(shape: Shape, batch: int, s: int = 2) -> int:
     start = block(shape, batch, 1, 0, s, distinct).bytes
     a_token = 2 * batch * shape.kv_heads * shape.head_dim * s
     return max(0, -((start - ffn) // a_token))
+
+
+def break_even_flops(shape: Shape) -> int:
+    """The same in FLOPs, which a batch does not change: context at which attention eats the saving.
+
+    Prefill, bound by FLOPs where it is long, sees half its length on average: twice this.
+    """
+    saved = feed_forward(shape, 1, 2).flops - block(shape, 1, 1, 0, 2, 1).flops
+    return max(0, -(-saved // (4 * shape.heads * shape.head_dim)))

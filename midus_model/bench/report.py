@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ def machine_of(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }
+    if device == "cuda":
+        found["memory_gb"] = torch.cuda.get_device_properties(0).total_memory / 1e9
+        found["cuda"] = torch.version.cuda or torch.version.hip
     for name in ("torch", "transformers", "triton"):
         try:
             found[name] = metadata.version(name)
@@ -43,6 +47,7 @@ def _processor() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
+@lru_cache
 def commit() -> str | None:
     """Of the checkout this file lies in, or None."""
     try:
@@ -79,7 +84,7 @@ def write(folder: Path, result: dict[str, Any]) -> list[Path]:
 def _peers(row: dict[str, Any]) -> str:
     found = [
         f"{row[f'x_{peer}']:.3g}x {peer}"
-        for peer in ("ffn", "copied_layer", "embedding_bag", "naive")
+        for peer in ("ffn", "copied_layer", "embedding_bag", "gather", "naive")
         if f"x_{peer}" in row
     ]
     return ", ".join(found)
@@ -94,15 +99,16 @@ def line(row: dict[str, Any]) -> list[str]:
         _peers(row),
         f"{row['floor_ms']:.3g}",
         f"{100 * row['floor_fraction']:.0f}%",
-        f"{row['peak_mb']:.0f}",
+        f"{row['gb_per_s']:.3g}",
+        f"{row['peak_mb']:.0f}" + (f" (ffn {row['ffn_peak_mb']:.0f})" if "ffn_ms" in row else ""),
     ]
 
 
-HEADER = [*SHOWN, "ms", "ratio to", "floor ms", "of floor", "peak MB"]
+HEADER = [*SHOWN, "ms", "ratio to", "floor ms", "of floor", "GB/s", "peak MB"]
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The table for docs/benchmarks.md."""
+def markdown(result: dict[str, Any], dtype: str) -> str:
+    """The table of one dtype for docs/benchmarks.md."""
     machine = result["machine"]
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in result["gflops"].items())
     lines = [
@@ -113,18 +119,31 @@ def markdown(result: dict[str, Any]) -> str:
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
     ]
-    lines += ["| " + " | ".join(line(row)) + " |" for row in result["rows"]]
+    lines += [
+        "| " + " | ".join(line(row)) + " |" for row in result["rows"] if row["dtype"] == dtype
+    ]
     return "\n".join(lines) + "\n"
 
 
-def fill_in(path: Path, device: str, text: str) -> None:
-    """Put the table between the markers `<!-- results:DEVICE -->` and `<!-- /results -->`."""
-    start, stop = f"<!-- results:{device} -->", "<!-- /results -->"
-    page = path.read_text(encoding="utf-8")
+def around(path: Path, name: str) -> tuple[str, str]:
+    """The page up to the table of that name, its marker included, and from the end marker on.
+
+    Raises ValueError where the page cannot be read or lacks the markers.
+    """
+    start, stop = f"<!-- results:{name} -->", "<!-- /results -->"
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if start not in page or stop not in page.split(start, 1)[1]:
         raise ValueError(f"{path} has no markers {start} ... {stop} to put the table between")
     before, rest = page.split(start, 1)
-    after = rest.split(stop, 1)[1]
+    return before + start, stop + rest.split(stop, 1)[1]
+
+
+def fill_in(path: Path, name: str, text: str) -> None:
+    """Put a table between the markers `<!-- results:NAME -->` and `<!-- /results -->`."""
+    before, after = around(path, name)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(f"{before}{start}\n\n{text}\n{stop}{after}", encoding="utf-8")
+    partial.write_text(f"{before}\n\n{text}\n{after}", encoding="utf-8")
     os.replace(partial, path)

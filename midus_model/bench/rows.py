@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from kernels.headwise_memory import naive as memory_naive
 from kernels.product_key_select import naive as select_naive
 from midus_model.bench import floors
 from midus_model.bench.shapes import Inputs, Shape, blocks_of, slots_of
-from midus_model.bench.timing import interleaved, peak_bytes, ratios
+from midus_model.bench.timing import SECONDS, interleaved, peak_bytes, ratios
 
 Function = Callable[[], Any]
-NAIVE_TOKENS = 512  # beyond, the plain version takes minutes on a CPU
+SLOW_TOKENS = 512  # beyond, plain versions and a block's backward take minutes on a CPU
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Machine:
     device: str
     bandwidth: float  # bytes a second of a copy
     rates: dict[torch.dtype, float]  # FLOPs a second of a matrix product
+    seconds: float = SECONDS  # that a row may take
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Case:
 
 def measured(case: Case, machine: Machine) -> dict[str, Any]:
     """Time a case; the first function is ours."""
-    times = interleaved(case.functions, machine.device)
+    times = interleaved(case.functions, machine.device, machine.seconds)
     (mine, first), *peers = times.items()
     floor_ms = case.floor.ms(machine.bandwidth, machine.rates[case.dtype])
     row = {
@@ -57,6 +58,8 @@ def measured(case: Case, machine: Machine) -> dict[str, Any]:
         "gb_per_s": case.floor.bytes / (1e6 * first.median),
         "peak_mb": peak_bytes(case.functions[mine], machine.device) / 2**20,
     }
+    if "gathered_bytes" in row:
+        row["gathered_gb_per_s"] = row["gathered_bytes"] / (1e6 * first.median)
     for name, peer in peers:
         row[f"{name}_ms"] = peer.median
         low_high = ratios(first, peer)
@@ -67,7 +70,7 @@ def measured(case: Case, machine: Machine) -> dict[str, Any]:
 
 
 def _slow(tokens: int, device: str) -> bool:
-    return tokens > NAIVE_TOKENS and device == "cpu"
+    return tokens > SLOW_TOKENS and device == "cpu"
 
 
 def _directions(function: Function, leaves: list[torch.Tensor]) -> dict[str, Function]:
@@ -82,12 +85,13 @@ def _directions(function: Function, leaves: list[torch.Tensor]) -> dict[str, Fun
     def both() -> None:
         for leaf in leaves:
             leaf.requires_grad_(leaf.is_floating_point())
-            leaf.grad = None
         out = function()
         out = out[0] if isinstance(out, tuple) else out
         if not grads:
             grads.append(torch.randn_like(out))
         out.backward(grads[0])
+        for leaf in leaves:  # kept, their release would hide as much of the next run's peak
+            leaf.grad = None
 
     return {"forward": forward, "forward+backward": both}
 
@@ -111,8 +115,8 @@ def op_cases(shape: Shape, tokens: int, dtype: torch.dtype, device: str) -> Iter
     given, k, s = Inputs(shape, tokens, dtype, device), shape.top_k, dtype.itemsize
     slow = _slow(tokens, device)
     selecting: dict[str, Function] = {
-        "ours": lambda: product_key_select(*given.memory[:3], k),
-        "naive": lambda: select_naive.product_key_select(*given.memory[:3], k),
+        "ours": lambda: product_key_select(*given.selection, k),
+        "naive": lambda: select_naive.product_key_select(*given.selection, k),
     }
     layer: dict[str, Function] = {
         "ours": lambda: headwise_memory(*given.memory, k),
@@ -122,7 +126,7 @@ def op_cases(shape: Shape, tokens: int, dtype: torch.dtype, device: str) -> Iter
     if slow:
         del selecting["naive"], layer["naive"]
     with torch.no_grad():
-        distinct = len(product_key_select(*given.memory[:3], k)[1].unique())
+        distinct = len(product_key_select(*given.selection, k)[1].unique())
     for direction in ("forward", "forward+backward"):
         back = direction != "forward"
         leaves = given.every()
@@ -142,7 +146,10 @@ def op_cases(shape: Shape, tokens: int, dtype: torch.dtype, device: str) -> Iter
 
 
 def bag_cases(given: Inputs) -> Iterator[Case]:
-    """The read over uniform and skewed slots, each way of making the bank's gradient."""
+    """The read over uniform and skewed slots, each way of making the bank's gradient.
+
+    Forward, the peer `gather` is an embedding bag without weights: it reads the same rows.
+    """
     shape, tokens, device = given.shape, given.tokens, given.device
     slow = _slow(tokens, device)  # PyTorch's atomic version makes [T, H, k, r]
     for kind in ("uniform", "zipf"):
@@ -154,6 +161,9 @@ def bag_cases(given: Inputs) -> Iterator[Case]:
         def torchs(flat: torch.Tensor = flat, weights: torch.Tensor = weights) -> torch.Tensor:
             parts = weights.view(flat.shape).to(given.bank.dtype)
             return F.embedding_bag(flat, given.bank, per_sample_weights=parts, mode="sum")
+
+        def gather(flat: torch.Tensor = flat) -> torch.Tensor:
+            return F.embedding_bag(flat, given.bank, mode="sum")
 
         for direction in ("forward", "forward+backward"):
             back = direction != "forward"
@@ -167,12 +177,14 @@ def bag_cases(given: Inputs) -> Iterator[Case]:
                     return latent_bag(given.bank, indices, weights, bank_grad=mode)
 
                 leaves = [given.bank, weights]
+                functions: dict[str, Function] = {"ours": mine, "embedding_bag": torchs}
+                more: dict[str, Any] = {"slots": kind, "bank_grad": mode if back else ""}
+                if not back:  # every read counted, as a bank beyond the cache moves them
+                    functions["gather"] = gather
+                    more["gathered_bytes"] = flat.numel() * given.bank[0].nbytes
                 yield Case(
-                    _labels("latent_bag", direction, given, slots=kind, bank_grad=mode),
-                    {
-                        "ours": _directions(mine, leaves)[direction],
-                        "embedding_bag": _directions(torchs, leaves)[direction],
-                    },
+                    _labels("latent_bag", direction, given, **more),
+                    {name: _directions(f, leaves)[direction] for name, f in functions.items()},
                     floors.bag(
                         shape, tokens, given.dtype.itemsize, distinct, len(given.bank), back
                     ),
@@ -189,44 +201,45 @@ def block_cases(
         hidden = torch.randn(batch, tokens, shape.hidden, device=device).to(dtype)
         places = torch.arange(context, context + tokens, device=device)[None]
         position = rotary(hidden, places)
-        functions = {
-            "ours": _block_call(block, 1, shape, hidden, position, context),
-            "copied_layer": _block_call(copied, 0, shape, hidden, position, context),
-        }
+        ours = _block_calls(block, 1, shape, hidden, position, context)
+        peer = _block_calls(copied, 0, shape, hidden, position, context)
         distinct = min(shape.slots, batch * tokens * shape.heads * shape.top_k)
-        yield Case(
-            {
-                "op": "block",
-                "direction": "decode" if context else "forward",
-                "shape": shape.name,
-                "tokens": tokens,
-                "batch": batch,
-                "context": context,
-                "dtype": str(dtype).removeprefix("torch."),
-                "slots": "from queries",
-            },
-            functions,
-            floors.block(shape, batch, tokens, context, dtype.itemsize, distinct),
-            dtype,
-        )
+        for direction in ours:
+            back = direction == "forward+backward"
+            if back and _slow(batch * tokens, device):
+                continue
+            yield Case(
+                {
+                    "op": "block",
+                    "direction": direction,
+                    "shape": shape.name,
+                    "tokens": tokens,
+                    "batch": batch,
+                    "context": context,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "slots": "from queries",
+                },
+                {"ours": ours[direction], "copied_layer": peer[direction]},
+                floors.block(shape, batch, tokens, context, dtype.itemsize, distinct, back),
+                dtype,
+            )
 
 
-def _block_call(
+def _block_calls(
     layer: Any,
     index: int,
     shape: Shape,
     hidden: torch.Tensor,
     position: Any,
     context: int,
-) -> Function:
-    """One call of a decoder block, after `context` cached tokens where there are any."""
+) -> dict[str, Function]:
+    """A decoder block's calls: prefill in both directions, or decoding after `context` tokens."""
     if not context:
 
         def prefill() -> Any:
-            with torch.no_grad():
-                return layer(hidden, position_embeddings=position, attention_mask=None)
+            return layer(hidden, position_embeddings=position, attention_mask=None)
 
-        return prefill
+        return _directions(prefill, [hidden, *layer.parameters()])
     from transformers import DynamicCache
 
     cache = DynamicCache()
@@ -247,11 +260,21 @@ def _block_call(
         cache.layers[index].crop(-hidden.shape[1])  # forget the new tokens
         return out
 
-    return decode
+    return {"decode": decode}
 
 
-def large_bank_cases(device: str, tokens: int = 4096) -> Iterator[Case]:
-    """The read from a bank far beyond any cache: 1,048,576 slots of 512 in bf16, uniform slots."""
-    shape = Shape("large-bank", 2048, 32, 8, 64, 8192, num_keys=1024, top_k=32, latent=512)
-    given = Inputs(shape, tokens, torch.bfloat16, device)
-    yield from (case for case in bag_cases(given) if case.labels["slots"] == "uniform")
+def large_bank_cases(
+    device: str, num_keys: int = 1024, sizes: tuple[int, ...] = (256, 4096)
+) -> Iterator[Case]:
+    """The read from a bank far beyond any cache: 1,048,576 slots of 512 in bf16, uniform slots.
+
+    256 tokens read few rows twice, so that what is compulsory is what is gathered; 4,096 read each
+    row four times, which no cache holds: there `gathered_gb_per_s` says how fast memory is read.
+    """
+    shape = Shape("large-bank", 64, 32, 8, 64, 64, num_keys=num_keys, top_k=32, latent=512)
+    called = {"slots": f"uniform of {shape.slots:,}, r = {shape.latent}"}
+    for tokens in sizes:
+        given = Inputs(shape, tokens, torch.bfloat16, device)
+        for case in bag_cases(given):
+            if case.labels["slots"] == "uniform":
+                yield replace(case, labels=case.labels | called)

@@ -13,6 +13,13 @@ import torch
 import torch.nn.functional as F
 
 
+# What `headwise_memory` takes before k.
+Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+Five = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a model and of its memory."""
@@ -63,9 +70,14 @@ class Inputs:
         self.ffn.append(draw(shape.hidden, shape.ffn, scale=0.02))
 
     @property
-    def memory(self) -> tuple[torch.Tensor, ...]:
+    def memory(self) -> Memory:
         """What `headwise_memory` takes before k."""
         return self.query, self.row_keys, self.col_keys, self.bank, self.head_proj
+
+    @property
+    def selection(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `product_key_select` takes before k."""
+        return self.query, self.row_keys, self.col_keys
 
     def feed_forward(self) -> torch.Tensor:
         """The model's own FFN, SwiGLU, [T, d]."""

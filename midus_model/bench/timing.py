@@ -14,7 +14,7 @@ import torch
 
 SECONDS = 4.0  # about how long one comparison may take
 MOST = 30
-BURST = 100.0  # milliseconds
+BURST = 100.0  # milliseconds, less where `seconds` are few
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def interleaved(
     for function in functions.values():
         function()
     once = {name: _once(function, device) for name, function in functions.items()}
-    calls = {name: max(1, int(BURST / max(ms, 1e-3))) for name, ms in once.items()}
+    burst = min(BURST, 100 * seconds)
+    calls = {name: max(1, int(burst / max(ms, 1e-3))) for name, ms in once.items()}
     round_ms = sum(calls[name] * ms for name, ms in once.items())
     rounds = max(3, min(MOST, int(1e3 * seconds / round_ms)))
     found: dict[str, list[float]] = {name: [] for name in functions}
@@ -120,16 +121,16 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def copy_bandwidth(device: str, megabytes: int) -> float:
+def copy_bandwidth(device: str, megabytes: int, seconds: float = 1.0) -> float:
     """Bytes a second that a copy reads and writes, together."""
     source = torch.ones(megabytes * 2**18, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    times = interleaved({"copy": lambda: target.copy_(source)}, device, 1.0)
+    times = interleaved({"copy": lambda: target.copy_(source)}, device, seconds)
     return 2 * source.nbytes / (1e-3 * min(times["copy"].ms))
 
 
-def product_rate(device: str, size: int, dtype: torch.dtype) -> float:
+def product_rate(device: str, size: int, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """FLOPs a second of a square matrix product."""
     a = torch.randn(size, size).to(device, dtype)
-    times = interleaved({"product": lambda: a @ a}, device, 1.0)
+    times = interleaved({"product": lambda: a @ a}, device, seconds)
     return 2 * size**3 / (1e-3 * min(times["product"].ms))

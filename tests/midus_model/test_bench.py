@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from midus_model.bench import __main__ as command
-from midus_model.bench import floors, report, verify
+from midus_model.bench import floors, report, rows, verify
 from midus_model.bench.shapes import SHAPES, Inputs, Shape, slots_of
 from midus_model.bench.timing import Times, peak_bytes, ratios
 
@@ -28,18 +29,24 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_runs_without_the_workbenchs_other_packages(tmp_path: Path) -> None:
-    arguments = ["--shape", "tiny", "--tokens", "5", "--full", "--out", str(tmp_path / "found")]
+    out = str(tmp_path / "found")
+    arguments = ["--shape", "tiny", "--tokens", "5", "--full", "--quick", "--out", out]
     done = subprocess.run(
         [sys.executable, "-c", BARE, *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "verified against float64" in done.stdout
     result = json.loads((tmp_path / "found" / "benchmark.json").read_text())
-    rows = result["rows"]
-    assert {row["op"] for row in rows} == set(command.OPS)
-    assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
-    assert {row["direction"] for row in rows} == {"forward", "forward+backward", "decode"}
-    for row in rows:
+    found = result["rows"]
+    assert result["complete"] and not result["skipped"]
+    assert {row["op"] for row in found} == set(command.OPS)
+    assert {row["dtype"] for row in found} == {"float32", "bfloat16"}
+    assert {row["direction"] for row in found} == {"forward", "forward+backward", "decode"}
+    directions = {row["direction"] for row in found if row["op"] == "block"}
+    assert directions == {"forward", "forward+backward", "decode"}
+    for row in found:
+        numbers = [value for value in row.values() if not isinstance(value, str)]
+        assert all(math.isfinite(value) for value in numbers)
         assert row["ms"] > 0 and row["floor_ms"] > 0 and row["peak_mb"] >= 0
         peers = [
             name for name in row if name.startswith("x_") and not name.endswith(("min", "max"))
@@ -49,14 +56,16 @@ def test_runs_without_the_workbenchs_other_packages(tmp_path: Path) -> None:
             assert row[f"{peer}_min"] <= row[peer] <= row[f"{peer}_max"]
     assert result["copy_gb_per_s"] > 0 and result["machine"]["torch"] is not None
     with open(tmp_path / "found" / "benchmark.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
+        assert len(list(csv.DictReader(file))) == len(found)
 
 
 def test_a_wrong_op_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = verify.headwise_memory
-    monkeypatch.setattr(verify, "headwise_memory", lambda *given: 1.001 * right(*given))
+    monkeypatch.setattr(
+        verify, "headwise_memory", lambda *given, **more: 1.001 * right(*given, **more)
+    )
     assert command.main(["--shape", "tiny", "--out", str(tmp_path)]) == 1
     assert "nothing was timed: values" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -74,6 +83,49 @@ def test_a_wrong_selection_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         verify.verify(SHAPES["tiny"], torch.float32, "cpu")
 
 
+def test_slots_are_checked() -> None:
+    row, col = torch.zeros(1, 1, 3).double(), torch.tensor([[[3.0, 2.0, 1.0]]]).double()
+    verify._check_slots(row, col, torch.tensor([[[0, 3]]]))  # a tie, any of its slots will do
+    with pytest.raises(verify.WrongResult, match="twice"):
+        verify._check_slots(row, col, torch.tensor([[[0, 0]]]))
+    with pytest.raises(verify.WrongResult, match="do not exist"):
+        verify._check_slots(row, col, torch.tensor([[[0, 9]]]))
+    with pytest.raises(verify.WrongResult, match="nan"):
+        verify._check_slots(row * torch.nan, col, torch.tensor([[[0, 3]]]))
+
+
+@pytest.mark.parametrize("mode", ["sorted", "atomic"])
+def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    right = verify.latent_bag
+
+    def worse(bank: torch.Tensor, *given: Any, bank_grad: str = "sorted") -> torch.Tensor:
+        if bank_grad == mode:
+            bank = 2 * bank - bank.detach()  # the same values, twice the gradient
+        return right(bank, *given, bank_grad=bank_grad)
+
+    monkeypatch.setattr(verify, "latent_bag", worse)
+    with pytest.raises(verify.WrongResult, match=f"{mode}: gradient of bank"):
+        verify.verify(SHAPES["tiny"], torch.float32, "cpu")
+
+
+def test_a_run_cut_short_leaves_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    left = [None, torch.OutOfMemoryError("full"), KeyboardInterrupt()]
+
+    def once(*given: Any) -> dict[str, Any]:
+        error = left.pop(0)
+        if error is not None:
+            raise error
+        return rows.measured(*given)
+
+    monkeypatch.setattr(command, "measured", once)
+    arguments = ["--shape", "tiny", "--quick", "--only", "select", "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(arguments)
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert not result["complete"] and len(result["rows"]) == 1
+    assert {row["op"] for row in result["rows"]} == {"product_key_select"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -82,11 +134,20 @@ def test_a_wrong_selection_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--tokens", "0"], "--tokens is 0"),
         (["--threads", "0"], "--threads"),
         (["--dtype", "int8"], "--dtype"),
+        (["--only", "ffn"], "--only is ffn"),
+        (["--markdown", "no such page.md"], "--markdown: no such page.md"),
+        (["--markdown", __file__], "has no markers"),
+        (["--out", __file__], "--out"),
     ],
 )
 def test_bad_arguments_end_with_code_2(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     if named == "--threads":
         arguments = ["--threads", "-1"]
     with pytest.raises(SystemExit) as stopped:
@@ -143,6 +204,45 @@ def test_break_even_is_where_bytes_cross() -> None:
         ffn = floors.feed_forward(shape, batch, 2).bytes
         at = [floors.block(shape, batch, 1, c, 2, distinct).bytes for c in (context - 1, context)]
         assert at[0] < ffn <= at[1]
+
+
+def test_backward_floors_by_hand() -> None:
+    """A block of 3 tokens: what its attention moves once more, and the layer's own."""
+    weights, stream = 6 * (2 + 2) * 4 * 4, 3 * (6 + 8) * 4
+    forward, both = (floors.attention(SMALL, 1, 3, 0, 4, back) for back in (False, True))
+    assert forward.bytes == weights + 2 * 3 * 4 * 4 + stream
+    assert forward.flops == 2 * 3 * 6 * 16 + 4 * 6 * 8  # 6 pairs of a causal window of 3
+    assert both.bytes - forward.bytes == 2 * weights + stream + 3 * 6 * 4
+    assert both.flops == 3 * forward.flops
+    layer = floors.memory(SMALL, 3, 4, 7, True)
+    assert floors.block(SMALL, 1, 3, 0, 4, 7, True) == both + layer
+
+
+def test_break_even_in_flops_is_where_they_cross() -> None:
+    shape = SHAPES["llama-3.1-8b"]
+    context = floors.break_even_flops(shape)
+    ffn = floors.feed_forward(shape, 1, 2).flops
+    at = [floors.block(shape, 1, 1, c - 1, 2, 1).flops for c in (context, context + 1)]
+    assert at[0] < ffn <= at[1]
+
+
+def test_a_large_bank_counts_every_read() -> None:
+    (forward, *backward) = rows.large_bank_cases("cpu", num_keys=32, sizes=(2,))
+    machine = rows.Machine("cpu", 1e9, {torch.bfloat16: 1e9}, seconds=0.02)
+    row = rows.measured(forward, machine)
+    assert row["slots"] == "uniform of 1,024, r = 512" and row["dtype"] == "bfloat16"
+    assert row["gathered_bytes"] == 2 * 32 * 32 * 512 * 2
+    assert row["gathered_gb_per_s"] == pytest.approx(row["gathered_bytes"] / (1e6 * row["ms"]))
+    assert row["x_gather"] > 0 and row["x_embedding_bag"] > 0
+    assert [case.labels["bank_grad"] for case in backward] == ["sorted", "atomic"]
+
+
+def test_gradients_of_an_earlier_run_do_not_lower_the_peak() -> None:
+    leaf = torch.ones(2**20)
+    both = rows._directions(lambda: 2 * leaf, [leaf])["forward+backward"]
+    both()
+    assert leaf.grad is None
+    assert peak_bytes(both, "cpu") >= 2 * 2**22  # the output and the gradient
 
 
 def test_peak_counts_what_is_alive_at_once() -> None:

@@ -11,8 +11,8 @@ from workbench.cli import app
 
 def test_bench_writes_results_and_figure(tmp_path: Path) -> None:
     out = tmp_path / "found"
-    arguments = ["bench", "--shape", "tiny", "--tokens", "4", "--dtype", "fp32"]
-    done = CliRunner().invoke(app, [*arguments, "--only", "headwise_memory", "--out", str(out)])
+    arguments = ["bench", "--quick", "--shape", "tiny", "--tokens", "4", "--dtype", "fp32"]
+    done = CliRunner().invoke(app, [*arguments, "--only", "headwise", "--out", str(out)])
     assert done.exit_code == 0, done.output
     names = {path.name for path in out.iterdir()}
     assert names == {f"benchmark.{kind}" for kind in ("json", "csv", "pdf", "svg", "png")}

@@ -1,0 +1,300 @@
+"""Evidence for a ranking: what pruning by it does, how stable it is, what other methods say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from analysis.documents import Documents, documents
+from analysis.engine import Progress, batches, fold_size
+from analysis.gates import gated_nats
+from analysis.importance import (
+    BASELINES,
+    METHODS,
+    PER_DOCUMENT,
+    check_choice,
+    describe,
+    head_baselines,
+    head_importance,
+    loaded,
+)
+from analysis.statistics import bootstrap_mean
+from midus_model import chosen_heads, head_sites
+from midus_model.errors import HeadError, MidusError
+
+ORDERS = ("worst first", "best first", "random")
+SPLITS = 100
+COLUMNS = (
+    "kind", "first", "second", "spearman", "ci_low", "ci_high", "overlap", "area", "random_at",
+)  # fmt: skip
+
+
+def prune_curve(
+    model: Any = None,
+    ranking: Any = None,
+    data: Any = None,
+    *,
+    baseline: str = "mean",
+    steps: int = 12,
+    draws: int = 5,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Loss as heads are ablated one after the other: worst first, best first, and at random.
+
+    Args:
+        model: what `midus_model.load` takes; by default "pico".
+        ranking: all heads of the model, best first: a ranking's table, (layer, head) pairs in that
+            order, or None for exact ablation on the same data.
+        data, limit, baseline: as `head_importance` takes them.
+        steps: points of a curve after the clean one, evenly spread up to all heads.
+        draws: random orders.
+        seed: of the random orders and the bootstrap.
+
+    Returns:
+        A row a point: order, draw, removed (heads), share of all heads, and the loss in nats a
+        token: score, stderr, ci_low, ci_high (95%, bootstrap over documents), by_document.
+        `.attrs["areas"]`: by order, the mean over the curve of the loss added, in nats a token. A
+        good ranking has a small area worst first and a large one best first.
+
+    Raises:
+        HeadError: where the ranking does not name every head once.
+        MidusError: where another argument, the model or the data cannot be used.
+    """
+    check_choice("baseline", baseline, BASELINES)
+    for name, number in (("steps", steps), ("draws", draws)):
+        if number < 1:
+            raise MidusError(f"{name} is {number}; it must be at least 1")
+    network = loaded(model)
+    docs = documents(data, model=model if model is not None else "pico", limit=limit)
+    sites = head_sites(network)
+    order = _order_of(ranking, network, docs, baseline, seed, progress)
+    baselines = head_baselines(network, sites, docs, baseline)
+    counts = np.unique(np.linspace(0, len(sites), min(steps, len(sites)) + 1).round().astype(int))
+    rng = np.random.default_rng(seed)
+    curves: list[tuple[str, int, np.ndarray]] = [
+        ("worst first", 0, order[::-1]),
+        ("best first", 0, order),
+        *(("random", draw, rng.permutation(len(sites))) for draw in range(draws)),
+    ]
+    states = np.ones((len(curves) * len(counts), len(sites)), dtype=np.float32)
+    for row, ((_, _, heads), count) in enumerate(
+        (curve, count) for curve in curves for count in counts
+    ):
+        states[row, heads[:count]] = 0
+    losses = _losses(network, docs, sites, baselines, states, progress)  # [states, documents]
+    tokens = np.array([unit["tokens"] for unit in docs.units], dtype=float)
+    found = bootstrap_mean(losses, tokens, seed=seed)
+    table = pd.DataFrame(
+        {
+            "order": [name for name, _, _ in curves for _ in counts],
+            "draw": [draw for _, draw, _ in curves for _ in counts],
+            "removed": np.tile(counts, len(curves)),
+            "share": np.tile(counts / len(sites), len(curves)),
+            "score": found.estimate,
+            "stderr": found.stderr,
+            "ci_low": found.low,
+            "ci_high": found.high,
+            "by_document": losses.tolist(),
+        }
+    )
+    table.attrs = describe(network, docs, baseline=baseline, metric="loss", seed=seed)
+    table.attrs |= {"table": "prune_curve", "areas": _areas(table)}
+    return table
+
+
+def _order_of(
+    ranking: Any, model: Any, docs: Documents, baseline: str, seed: int, progress: Progress | None
+) -> np.ndarray:
+    """Indices into `head_sites`, best first."""
+    sites = head_sites(model)
+    if ranking is None:
+        table = head_importance(model, docs, baseline=baseline, seed=seed, progress=progress)
+        return np.argsort(-table["score"].to_numpy(), kind="stable")
+    if hasattr(ranking, "columns"):
+        if not {"layer", "head"} <= set(ranking.columns):
+            raise HeadError(f"a ranking has columns layer and head; got {list(ranking.columns)}")
+        pairs = list(zip(ranking["layer"], ranking["head"], strict=True))
+    else:
+        chosen_heads(ranking)  # says what is wrong with what are no pairs
+        pairs = list(ranking)
+    places = {(site.layer, site.head): index for index, site in enumerate(sites)}
+    wanted = [(int(layer), int(head)) for layer, head in pairs]
+    if sorted(wanted) != sorted(places):
+        raise HeadError(
+            f"the ranking names {len(set(wanted))} heads, the model has {len(places)}; a prune "
+            "curve needs every head of the model once, best first"
+        )
+    return np.array([places[pair] for pair in wanted])
+
+
+@torch.no_grad()
+def _losses(
+    model: Any,
+    docs: Documents,
+    sites: list,
+    baselines: torch.Tensor,
+    states: np.ndarray,
+    progress: Progress | None,
+) -> np.ndarray:
+    """Loss a token of every document under each gate setting, [states, documents]."""
+    tokens = np.array([unit["tokens"] for unit in docs.units], dtype=float)
+    totals = np.zeros((len(states), len(tokens)))
+    gates = torch.as_tensor(states, device=baselines.device)
+    done = 0
+    for indices, batch in batches(docs.windows, baselines.device):
+        windows = len(batch.ids)
+        fold = fold_size(model, batch, baselines.element_size())
+        nats = torch.cat(
+            [
+                gated_nats(model, batch, sites, baselines, part.repeat_interleave(windows, 0)).view(
+                    len(part), windows
+                )
+                for part in gates.split(fold)
+            ]
+        )
+        np.add.at(totals.T, batch.units.numpy(), nats.cpu().numpy().T)
+        done += len(indices)
+        if progress:
+            progress(done, len(docs.windows), "pruning")
+    return totals / tokens
+
+
+def _areas(table: pd.DataFrame) -> dict[str, float]:
+    """Mean loss added along each order's curve, random draws averaged."""
+    areas: dict[str, list[float]] = {}
+    for (order, _), curve in table.groupby(["order", "draw"], sort=False):
+        added = curve["score"] - curve["score"].iloc[0]
+        areas.setdefault(str(order), []).append(float(np.trapezoid(added, curve["share"])))
+    return {order: float(np.mean(found)) for order, found in areas.items()}
+
+
+def evidence(
+    model: Any = None,
+    data: Any = None,
+    *,
+    methods: Sequence[str] = ("ablation", "gradient", "taylor"),
+    baseline: str = "mean",
+    top: int = 16,
+    others: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """How far to trust a ranking, in one table.
+
+    Args:
+        model, data, baseline, limit: as `head_importance` takes them.
+        methods: methods to set against each other; the first is the one under test.
+        top: size of the top set that overlaps are counted in.
+        others: further data sets by name, for the stability of the first method.
+        seed: of the splits.
+
+    Returns:
+        A row a comparison, columns:
+
+        kind: "split half" (the first method on random halves of the documents, Spearman-Brown
+        corrected to the whole; 100 splits), "method", "data", or "pruning" (on the documents that
+        the ranking comes from).
+        first, second: what is compared.
+        area: between the curves best first and worst first, in nats a token; random_at: where the
+        random orders' curve lies between them, 0 worst first to 1 best first.
+        spearman: rank correlation over heads; overlap: share of the top set in common; ci_low and
+        ci_high: of the correlation, over splits (2.5% to 97.5%) or by Fisher's z (95%).
+
+    Raises:
+        MidusError: where an argument, the model or the data cannot be used.
+    """
+    for method in methods:
+        check_choice("methods", method, METHODS)
+    network = loaded(model)
+    docs = documents(data, model=model if model is not None else "pico", limit=limit)
+    heads = len(head_sites(network))
+    if not methods or not 1 <= top < heads:
+        raise MidusError(
+            f"give at least one method, and a top between 1 and {heads - 1}; got {list(methods)} "
+            f"and {top}"
+        )
+    given = {"baseline": baseline, "seed": seed, "progress": progress}
+    tables = {name: head_importance(network, docs, method=name, **given) for name in methods}
+    main = methods[0]
+    rows = [_split_half(tables[main], main, top, seed)]
+    for first, second in combinations(methods, 2):
+        rows.append(_agreement("method", first, second, tables[first], tables[second], top))
+    for name, other in (others or {}).items():
+        table = head_importance(network, other, method=main, limit=limit, **given)
+        rows.append(_agreement("data", docs.name, name, tables[main], table, top))
+    ordered = tables[main].sort_values("score", ascending=False, kind="stable")
+    areas = prune_curve(network, ordered, docs, baseline=baseline, seed=seed).attrs["areas"]
+    span = areas["best first"] - areas["worst first"]
+    rows.append(
+        {
+            "kind": "pruning",
+            "first": main,
+            "second": "random",
+            "area": span,
+            "random_at": (areas["random"] - areas["worst first"]) / span if span else np.nan,
+        }
+    )
+    table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    table.attrs = describe(network, docs, baseline=baseline, metric="loss", seed=seed)
+    table.attrs |= {"table": "evidence", "top": top, "areas": areas, "methods": list(methods)}
+    return table
+
+
+def _split_half(table: pd.DataFrame, method: str, top: int, seed: int) -> dict[str, Any]:
+    """Reliability of the scores: correlation of halves, stepped up to the whole's length."""
+    scores = np.array(table["by_document"].tolist())  # [heads, documents]
+    tokens = np.array([entry["tokens"] for entry in table.attrs["documents"]], dtype=float)
+    weights = np.ones_like(tokens) if method in PER_DOCUMENT else tokens
+    count = scores.shape[1]
+    row = {"kind": "split half", "first": method, "second": method}
+    if count < 2:
+        return row
+    rng = np.random.default_rng(seed)
+    whole, shared = [], []
+    for _ in range(SPLITS):
+        order = rng.permutation(count)
+        halves = [
+            scores[:, part] @ weights[part] / weights[part].sum()
+            for part in (order[: count // 2], order[count // 2 :])
+        ]
+        correlation = stats.spearmanr(*halves).statistic
+        whole.append(2 * correlation / (1 + correlation))  # Spearman-Brown
+        shared.append(_overlap(*halves, top))
+    low, high = np.quantile(whole, [0.025, 0.975])
+    middle = float(np.median(whole))
+    return row | {
+        "spearman": middle, "ci_low": low, "ci_high": high, "overlap": float(np.mean(shared)),
+    }  # fmt: skip
+
+
+def _agreement(
+    kind: str, first: str, second: str, a: pd.DataFrame, b: pd.DataFrame, top: int
+) -> dict[str, Any]:
+    one, two = a["score"].to_numpy(), b["score"].to_numpy()
+    correlation = float(stats.spearmanr(one, two).statistic)
+    # Fisher's z with the standard error for ranks (Bonett and Wright 2000).
+    reach = 1.96 * np.sqrt((1 + correlation**2 / 2) / max(len(one) - 3, 1))
+    centre = np.arctanh(np.clip(correlation, -0.999999, 0.999999))
+    return {
+        "kind": kind,
+        "first": first,
+        "second": second,
+        "spearman": correlation,
+        "ci_low": float(np.tanh(centre - reach)),
+        "ci_high": float(np.tanh(centre + reach)),
+        "overlap": _overlap(one, two, top),
+    }
+
+
+def _overlap(one: np.ndarray, two: np.ndarray, top: int) -> float:
+    best = (set(np.argsort(-scores, kind="stable")[:top].tolist()) for scores in (one, two))
+    return len(set.intersection(*best)) / top
