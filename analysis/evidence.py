@@ -222,7 +222,7 @@ def evidence(
             f"give at least one method, and a top between 1 and {heads - 1}; got {list(methods)} "
             f"and {top}"
         )
-    given = {"baseline": baseline, "seed": seed, "progress": progress}
+    given: dict[str, Any] = {"baseline": baseline, "seed": seed, "progress": progress}
     tables = {name: head_importance(network, docs, method=name, **given) for name in methods}
     main = methods[0]
     rows = [_split_half(tables[main], main, top, seed)]
@@ -268,7 +268,7 @@ def _split_half(table: pd.DataFrame, method: str, top: int, seed: int) -> dict[s
         ]
         correlation = stats.spearmanr(*halves).statistic
         whole.append(2 * correlation / (1 + correlation))  # Spearman-Brown
-        shared.append(_overlap(*halves, top))
+        shared.append(_overlap(halves[0], halves[1], top))
     low, high = np.quantile(whole, [0.025, 0.975])
     middle = float(np.median(whole))
     return row | {
