@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from analysis.documents import Documents, documents
+from analysis.documents import Documents
 from analysis.engine import Progress, batches, fold_size
 from analysis.gates import gated_nats
 from analysis.importance import (
@@ -22,10 +22,10 @@ from analysis.importance import (
     describe,
     head_baselines,
     head_importance,
-    loaded,
+    loaded_with,
 )
 from analysis.statistics import bootstrap_mean
-from midus_model import chosen_heads, head_sites
+from midus_model import head_pairs, head_sites
 from midus_model.errors import HeadError, MidusError
 
 ORDERS = ("worst first", "best first", "random")
@@ -52,7 +52,7 @@ def prune_curve(
     Args:
         model: what `midus_model.load` takes; by default "pico".
         ranking: all heads of the model, best first: a ranking's table, (layer, head) pairs in that
-            order, or None for exact ablation on the same data.
+            order, the path of their JSON, or None for exact ablation on the same data.
         data, limit, baseline: as `head_importance` takes them.
         steps: points of a curve after the clean one, evenly spread up to all heads.
         draws: random orders.
@@ -72,8 +72,7 @@ def prune_curve(
     for name, number in (("steps", steps), ("draws", draws)):
         if number < 1:
             raise MidusError(f"{name} is {number}; it must be at least 1")
-    network = loaded(model)
-    docs = documents(data, model=model if model is not None else "pico", limit=limit)
+    network, docs = loaded_with(model, data, limit)
     sites = head_sites(network)
     order = _order_of(ranking, network, docs, baseline, seed, progress)
     baselines = head_baselines(network, sites, docs, baseline)
@@ -118,15 +117,8 @@ def _order_of(
     if ranking is None:
         table = head_importance(model, docs, baseline=baseline, seed=seed, progress=progress)
         return np.argsort(-table["score"].to_numpy(), kind="stable")
-    if hasattr(ranking, "columns"):
-        if not {"layer", "head"} <= set(ranking.columns):
-            raise HeadError(f"a ranking has columns layer and head; got {list(ranking.columns)}")
-        pairs = list(zip(ranking["layer"], ranking["head"], strict=True))
-    else:
-        chosen_heads(ranking)  # says what is wrong with what are no pairs
-        pairs = list(ranking)
     places = {(site.layer, site.head): index for index, site in enumerate(sites)}
-    wanted = [(int(layer), int(head)) for layer, head in pairs]
+    wanted = head_pairs(ranking)
     if sorted(wanted) != sorted(places):
         raise HeadError(
             f"the ranking names {len(set(wanted))} heads, the model has {len(places)}; a prune "
@@ -214,8 +206,7 @@ def evidence(
     """
     for method in methods:
         check_choice("methods", method, METHODS)
-    network = loaded(model)
-    docs = documents(data, model=model if model is not None else "pico", limit=limit)
+    network, docs = loaded_with(model, data, limit)
     heads = len(head_sites(network))
     if not methods or not 1 <= top < heads:
         raise MidusError(

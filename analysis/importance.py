@@ -98,8 +98,7 @@ def head_importance(
     check_choice("metric", metric, METRICS)
     check_choice("normalise", normalise, NORMALISATIONS)
     check_choice("retrieval", retrieval, ("frozen", "free"))
-    network = loaded(model)
-    docs = documents(data, model=model if model is not None else "pico", limit=limit)
+    network, docs = loaded_with(model, data, limit)
     sites = head_sites(network)
     baselines = head_baselines(network, sites, docs, baseline, progress)
     measure = _Measure(network, sites, baselines, method, retrieval, permutations, seed)
@@ -221,6 +220,12 @@ def loaded(model: Any) -> nn.Module:
     if next(network.parameters()).device.type == "meta":
         raise ModelError("the model is on the meta device and has no weights; load them first")
     return network
+
+
+def loaded_with(model: Any, data: Any, limit: int | None = None) -> tuple[nn.Module, Documents]:
+    """The model to measure and its documents; "pico" and its held-out text where none is given."""
+    docs = documents(data, model="pico" if model is None else model, limit=limit)
+    return loaded(model), docs
 
 
 def head_baselines(

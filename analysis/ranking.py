@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.documents import Documents, Window, documents
+from analysis.documents import Documents, Window
 from analysis.engine import Progress, ablated_nats, batch_of, clean_run
 from analysis.gates import gate_gradients
 from analysis.importance import (
@@ -27,7 +27,7 @@ from analysis.importance import (
     describe,
     head_baselines,
     head_importance,
-    loaded,
+    loaded_with,
 )
 from analysis.tables import head_table
 from midus_model import head_sites
@@ -80,7 +80,7 @@ def rank_heads(
     check_choice("method", method, METHODS)
     check_choice("baseline", baseline, BASELINES)
     check_choice("metric", metric, METRICS)
-    network = loaded(model)
+    network, docs = loaded_with(model, data)
     sites = head_sites(network)
     if not 1 <= top < len(sites):
         raise MidusError(
@@ -88,7 +88,6 @@ def rank_heads(
         )
     if not 0 < confidence < 1:
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
-    docs = documents(data, model=model if model is not None else "pico")
     how = {"method": method, "baseline": baseline, "metric": metric, "seed": seed}
     if method != "ablation":
         table = head_importance(

@@ -5,7 +5,15 @@ from midus_model.config import MidusConfig
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
-from midus_model.sites import HeadSite, blocks, check_heads, chosen_heads, finish_block, head_sites
+from midus_model.sites import (
+    HeadSite,
+    blocks,
+    check_heads,
+    chosen_heads,
+    finish_block,
+    head_pairs,
+    head_sites,
+)
 from midus_model.upscale import upscale
 
 __all__ = [
@@ -18,6 +26,7 @@ __all__ = [
     "chosen_heads",
     "errors",
     "finish_block",
+    "head_pairs",
     "head_sites",
     "load",
     "load_config",

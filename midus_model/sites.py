@@ -75,6 +75,16 @@ def head_sites(model: Any) -> list[HeadSite]:
 def chosen_heads(heads: Any) -> list[tuple[int, int]]:
     """(layer, head) pairs from pairs, from a ranking (its top set), or from the path of its JSON.
 
+    Sorted, each once. Raises HeadError where none of these is given.
+    """
+    if hasattr(heads, "attrs") and hasattr(heads, "iloc"):
+        heads = heads.iloc[: heads.attrs.get("top", len(heads))]
+    return sorted(set(head_pairs(heads)))
+
+
+def head_pairs(heads: Any) -> list[tuple[int, int]]:
+    """(layer, head) pairs in the order given: of pairs, all rows of a table, or the path of JSON.
+
     Raises HeadError where none of these is given.
     """
     if isinstance(heads, str | Path):
@@ -82,8 +92,7 @@ def chosen_heads(heads: Any) -> list[tuple[int, int]]:
     if hasattr(heads, "attrs") and hasattr(heads, "iloc"):
         if not {"layer", "head"} <= set(heads.columns):
             raise HeadError(f"a ranking has columns layer and head; got {list(heads.columns)}")
-        top = heads.attrs.get("top", len(heads))
-        heads = zip(heads["layer"].iloc[:top], heads["head"].iloc[:top], strict=True)
+        heads = zip(heads["layer"], heads["head"], strict=True)
     try:
         pairs = [(_whole(layer), _whole(head)) for layer, head in heads]
     except (TypeError, ValueError) as error:
@@ -92,7 +101,7 @@ def chosen_heads(heads: Any) -> list[tuple[int, int]]:
         ) from error
     if not pairs:
         raise HeadError("no heads were given; give at least one (layer, head) pair")
-    return sorted(set(pairs))
+    return pairs
 
 
 def _whole(value: Any) -> int:

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.layout import rows_dense
 from kernels.product_key_select.gpu import (
     MAX_K,
     TOKENS,
@@ -19,7 +20,6 @@ from kernels.product_key_select.gpu import (
     native,
     padded,
     pair_table,
-    rows_dense,
     tile_config,
     tile_warps,
 )

@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.layout import rows_dense
+
 TILE = 4096  # numbers a tile
 PIECE = 128  # reads of one row that one program sums
 
@@ -233,10 +235,6 @@ def atomic_config(width: int, k: int) -> dict[str, Any]:
     return {**sizes, "num_warps": 4, "num_stages": 1}
 
 
-def _rows_dense(bank: torch.Tensor) -> torch.Tensor:
-    return bank if bank.stride(-1) == 1 else bank.contiguous()
-
-
 def bag(bank: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """[N, r], [T, H, k] twice -> [T, H, r]; see `kernels.latent_bag`. No gradient."""
     tokens, heads, k = indices.shape
@@ -244,7 +242,7 @@ def bag(bank: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> tor
     out = torch.empty((tokens, heads, width), dtype=bank.dtype, device=bank.device)
     if out.numel() == 0:
         return out
-    bank, bags = _rows_dense(bank), tokens * heads
+    bank, bags = rows_dense(bank), tokens * heads
     config = read_config(width, k)
     grid = (triton.cdiv(bags, config["BR"]), triton.cdiv(width, config["RB"]))
     with torch.cuda.device_of(bank):
@@ -260,7 +258,7 @@ def weight_gradient(grad: torch.Tensor, bank: torch.Tensor, indices: torch.Tenso
     out = torch.empty(indices.shape, dtype=torch.float32, device=bank.device)
     if out.numel() == 0:
         return out
-    bank, bags = _rows_dense(bank), tokens * heads
+    bank, bags = rows_dense(bank), tokens * heads
     config = read_config(bank.shape[1], k)
     grid = (triton.cdiv(bags, config["BR"]), triton.cdiv(k, config["KC"]))
     with torch.cuda.device_of(bank):

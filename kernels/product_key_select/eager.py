@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 
 from kernels.product_key_select import naive
+from kernels.product_key_select.pairs import contending
 
 # Rows of scores worked on at once (tokens x heads x 2): their packed copy stays in the cache.
 ROWS = 4096
@@ -15,11 +16,9 @@ LOW = 0x7FFFFFFF  # 31 bits beside an fp32 score: an index, the lowest first
 
 @lru_cache(maxsize=64)
 def contending_pairs(k: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranks (i, j) of the pairs that can be among the k best: (i + 1) * (j + 1) <= k."""
-    counts = [k // (i + 1) for i in range(k)]
-    rows = torch.repeat_interleave(torch.arange(k), torch.tensor(counts))
-    cols = torch.cat([torch.arange(count) for count in counts])
-    return rows.to(device), cols.to(device)
+    """Ranks i and ranks j of the contending pairs, [pairs] each."""
+    rows, cols = torch.tensor(contending(k), device=device).unbind(1)
+    return rows.contiguous(), cols.contiguous()
 
 
 def _ordered(bits: torch.Tensor) -> torch.Tensor:

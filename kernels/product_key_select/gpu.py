@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 
 from kernels.backend import interpreted
+from kernels.layout import rows_dense
+from kernels.product_key_select.pairs import contending
 
 # The most slots a head that one program keeps in registers; beyond, PyTorch selects.
 MAX_K = 64
@@ -293,11 +295,6 @@ def _key_gradient_kernel(
     tl.store(partial_ptr + out, total, mask=(subkeys[:, None] < N) & (dims < HALF))
 
 
-def contending(k: int) -> list[tuple[int, int]]:
-    """Ranks (i, j) of the pairs that can be among the k best: (i + 1) * (j + 1) <= k."""
-    return [(i, j) for i in range(k) for j in range(k // (i + 1))]
-
-
 @lru_cache(maxsize=64)
 def pair_table(k: int, device: torch.device) -> torch.Tensor:
     """The contending pairs' ranks, int32 [2, PP], padded with zeros to a power of two."""
@@ -370,11 +367,6 @@ def check_sizes(n: int) -> None:
     """Slots must leave room for an fp32 score in an int64."""
     if n * n >= 2**31:
         raise ValueError(f"{n} * {n} slots do not fit 31 bits; use the backend 'torch'")
-
-
-def rows_dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied where its last dimension is strided."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def select(

@@ -52,7 +52,10 @@ def checked(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = made.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         made.error("--device is cuda, and torch sees no GPU; use --device cpu")
-    for name, values in (("--tokens", given.tokens or []), ("--threads", [given.threads or 1])):
+    for name, values in (
+        ("--tokens", given.tokens or []),
+        ("--threads", [1 if given.threads is None else given.threads]),
+    ):
         if any(value < 1 for value in values):
             made.error(f"{name} is {min(values)}; it must be at least 1")
     given.ops = [op for op in OPS if any(part in op for part in given.only or [""])]

@@ -16,9 +16,6 @@ import torch.nn.functional as F
 Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-Five = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a model and of its memory."""
@@ -88,10 +85,10 @@ class Inputs:
         return [*self.memory, self.stream, *self.ffn]
 
 
-def slots_of(kind: str, shape: Shape, tokens: int, device: str, slots: int = 0) -> torch.Tensor:
+def slots_of(kind: str, shape: Shape, tokens: int, device: str) -> torch.Tensor:
     """Slot ids [T, H, k], "uniform" or "zipf" (row i is read in proportion to 1 / (i + 1))."""
     generator = torch.Generator().manual_seed(1)
-    count, size = slots or shape.slots, (tokens, shape.heads, shape.top_k)
+    count, size = shape.slots, (tokens, shape.heads, shape.top_k)
     uniform = torch.rand(size, generator=generator, dtype=torch.float64)
     if kind == "zipf":
         uniform = torch.exp(uniform * torch.log(torch.tensor(count + 1.0))) - 1

@@ -97,18 +97,24 @@ def test_a_ranking_may_be_a_table_or_pairs(model: Any, data: Documents) -> None:
 
 
 def test_evidence_has_a_row_a_comparison(model: Any, data: Documents) -> None:
-    other = Documents("other", data.items[:20] if hasattr(data, "items") else list(data)[:20], 20)
-    table = evidence(model, data, methods=("ablation", "gradient"), top=4, others={"other": other})
-    assert table["kind"].tolist() == ["split half", "method", "data", "pruning"]
-    agreement = table.iloc[:3]
-    assert agreement["spearman"].between(-1, 1).all() and agreement["overlap"].between(0, 1).all()
-    assert (agreement["ci_low"] <= agreement["ci_high"]).all()
-    pruning = table.iloc[3]
-    assert pruning["area"] == pytest.approx(
-        table.attrs["areas"]["best first"] - table.attrs["areas"]["worst first"]
-    )
-    # On most of the same documents a ranking agrees with itself.
-    assert table.iloc[2]["spearman"] > 0.5
+    others = {"same": data, "fewer": Documents("fewer", data.items[:20], 20)}
+    table = evidence(model, data, methods=("ablation", "gradient"), top=4, others=others)
+    assert table["kind"].tolist() == ["split half", "method", "data", "data", "pruning"]
+    assert table["overlap"][:4].between(0, 1).all()
+    assert (table["ci_low"] <= table["ci_high"])[:4].all()
+    assert table["spearman"][2] == pytest.approx(1) and table["overlap"][2] == 1
+    for row, second in (
+        (1, head_importance(model, data, method="gradient")),
+        (3, head_importance(model, others["fewer"])),
+    ):
+        tables = head_importance(model, data), second
+        ranks = [np.argsort(np.argsort(one["score"].to_numpy())) for one in tables]
+        assert table["spearman"][row] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    pruning = table.iloc[4]
+    areas = table.attrs["areas"]
+    span = areas["best first"] - areas["worst first"]
+    assert pruning["area"] == pytest.approx(span)
+    assert pruning["random_at"] == pytest.approx((areas["random"] - areas["worst first"]) / span)
 
 
 def test_known_agreements() -> None:

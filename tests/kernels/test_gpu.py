@@ -18,6 +18,7 @@ from kernels.latent_bag import gpu as latent
 from kernels.latent_bag import naive as latent_naive
 from kernels.product_key_select import gpu as product_key
 from kernels.product_key_select import naive as product_key_naive
+from tests.kernels.oracles import pair_scores, relative_rms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LIMIT = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -80,25 +81,10 @@ def reads(
     return grad.to(DEVICE, dtype), indices.to(DEVICE), torch.rand(bags).to(DEVICE)
 
 
-def pair_scores(query: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-    """float64 scores of all pairs, [T, H, N]."""
-    half, query = rows.shape[-1], query.double()
-    row = torch.einsum("thd,hnd->thn", query[..., :half], rows.double())
-    col = torch.einsum("thd,hnd->thn", query[..., half:], cols.double())
-    return (row[..., :, None] + col[..., None, :]).flatten(-2)
-
-
 def true_weights(
     query: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
     return pair_scores(query, rows, cols).gather(-1, slots).softmax(-1)
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Root mean square of the difference over that of the truth."""
-    scale = want.double().square().mean().sqrt()
-    difference = (got.double() - want.double()).square().mean().sqrt()
-    return float(difference / scale) if scale > 0 else float(difference)
 
 
 def bank_truth(
@@ -117,7 +103,7 @@ def check_selection(inputs: tuple[torch.Tensor, ...], k: int) -> None:
     assert weights.dtype == torch.float32 and slots.dtype == torch.int64
     assert len(set(slots[0, 0].tolist())) == k
     torch.testing.assert_close(scores.gather(-1, slots), best, rtol=0, atol=1e-6 * scale)
-    assert error(weights, true_weights(*inputs, slots)) <= LIMIT[torch.float32]
+    assert relative_rms(weights, true_weights(*inputs, slots)) <= LIMIT[torch.float32]
 
 
 @SHAPES
@@ -184,7 +170,7 @@ def test_select_backward(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     for one, other, truth in zip(got, again, want, strict=True):
         assert one.dtype == dtype and one.shape == truth.shape
         assert torch.equal(one, other)
-        assert error(one, truth) <= LIMIT[dtype]
+        assert relative_rms(one, truth) <= LIMIT[dtype]
 
 
 def test_select_backward_over_many_tokens_and_tiles() -> None:
@@ -195,7 +181,8 @@ def test_select_backward_over_many_tokens_and_tiles() -> None:
     want = torch.autograd.grad(true_weights(*wide, slots), wide, grad.double())
     got = product_key.select_backward(grad, weights, slots, *operands)
     assert all(
-        error(one, truth) <= LIMIT[torch.float32] for one, truth in zip(got, want, strict=True)
+        relative_rms(one, truth) <= LIMIT[torch.float32]
+        for one, truth in zip(got, want, strict=True)
     )
 
 
@@ -217,20 +204,20 @@ def test_bag_and_the_weights_gradient(sizes: tuple[int, ...], dtype: torch.dtype
     found = latent.bag(bank, indices, weights)
     want = latent_naive.latent_bag(bank.double(), indices, weights.double())
     assert found.dtype == dtype
-    assert error(found, want) <= LIMIT[dtype]
+    assert relative_rms(found, want) <= LIMIT[dtype]
     got = latent.weight_gradient(grad, bank, indices)
     want = torch.einsum("thr,thkr->thk", grad.double(), bank.double()[indices])
     assert got.dtype == torch.float32
-    assert error(got, want) <= LIMIT[torch.float32]
+    assert relative_rms(got, want) <= LIMIT[torch.float32]
 
 
 def test_bag_of_a_wide_bank_and_many_reads() -> None:
     grad, indices, weights = reads((2, 2, 37), 50, 300, torch.float32)
     bank = torch.randn(50, 300, device=DEVICE)
     want = latent_naive.latent_bag(bank.double(), indices, weights.double())
-    assert error(latent.bag(bank, indices, weights), want) <= LIMIT[torch.float32]
+    assert relative_rms(latent.bag(bank, indices, weights), want) <= LIMIT[torch.float32]
     want = torch.einsum("thr,thkr->thk", grad.double(), bank.double()[indices])
-    assert error(latent.weight_gradient(grad, bank, indices), want) <= LIMIT[torch.float32]
+    assert relative_rms(latent.weight_gradient(grad, bank, indices), want) <= LIMIT[torch.float32]
 
 
 @pytest.mark.parametrize("mode", ("sorted", "atomic"))
@@ -240,7 +227,7 @@ def test_bank_gradient(mode: str, skew: float, dtype: torch.dtype) -> None:
     grad, indices, weights = reads((23, 3, 5), 40, 21, dtype, skew)
     got = latent.bank_gradient(grad, indices, weights, 40, mode)
     assert got.dtype == torch.float32
-    assert error(got, bank_truth(grad, indices, weights, 40)) <= LIMIT[torch.float32]
+    assert relative_rms(got, bank_truth(grad, indices, weights, 40)) <= LIMIT[torch.float32]
 
 
 @pytest.mark.parametrize("hits", (127, 128, 129, 257))
@@ -249,7 +236,7 @@ def test_bank_gradient_of_a_row_in_pieces(hits: int) -> None:
     indices.view(-1)[:hits] = 3
     indices.view(-1)[hits:] = torch.where(indices.view(-1)[hits:] == 3, 5, indices.view(-1)[hits:])
     got = latent.bank_gradient(grad, indices, weights, 6, "sorted")
-    assert error(got, bank_truth(grad, indices, weights, 6)) <= LIMIT[torch.float32]
+    assert relative_rms(got, bank_truth(grad, indices, weights, 6)) <= LIMIT[torch.float32]
     assert torch.equal(got, latent.bank_gradient(grad, indices, weights, 6, "sorted"))
 
 
@@ -257,7 +244,7 @@ def test_every_row_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latent, "PIECE", 3)  # more pieces than reads of a chunk
     grad, indices, weights = reads((30, 2, 4), 5, 8, torch.float32, 1.0)
     got = latent.bank_gradient(grad, indices, weights, 5, "sorted")
-    assert error(got, bank_truth(grad, indices, weights, 5)) <= LIMIT[torch.float32]
+    assert relative_rms(got, bank_truth(grad, indices, weights, 5)) <= LIMIT[torch.float32]
 
 
 @pytest.mark.parametrize("skew", (0.0, 2.0), ids=("uniform", "zipf"))
@@ -266,7 +253,7 @@ def test_unique_row_gradient(skew: float) -> None:
     rows, values = latent.unique_row_gradient(grad, indices, weights)
     assert torch.equal(rows, indices.unique())
     want = bank_truth(grad, indices, weights, 400)
-    assert error(values, want[rows]) <= LIMIT[torch.float32]
+    assert relative_rms(values, want[rows]) <= LIMIT[torch.float32]
     dense = latent.bank_gradient(grad, indices, weights, 400, "sorted")
     assert torch.equal(dense[rows], values)  # the same sums in the same order
     dense[rows] = 0
@@ -285,14 +272,14 @@ def test_headwise_memory(sizes: tuple[int, ...], dtype: torch.dtype, added: bool
     want = torch.einsum("thr,hrd->thd", read, proj.double())
     want = want if residual is None else want + residual.double()
     assert got.dtype == dtype
-    assert error(got, want) <= LIMIT[dtype]
+    assert relative_rms(got, want) <= LIMIT[dtype]
 
 
 def test_wide_latent_rows_are_read_in_parts() -> None:
     query, rows, cols, bank, proj = inputs((3, 2, 16, 6, 3, 300), torch.float32)
     got = headwise.headwise_memory(query, rows, cols, bank, proj, 3)
     want = headwise_naive.headwise_memory(*(x.double() for x in (query, rows, cols, bank, proj)), 3)
-    assert error(got, want) <= LIMIT[torch.float32]
+    assert relative_rms(got, want) <= LIMIT[torch.float32]
 
 
 def test_strided_inputs() -> None:
@@ -322,7 +309,7 @@ def test_strided_inputs() -> None:
         for mode in ("sorted", "atomic"):
             total = latent.bank_gradient(change(query), parts[2], parts[1], 64, mode)
             want = bank_truth(query, slots, weights, 64)
-            assert error(total, want) <= LIMIT[torch.float32]
+            assert relative_rms(total, want) <= LIMIT[torch.float32]
         found = latent.weight_gradient(apart(query[..., :8]), changed[3], parts[2])
         assert torch.equal(found, latent.weight_gradient(query[..., :8], bank, slots))
 
@@ -422,8 +409,8 @@ def test_any_shape(
     check_selection((query, rows, cols), k)
     exact = true_weights(query, rows, cols, slots)
     read = latent_naive.latent_bag(bank.double(), slots, exact)
-    assert error(got, torch.einsum("thr,hrd->thd", read, proj.double())) <= LIMIT[dtype]
-    assert error(latent.bag(bank, slots, weights), read) <= LIMIT[dtype]
+    assert relative_rms(got, torch.einsum("thr,hrd->thd", read, proj.double())) <= LIMIT[dtype]
+    assert relative_rms(latent.bag(bank, slots, weights), read) <= LIMIT[dtype]
     grad = torch.randn_like(read, dtype=torch.float32)
     total = latent.bank_gradient(grad, slots, weights, n * n, "sorted")
-    assert error(total, bank_truth(grad, slots, weights, n * n)) <= LIMIT[torch.float32]
+    assert relative_rms(total, bank_truth(grad, slots, weights, n * n)) <= LIMIT[torch.float32]
