@@ -11,7 +11,7 @@ from analysis import figure_data, figures
 from apps import shared
 
 INTRO = (
-    "How much worse the model predicts when one head is silenced. Blue heads help, orange heads "
+    "How much worse the model predicts when one head is ablated. Blue heads help, orange heads "
     "hurt; both models share one colour scale, and blocks inserted by up-scaling stand as rows of "
     "their own, marked +."
 )
