@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.engine import Progress
-from analysis.importance import PER_DOCUMENT, head_importance
+from analysis.importance import head_importance
 from analysis.statistics import bootstrap, concentration, shares
-from analysis.tables import SCHEMA, comparable, json_attrs
+from analysis.tables import SCHEMA, comparable, json_attrs, weights_of
 from midus_model.errors import IncomparableTables
 
 # With no arguments: enough documents for intervals, few enough for a minute on a laptop.
@@ -75,7 +75,7 @@ def _compare(
         )
     first = np.array(before["by_document"].tolist())  # [base heads, documents]
     last = np.array(after["by_document"].tolist())  # [heads after, documents]
-    weights = _weights(before)
+    weights = weights_of(before)
     owners = _owners(before, after)  # [3, base heads, heads after]
     together = owners.sum(0)
 
@@ -136,12 +136,6 @@ def _owners(before: pd.DataFrame, after: pd.DataFrame) -> np.ndarray:
     return owners
 
 
-def _weights(table: pd.DataFrame) -> np.ndarray:
-    if table.attrs.get("method") in PER_DOCUMENT:  # documents count alike
-        return np.ones(len(table.attrs["documents"]))
-    return np.array([entry["tokens"] for entry in table.attrs["documents"]], dtype=np.float64)
-
-
 def _attrs(
     before: pd.DataFrame,
     after: pd.DataFrame,
@@ -150,7 +144,7 @@ def _attrs(
 ) -> dict[str, Any]:
     kept = (
         "method", "baseline", "metric", "unit", "context", "data", "data_hash", "documents",
-        "bootstrap_unit", "versions",
+        "bootstrap_unit", "versions", "weighting", "stage", "heads_are",
     )  # fmt: skip
     losses = (before.attrs.get("clean_loss"), after.attrs.get("clean_loss"))
     return json_attrs(

@@ -52,13 +52,31 @@ class Document:
         """The number of tokens whose loss counts."""
         return len(self.ids) - self.scored_from
 
+    @property
+    def is_task(self) -> bool:
+        """Whether only an answer counts, the prompt before it being given."""
+        return self.scored_from > 1 or self.foil is not None
+
+    @property
+    def decision(self) -> tuple[int, int] | None:
+        """Where answer and foil part: the answer's index in `ids`, and the foil's token there."""
+        if self.foil is None:
+            return None
+        for offset, (right, wrong) in enumerate(
+            zip(self.ids[self.scored_from :].tolist(), self.foil.tolist(), strict=False)
+        ):
+            if right != wrong:
+                return self.scored_from + offset, wrong
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Window:
     """What a model sees at once: `ids` are `documents[document].ids[start : start + len(ids)]`.
 
     `scored` [len(ids) - 1]: whether the loss of predicting `ids[i + 1]` counts. `unit` is the
-    window's index into `Documents.units`.
+    window's index into `Documents.units`. `foil`: the position that decides between a task's answer
+    and its foil, and the foil's token there, where they lie in this window.
     """
 
     document: int
@@ -66,6 +84,7 @@ class Window:
     start: int
     ids: torch.Tensor
     scored: torch.Tensor
+    foil: tuple[int, int] | None = None
 
 
 class Documents:
@@ -126,7 +145,10 @@ class Documents:
             for start, stop in _spans(item, self.context):
                 unit = number if by_document else len(windows)
                 scored = torch.arange(start + 1, stop) >= item.scored_from
-                windows.append(Window(number, unit, start, item.ids[start:stop], scored))
+                foil = None
+                if item.decision is not None and start < item.decision[0] < stop:
+                    foil = item.decision[0] - start - 1, item.decision[1]
+                windows.append(Window(number, unit, start, item.ids[start:stop], scored, foil))
         return windows
 
     @cached_property

@@ -1,40 +1,49 @@
-"""Runs a model over windows: clean losses, head outputs, and the exact effect of replacing a head.
+"""Runs a model over windows: clean values, head outputs, and the exact effect of replacing heads.
 
-Shape letters: W windows in a batch, T tokens, H heads, D head size, d hidden size, F heads folded.
+Shape letters: W windows in a batch, T tokens, H heads, D head size, d hidden size, S heads (sites),
+G gated units (heads, or groups of heads), F units folded into one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from analysis.documents import Window
-from midus_model import HeadSite, blocks, finish_block, head_sites
+from analysis.memory_plan import Plan, is_out_of_memory
+from analysis.metrics import LOSS, Metric, Rows
+from midus_model import HeadSite, blocks, finish_block
+from midus_model.errors import ModelError
 
 Progress = Callable[[int, int, str], None]
-
-# What the activations of one folded batch may take; small enough to stay near a CPU's caches.
-FOLD_BYTES = 256 * 2**20
-LOGIT_ROWS = 4096
+# By block, what stands in for its head outputs: [1 or W, 1 or T, H*D].
+Replacement = Mapping[int, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Windows side by side, padded on the right, where causal attention never looks.
 
-    ids [W, T]; scored [W, T-1], whether a next-token loss counts; real [W, T], no padding;
-    units [W], each window's index into `Documents.units`.
+    ids [W, T]; scored [W, T-1], whether a next-token prediction counts; real [W, T], no padding;
+    foils [W, T-1], the wrong token where a task is decided, -1 elsewhere; units [W], each window's
+    index into `Documents.units`.
     """
 
     ids: torch.Tensor
     scored: torch.Tensor
     real: torch.Tensor
+    foils: torch.Tensor
     units: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Positions in all, padding included."""
+        return self.ids.numel()
 
 
 def batch_of(windows: Sequence[Window], device: torch.device) -> Batch:
@@ -43,129 +52,232 @@ def batch_of(windows: Sequence[Window], device: torch.device) -> Batch:
     ids = torch.zeros(len(windows), length, dtype=torch.long)
     scored = torch.zeros(len(windows), length - 1, dtype=torch.bool)
     real = torch.zeros(len(windows), length, dtype=torch.bool)
+    foils = torch.full((len(windows), length - 1), -1)
     for row, window in enumerate(windows):
         size = len(window.ids)
         ids[row, :size], real[row, :size] = window.ids, True
         scored[row, : size - 1] = window.scored
+        if window.foil is not None:
+            foils[row, window.foil[0]] = window.foil[1]
     units = torch.tensor([window.unit for window in windows])
-    return Batch(ids.to(device), scored.to(device), real.to(device), units)
+    return Batch(ids.to(device), scored.to(device), real.to(device), foils.to(device), units)
 
 
-def batches(
-    windows: Sequence[Window], device: torch.device, size: int = 8
-) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of windows of like length, with the indices of their windows."""
+def batches(windows: Sequence[Window], size: int) -> list[list[int]]:
+    """Indices of windows of like length, so many a batch, longest first."""
     order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        yield chosen, batch_of([windows[index] for index in chosen], device)
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def window_nats(model: Any, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Next-token loss of each window, summed over its scored tokens: [F*W] in nats, float64.
+def window_values(
+    model: Any,
+    hidden: torch.Tensor,
+    batch: Batch,
+    metric: Metric = LOSS,
+    clean: torch.Tensor | None = None,
+    rows: int = 4096,
+) -> torch.Tensor:
+    """The metric of each window, summed over its counted positions: [F*W], float64.
 
-    `hidden` [F*W, T, d] is what the final norm gave; W windows repeat F times.
+    Signed as a loss: of a metric that is better higher, its negative. `hidden` [F*W, T, d] is what
+    the final norm gave, W windows repeating F times; `clean` [W, T, d] the clean run's; `rows` the
+    positions whose logits are held at once.
     """
     folds = hidden.shape[0] // batch.ids.shape[0]
-    scored = batch.scored.repeat(folds, 1)
-    rows = hidden[:, :-1][scored]  # [S, d], scored positions only
-    targets = batch.ids[:, 1:].repeat(folds, 1)[scored]
+    counted = metric.positions(batch).repeat(folds, 1)
+    states = hidden[:, :-1][counted]  # [S, d], counted positions only
+    targets = batch.ids[:, 1:].repeat(folds, 1)[counted]
+    foils = batch.foils.repeat(folds, 1)[counted] if metric.wants == "foil" else None
+    before = clean[:, :-1].repeat(folds, 1, 1)[counted] if metric.wants == "clean" else None  # type: ignore[index]
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    nats = torch.cat(
-        [
-            F.cross_entropy(model.lm_head(part).to(wide), target, reduction="none")
-            for part, target in zip(rows.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
-        ]
-    )
-    owner = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(scored)[scored]
+
+    def logits(part: torch.Tensor) -> torch.Tensor:
+        return model.lm_head(part).to(wide)
+
+    losses = []
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        seen = Rows(
+            logits(states[part]),
+            targets[part],
+            None if foils is None else foils[part],
+            None if before is None else logits(before[part]),
+        )
+        losses.append(metric.losses(seen))
+    owner = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(counted)[counted]
     total = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
-    return total.index_add(0, owner, nats.double())
+    if not losses:
+        return total
+    values = torch.cat(losses).double()
+    if not metric.whole:
+        return total.index_add(0, owner, values)
+    # A task's answer is right where every one of its tokens is.
+    return -(total.index_add(0, owner, 1 + values) == 0).double()
 
 
 @dataclass
 class CleanRun:
     """What a clean forward pass leaves behind, so that nothing is computed twice.
 
-    inputs: each block's input [W, T, d]; heads: each block's head outputs [W, T, H*D]; calls: the
-    keyword arguments each block was called with; nats [W]: the clean losses.
+    inputs: each block's input [W, T, d]; heads: by block, the site's input [W, T, H*D]; calls: the
+    keyword arguments each block was called with; hidden [W, T, d], after the final norm; values
+    [W]: the metric, as `window_values` gives it.
     """
 
     batch: Batch
     inputs: list[torch.Tensor]
-    heads: list[torch.Tensor]
+    heads: dict[int, torch.Tensor]
     calls: list[dict[str, Any]]
-    nats: torch.Tensor
+    hidden: torch.Tensor
+    values: torch.Tensor
 
 
 @torch.no_grad()
-def clean_run(model: Any, batch: Batch) -> CleanRun:
-    """Run the model once, keeping every block's input and head outputs."""
-    run = CleanRun(batch, [], [], [], torch.empty(0))
-    modules = {site.layer: site.module for site in head_sites(model)}
+def clean_run(
+    model: Any,
+    batch: Batch,
+    sites: Sequence[HeadSite],
+    metric: Metric | None = LOSS,
+    rows: int = 4096,
+) -> CleanRun:
+    """Run the model once, keeping every block's input and head outputs.
+
+    Without a metric its values are left out.
+    """
+    inputs: list[torch.Tensor] = []
+    heads: dict[int, torch.Tensor] = {}
+    calls: list[dict[str, Any]] = []
 
     def keep_call(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         call = dict(kwargs)
-        run.inputs.append(args[0] if args else call.pop("hidden_states"))
-        run.calls.append(call)
+        inputs.append(args[0] if args else call.pop("hidden_states"))
+        calls.append(call)
 
-    def keep_heads(_: nn.Module, args: tuple) -> None:
-        run.heads.append(args[0])
-
-    hooks = [
-        block.register_forward_pre_hook(keep_call, with_kwargs=True) for block in blocks(model)
-    ]
-    hooks += [modules[layer].register_forward_pre_hook(keep_heads) for layer in sorted(modules)]
-    try:
+    with ExitStack() as stack:
+        for block in blocks(model):
+            handle = block.register_forward_pre_hook(keep_call, with_kwargs=True)
+            stack.callback(handle.remove)
+        for layer, module in {site.layer: site.module for site in sites}.items():
+            keep = module.register_forward_pre_hook(
+                lambda _, args, layer=layer: heads.__setitem__(layer, args[0])
+            )
+            stack.callback(keep.remove)
         hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    run.nats = window_nats(model, hidden, batch)
-    return run
+    values = torch.zeros(0, dtype=torch.float64)
+    if metric is not None:
+        values = window_values(model, hidden, batch, metric, hidden, rows)
+    return CleanRun(batch, inputs, heads, calls, hidden, values)
 
 
 @torch.no_grad()
-def ablated_nats(
-    model: Any, run: CleanRun, sites: Sequence[HeadSite], baselines: torch.Tensor
+def ablated_values(
+    model: Any,
+    run: CleanRun,
+    units: Sequence[Sequence[HeadSite]],
+    replacement: Replacement,
+    plan: Plan,
+    metric: Metric = LOSS,
+    progress: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
-    """Loss of each window with each head replaced, exactly: [len(sites), W] in nats, float64.
+    """The metric of each window with each unit's heads replaced, exactly: [len(units), W], float64.
 
-    Each head is replaced where it is made, its block finished and the later blocks run; heads of
-    one layer are folded into the batch. `baselines` [len(sites), D].
+    A unit's heads are replaced where they are made: its first block is finished with what the clean
+    run left, and the later blocks run. Units that start in one block are folded into the batch,
+    fewer at a time where memory does not hold them (`plan` remembers it). `progress` is told how
+    many evaluations, a unit on a window each, were added.
     """
-    result = torch.empty(len(sites), run.nats.shape[0], dtype=torch.float64)
-    fold = fold_size(model, run.batch, run.inputs[0].element_size())
+    windows = run.batch.ids.shape[0]
+    result = torch.empty(len(units), windows, dtype=torch.float64)
     by_layer: dict[int, list[int]] = {}
-    for index, site in enumerate(sites):
-        by_layer.setdefault(site.layer, []).append(index)
-    for layer, indices in by_layer.items():
-        for start in range(0, len(indices), fold):
-            chosen = indices[start : start + fold]
-            nats = _resume(model, run, layer, [sites[i] for i in chosen], baselines[chosen])
-            result[chosen] = nats.view(len(chosen), -1).cpu()
+    for index, unit in enumerate(units):
+        by_layer.setdefault(min(site.layer for site in unit), []).append(index)
+    for layer, indices in sorted(by_layer.items()):
+        start = 0
+        while start < len(indices):
+            chosen = indices[start : start + plan.folds(run.batch)]
+            try:
+                found = _resume(
+                    model, run, layer, [units[i] for i in chosen], replacement, plan, metric
+                )
+            except (RuntimeError, MemoryError) as error:
+                _fewer(plan, len(chosen), error)
+                continue
+            result[chosen] = found.view(len(chosen), windows).cpu()
+            start += len(chosen)
+            if progress:
+                progress(len(chosen) * windows)
     return result
 
 
-def fold_size(model: Any, batch: Batch, item: int) -> int:
-    """How many copies of a batch one forward pass takes, at `item` bytes a number."""
-    config, ids = model.config, batch.ids
-    floats = 8 * config.hidden_size + 3 * config.intermediate_size
-    logits = min(ids.numel(), LOGIT_ROWS) * config.vocab_size * 8
-    return max(1, (FOLD_BYTES - logits) // (ids.numel() * floats * item))
+def _fewer(plan: Plan, folds: int, error: Exception) -> None:
+    """Halve the folds after an out-of-memory error; another error, or one fold's, is raised."""
+    if not is_out_of_memory(error):
+        raise error
+    if folds == 1:
+        raise ModelError(
+            "memory does not hold one batch of windows; give a smaller memory_budget, or documents "
+            "with a smaller context"
+        ) from error
+    plan.most = folds // 2
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _resume(
-    model: Any, run: CleanRun, layer: int, sites: list[HeadSite], baselines: torch.Tensor
+    model: Any,
+    run: CleanRun,
+    layer: int,
+    units: Sequence[Sequence[HeadSite]],
+    replacement: Replacement,
+    plan: Plan,
+    metric: Metric,
 ) -> torch.Tensor:
-    folds, windows = len(sites), run.batch.ids.shape[0]
+    """The metric with the units replaced that start in block `layer`: [F*W]."""
+    folds, windows = len(units), run.batch.ids.shape[0]
     heads = run.heads[layer].repeat(folds, 1, 1)
-    for fold, (site, baseline) in enumerate(zip(sites, baselines, strict=True)):
-        heads[fold * windows : (fold + 1) * windows, :, site.start : site.stop] = baseline
+    _replace(heads, layer, units, replacement)
     stack = blocks(model)
-    hidden = finish_block(stack[layer], run.inputs[layer].repeat(folds, 1, 1), heads)
-    for later in range(layer + 1, len(stack)):
-        hidden = stack[later](hidden, **_folded(run.calls[later], folds, windows))
-    return window_nats(model, model.model.norm(hidden), run.batch)
+    stage = "query" if units[0][0].module_name.endswith(".memory") else "output"
+    hidden = finish_block(stack[layer], run.inputs[layer].repeat(folds, 1, 1), heads, stage)
+    del heads
+    with _replacing_later(layer, units, replacement):
+        for later in range(layer + 1, len(stack)):
+            hidden = stack[later](hidden, **_folded(run.calls[later], folds, windows))
+    return window_values(model, model.model.norm(hidden), run.batch, metric, run.hidden, plan.rows)
+
+
+def _replace(
+    heads: torch.Tensor, layer: int, units: Sequence[Sequence[HeadSite]], replacement: Replacement
+) -> None:
+    """Write each fold's replaced heads of block `layer` into `heads` [F*W, T, H*D]."""
+    windows = heads.shape[0] // len(units)
+    for fold, unit in enumerate(units):
+        for site in unit:
+            if site.layer == layer:
+                span = slice(site.start, site.stop)
+                part = heads[fold * windows : (fold + 1) * windows, :, span]
+                part.copy_(replacement[layer][..., span].expand_as(part))
+
+
+@contextmanager
+def _replacing_later(
+    layer: int, units: Sequence[Sequence[HeadSite]], replacement: Replacement
+) -> Iterator[None]:
+    """Replaces, inside the block, the heads of units that reach into blocks after `layer`."""
+    modules = {site.layer: site.module for unit in units for site in unit if site.layer > layer}
+
+    def hook(at: int) -> Callable[[nn.Module, tuple], tuple]:
+        def change(_: nn.Module, args: tuple) -> tuple:
+            heads = args[0].clone()
+            _replace(heads, at, units, replacement)
+            return (heads, *args[1:])
+
+        return change
+
+    with ExitStack() as stack:
+        for at, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(hook(at)).remove)
+        yield
 
 
 def _folded(call: dict[str, Any], folds: int, windows: int) -> dict[str, Any]:
@@ -179,31 +291,3 @@ def _folded(call: dict[str, Any], folds: int, windows: int) -> dict[str, Any]:
         return value
 
     return {name: widen(value) for name, value in call.items()}
-
-
-@torch.no_grad()
-def mean_outputs(
-    model: Any, windows: Sequence[Window], progress: Progress | None = None
-) -> list[torch.Tensor]:
-    """Each block's mean head output [H*D] over all positions of the windows, in fp32 at least.
-
-    The first token of a window that continues another stands at that one's end too; it is counted
-    there only.
-    """
-    device, done = next(model.parameters()).device, 0
-    sums: list[torch.Tensor] = []
-    count = 0
-    ends = {(window.document, window.start + len(window.ids) - 1) for window in windows}
-    for indices, batch in batches(windows, device):
-        counted = batch.real.clone()
-        starts = [(windows[i].document, windows[i].start) for i in indices]
-        counted[:, 0] = torch.tensor([start not in ends for start in starts], device=device)
-        run = clean_run(model, batch)
-        totals = [heads[counted].double().sum(0) for heads in run.heads]
-        sums = totals if not sums else [a + b for a, b in zip(sums, totals, strict=True)]
-        count += int(counted.sum())
-        done += len(indices)
-        if progress:
-            progress(done, len(windows), "mean head outputs")
-    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    return [(total / max(count, 1)).to(dtype) for total in sums]

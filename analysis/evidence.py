@@ -11,21 +11,15 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from analysis.documents import Documents
-from analysis.engine import Progress, batches, fold_size
-from analysis.gates import gated_nats
-from analysis.importance import (
-    BASELINES,
-    METHODS,
-    PER_DOCUMENT,
-    check_choice,
-    describe,
-    head_baselines,
-    head_importance,
-    loaded_with,
-)
+from analysis.engine import Progress
+from analysis.gates import folded_values
+from analysis.importance import head_importance
+from analysis.methods import METHODS
 from analysis.statistics import bootstrap_mean
-from midus_model import head_pairs, head_sites
+from analysis.subject import Subject, check_choice, prepared
+from analysis.sweep import swept
+from analysis.tables import weights_of
+from midus_model import head_pairs
 from midus_model.errors import HeadError, MidusError
 
 ORDERS = ("worst first", "best first", "random")
@@ -41,6 +35,7 @@ def prune_curve(
     data: Any = None,
     *,
     baseline: str = "mean",
+    metric: Any = "loss",
     steps: int = 12,
     draws: int = 5,
     limit: int | None = None,
@@ -53,29 +48,29 @@ def prune_curve(
         model: what `midus_model.load` takes; by default "pico".
         ranking: all heads of the model, best first: a ranking's table, (layer, head) pairs in that
             order, the path of their JSON, or None for exact ablation on the same data.
-        data, limit, baseline: as `head_importance` takes them.
+        data, limit, baseline, metric: as `head_importance` takes them.
         steps: points of a curve after the clean one, evenly spread up to all heads.
         draws: random orders.
         seed: of the random orders and the bootstrap.
 
     Returns:
-        A row a point: order, draw, removed (heads), share of all heads, and the loss in nats a
-        token: score, stderr, ci_low, ci_high (95%, bootstrap over documents), by_document.
-        `.attrs["areas"]`: by order, the mean over the curve of the loss added, in nats a token. A
-        good ranking has a small area worst first and a large one best first.
+        A row a point: order, draw, removed (heads), share of all heads, and the metric (the loss
+        in nats a token): score, stderr, ci_low, ci_high (95%, bootstrap over documents),
+        by_document. `.attrs["areas"]`: by order, the mean over the curve of what was lost. A good
+        ranking has a small area worst first and a large one best first.
 
     Raises:
         HeadError: where the ranking does not name every head once.
         MidusError: where another argument, the model or the data cannot be used.
     """
-    check_choice("baseline", baseline, BASELINES)
     for name, number in (("steps", steps), ("draws", draws)):
         if number < 1:
             raise MidusError(f"{name} is {number}; it must be at least 1")
-    network, docs = loaded_with(model, data, limit)
-    sites = head_sites(network)
-    order = _order_of(ranking, network, docs, baseline, seed, progress)
-    baselines = head_baselines(network, sites, docs, baseline)
+    subject = prepared(
+        model, data, baseline=baseline, metric=metric, limit=limit, seed=seed, progress=progress
+    )
+    sites = subject.units
+    order = _order_of(ranking, subject, metric, progress)
     counts = np.unique(np.linspace(0, len(sites), min(steps, len(sites)) + 1).round().astype(int))
     rng = np.random.default_rng(seed)
     curves: list[tuple[str, int, np.ndarray]] = [
@@ -88,9 +83,8 @@ def prune_curve(
         (curve, count) for curve in curves for count in counts
     ):
         states[row, heads[:count]] = 0
-    losses = _losses(network, docs, sites, baselines, states, progress)  # [states, documents]
-    tokens = np.array([unit["tokens"] for unit in docs.units], dtype=float)
-    found = bootstrap_mean(losses, tokens, seed=seed)
+    losses = _losses(subject, states, progress)  # [states, documents]
+    found = bootstrap_mean(losses, subject.weights, seed=seed)
     table = pd.DataFrame(
         {
             "order": [name for name, _, _ in curves for _ in counts],
@@ -104,20 +98,23 @@ def prune_curve(
             "by_document": losses.tolist(),
         }
     )
-    table.attrs = describe(network, docs, baseline=baseline, metric="loss", seed=seed)
-    table.attrs |= {"table": "prune_curve", "areas": _areas(table)}
+    table.attrs = subject.describe(table="prune_curve", areas=_areas(table, subject.metric.sign))
     return table
 
 
-def _order_of(
-    ranking: Any, model: Any, docs: Documents, baseline: str, seed: int, progress: Progress | None
-) -> np.ndarray:
-    """Indices into `head_sites`, best first."""
-    sites = head_sites(model)
+def _order_of(ranking: Any, subject: Subject, metric: Any, progress: Progress | None) -> np.ndarray:
+    """Indices into the subject's heads, best first."""
     if ranking is None:
-        table = head_importance(model, docs, baseline=baseline, seed=seed, progress=progress)
+        table = head_importance(
+            subject.model,
+            subject.docs,
+            baseline=subject.baseline.kind,
+            metric=metric,
+            seed=subject.how["seed"],
+            progress=progress,
+        )
         return np.argsort(-table["score"].to_numpy(), kind="stable")
-    places = {(site.layer, site.head): index for index, site in enumerate(sites)}
+    places = {(unit.layer, unit.head): index for index, unit in enumerate(subject.units)}
     wanted = head_pairs(ranking)
     if sorted(wanted) != sorted(places):
         raise HeadError(
@@ -127,43 +124,26 @@ def _order_of(
     return np.array([places[pair] for pair in wanted])
 
 
-@torch.no_grad()
-def _losses(
-    model: Any,
-    docs: Documents,
-    sites: list,
-    baselines: torch.Tensor,
-    states: np.ndarray,
-    progress: Progress | None,
-) -> np.ndarray:
-    """Loss a token of every document under each gate setting, [states, documents]."""
-    tokens = np.array([unit["tokens"] for unit in docs.units], dtype=float)
-    totals = np.zeros((len(states), len(tokens)))
-    gates = torch.as_tensor(states, device=baselines.device)
-    done = 0
-    for indices, batch in batches(docs.windows, baselines.device):
-        windows = len(batch.ids)
-        fold = fold_size(model, batch, baselines.element_size())
-        nats = torch.cat(
-            [
-                gated_nats(model, batch, sites, baselines, part.repeat_interleave(windows, 0)).view(
-                    len(part), windows
-                )
-                for part in gates.split(fold)
-            ]
-        )
-        np.add.at(totals.T, batch.units.numpy(), nats.cpu().numpy().T)
-        done += len(indices)
-        if progress:
-            progress(done, len(docs.windows), "pruning")
-    return totals / tokens
+def _losses(subject: Subject, states: np.ndarray, progress: Progress | None) -> np.ndarray:
+    """The metric of every document under each gate setting, [states, documents]."""
+    gates = torch.as_tensor(states, device=subject.device)
+
+    @torch.no_grad()
+    def measure(indices: Sequence[int], _: Any) -> dict[str, np.ndarray]:
+        batch = subject.batch(indices)
+        replacement = subject.baseline(indices, batch)
+        clean = subject.clean(batch).hidden if subject.metric.wants == "clean" else None
+        return {"effects": folded_values(subject.view, batch, replacement, gates, clean).numpy()}
+
+    totals = swept(subject, measure, "pruning", forwards=float(len(states)), progress=progress)
+    return subject.metric.sign * totals["effects"] / subject.weights
 
 
-def _areas(table: pd.DataFrame) -> dict[str, float]:
+def _areas(table: pd.DataFrame, sign: int) -> dict[str, float]:
     """Mean loss added along each order's curve, random draws averaged."""
     areas: dict[str, list[float]] = {}
     for (order, _), curve in table.groupby(["order", "draw"], sort=False):
-        added = curve["score"] - curve["score"].iloc[0]
+        added = sign * (curve["score"] - curve["score"].iloc[0])
         areas.setdefault(str(order), []).append(float(np.trapezoid(added, curve["share"])))
     return {order: float(np.mean(found)) for order, found in areas.items()}
 
@@ -174,6 +154,7 @@ def evidence(
     *,
     methods: Sequence[str] = ("ablation", "gradient", "taylor"),
     baseline: str = "mean",
+    metric: Any = "loss",
     top: int = 16,
     others: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -183,7 +164,7 @@ def evidence(
     """How far to trust a ranking, in one table.
 
     Args:
-        model, data, baseline, limit: as `head_importance` takes them.
+        model, data, baseline, metric, limit: as `head_importance` takes them.
         methods: methods to set against each other; the first is the one under test.
         top: size of the top set that overlaps are counted in.
         others: further data sets by name, for the stability of the first method.
@@ -206,14 +187,16 @@ def evidence(
     """
     for method in methods:
         check_choice("methods", method, METHODS)
-    network, docs = loaded_with(model, data, limit)
-    heads = len(head_sites(network))
+    given: dict[str, Any] = {"baseline": baseline, "metric": metric, "seed": seed}
+    subject = prepared(model, data, limit=limit, progress=progress, **given)
+    network, docs = subject.model, subject.docs
+    heads = len(subject.units)
     if not methods or not 1 <= top < heads:
         raise MidusError(
             f"give at least one method, and a top between 1 and {heads - 1}; got {list(methods)} "
             f"and {top}"
         )
-    given: dict[str, Any] = {"baseline": baseline, "seed": seed, "progress": progress}
+    given["progress"] = progress
     tables = {name: head_importance(network, docs, method=name, **given) for name in methods}
     main = methods[0]
     rows = [_split_half(tables[main], main, top, seed)]
@@ -223,7 +206,7 @@ def evidence(
         table = head_importance(network, other, method=main, limit=limit, **given)
         rows.append(_agreement("data", docs.name, name, tables[main], table, top))
     ordered = tables[main].sort_values("score", ascending=False, kind="stable")
-    areas = prune_curve(network, ordered, docs, baseline=baseline, seed=seed).attrs["areas"]
+    areas = prune_curve(network, ordered, docs, **given).attrs["areas"]
     span = areas["best first"] - areas["worst first"]
     rows.append(
         {
@@ -235,16 +218,14 @@ def evidence(
         }
     )
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
-    table.attrs = describe(network, docs, baseline=baseline, metric="loss", seed=seed)
-    table.attrs |= {"table": "evidence", "top": top, "areas": areas, "methods": list(methods)}
+    table.attrs = subject.describe(table="evidence", top=top, areas=areas, methods=list(methods))
     return table
 
 
 def _split_half(table: pd.DataFrame, method: str, top: int, seed: int) -> dict[str, Any]:
     """Reliability of the scores: correlation of halves, stepped up to the whole's length."""
     scores = np.array(table["by_document"].tolist())  # [heads, documents]
-    tokens = np.array([entry["tokens"] for entry in table.attrs["documents"]], dtype=float)
-    weights = np.ones_like(tokens) if method in PER_DOCUMENT else tokens
+    weights = weights_of(table)
     count = scores.shape[1]
     row = {"kind": "split half", "first": method, "second": method}
     if count < 2:

@@ -13,24 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from analysis.documents import Documents, Window
-from analysis.engine import Progress, ablated_nats, batch_of, clean_run
-from analysis.gates import gate_gradients
-from analysis.importance import (
-    BASELINES,
-    METHODS,
-    METRICS,
-    PER_DOCUMENT,
-    check_choice,
-    describe,
-    head_baselines,
-    head_importance,
-    loaded_with,
-)
-from analysis.tables import head_table
-from midus_model import head_sites
+from analysis.documents import Documents
+from analysis.engine import Progress
+from analysis.importance import head_importance
+from analysis.methods import METHODS
+from analysis.subject import Subject, check_choice, prepared
+from analysis.tables import head_table, weights_of
 from midus_model.errors import MidusError, ModelError
 
 ROUND = 4  # windows between two looks at the intervals
@@ -78,23 +67,27 @@ def rank_heads(
         MidusError: where an argument, the model or the data cannot be used.
     """
     check_choice("method", method, METHODS)
-    check_choice("baseline", baseline, BASELINES)
-    check_choice("metric", metric, METRICS)
-    network, docs = loaded_with(model, data)
-    sites = head_sites(network)
+    subject = prepared(
+        model, data, baseline=baseline, metric=metric, seed=seed, progress=progress
+    )
+    docs, sites = subject.docs, subject.units
     if not 1 <= top < len(sites):
         raise MidusError(
             f"top is {top}; it must be between 1 and {len(sites) - 1} (heads less one)"
         )
     if not 0 < confidence < 1:
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
-    how = {"method": method, "baseline": baseline, "metric": metric, "seed": seed}
     if method != "ablation":
         table = head_importance(
-            network, docs, method=method, baseline=baseline, seed=seed, progress=progress
+            subject.model,
+            docs,
+            method=method,
+            baseline=baseline,
+            metric=metric,
+            seed=seed,
+            progress=progress,
         )
         return _sorted(table, top, confidence)
-    baselines = head_baselines(network, sites, docs, baseline, progress)
     race = _Race(len(sites), docs, top, confidence, seed)
     full = len(sites) * len(docs.windows)
     allowed = min(full, max(full // 16, 64 * len(sites))) if budget is None else budget
@@ -102,8 +95,8 @@ def rank_heads(
         raise MidusError(
             f"budget is {allowed}; it must pay a window for each of {len(sites)} heads"
         )
-    _run(race, network, sites, baselines, allowed, progress)
-    attrs = describe(network, docs, **how) | race.attrs()
+    _run(race, subject, allowed, progress)
+    attrs = subject.describe(method=method) | race.attrs()
     table = head_table(
         sites, race.by_document(), race.tokens, attrs, intervals=race.intervals(), seed=seed
     )
@@ -240,28 +233,17 @@ class _Race:
         }
 
 
-def _run(
-    race: _Race,
-    model: Any,
-    sites: list,
-    baselines: torch.Tensor,
-    budget: int,
-    progress: Progress | None,
-) -> None:
-    windows = [race.docs.windows[i] for i in race.order]
-    order = _effort_order(model, sites, baselines, windows)
+def _run(race: _Race, subject: Subject, budget: int, progress: Progress | None) -> None:
+    order = _effort_order(subject, race.order)
     spent = start = 0
-    while start < len(windows):
+    while start < len(race.order):
         chosen = order[race.active[order]]
-        size = min(ROUND, len(windows) - start, (budget - spent) // len(chosen))
+        size = min(ROUND, len(race.order) - start, (budget - spent) // len(chosen))
         if size < 1:
             race.stopped = "budget"
             return
-        batch = batch_of(windows[start : start + size], baselines.device)
-        run = clean_run(model, batch)
-        picked = [sites[i] for i in chosen]
-        extra = ablated_nats(model, run, picked, baselines[chosen]) - run.nats.cpu()
-        race.record(chosen, start, extra.numpy())
+        extra, _ = subject.ablated(race.order[start : start + size].tolist(), chosen.tolist())
+        race.record(chosen, start, extra)
         start += size
         spent += size * len(chosen)
         if progress:
@@ -271,13 +253,12 @@ def _run(
             return
 
 
-def _effort_order(
-    model: Any, sites: list, baselines: torch.Tensor, windows: list[Window]
-) -> np.ndarray:
+def _effort_order(subject: Subject, windows: np.ndarray) -> np.ndarray:
     """Heads by the size of their gradient on the first windows drawn."""
-    batch = batch_of(windows[:ORDERING], baselines.device)
-    gradients, _ = gate_gradients(model, batch, sites, baselines)
-    return np.argsort(-gradients.abs().mean(1).numpy(), kind="stable")
+    if not subject.metric.smooth:
+        return np.arange(len(subject.units))
+    gradients = subject.gradients(windows[:ORDERING].tolist())
+    return np.argsort(-np.abs(gradients).mean(1), kind="stable")
 
 
 def _sorted(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
@@ -285,8 +266,7 @@ def _sorted(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
     attrs = table.attrs
     scores = np.array(table["by_document"].tolist())  # [heads, documents]
     count = scores.shape[1]
-    tokens = np.array([entry["tokens"] for entry in attrs["documents"]], dtype=float)
-    weights = np.ones(count) if attrs["method"] in PER_DOCUMENT else tokens
+    weights = weights_of(table)
     rng = np.random.default_rng(attrs["seed"])
     drawn = rng.multinomial(count, [1 / count] * count, DRAWS) * weights
     means = drawn @ scores.T / drawn.sum(1, keepdims=True)  # [draws, heads]

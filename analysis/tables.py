@@ -267,6 +267,14 @@ def _document_differences(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> l
     return []
 
 
+def weights_of(table: pd.DataFrame) -> np.ndarray:
+    """What each document weighs in the table's scores: its tokens, or all alike, [documents]."""
+    documents = table.attrs["documents"]
+    if table.attrs.get("weighting", "tokens") == "documents":
+        return np.ones(len(documents))
+    return np.array([entry["tokens"] for entry in documents], dtype=np.float64)
+
+
 # ---------------------------------------------------------------- provenance
 
 

@@ -14,10 +14,15 @@ from torch import nn
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of
 from midus_model.errors import HeadError, UnsupportedArchitecture
 
+STAGES = ("output", "query")
+
 
 @dataclass(frozen=True)
 class HeadSite:
-    """One head: `module`'s input [B, T, H*D] carries its output at `start:stop`, unmixed."""
+    """One head: `module`'s input [B, T, H*D] carries its output at `start:stop`, unmixed.
+
+    `kv_head` is the key-value head that it shares with the other query heads of its group.
+    """
 
     layer: int
     kind: str  # "attention" | "memory"
@@ -27,6 +32,7 @@ class HeadSite:
     module: nn.Module
     start: int
     stop: int
+    kv_head: int
 
 
 def family(model: Any) -> str:
@@ -47,19 +53,26 @@ def blocks(model: Any) -> Any:
     return model.model.layers
 
 
-def head_sites(model: Any) -> list[HeadSite]:
+def head_sites(model: Any, stage: str = "output") -> list[HeadSite]:
     """Every head of `model`, by block, then head.
 
     An attention head's site is the input of its `o_proj`; a memory head's the input of the
-    parameterless `memory.out`. Slicing after `o_proj` would mix heads.
+    parameterless `memory.out`, or with stage "query" the input of `memory`, where the head's query
+    is. Slicing after `o_proj` would mix heads.
+
+    Raises UnsupportedArchitecture where the model's layout is not understood, naming the block.
     """
+    if stage not in STAGES:
+        raise HeadError(f"stage is {stage!r}; it must be one of {', '.join(STAGES)}")
     stack = blocks(model)
     size, count = head_dim_of(model.config), model.config.num_attention_heads
+    shared = count // (getattr(model.config, "num_key_value_heads", None) or count)
     entries = layer_map_of(model.config)
     sites = []
     for layer, (block, entry) in enumerate(zip(stack, entries, strict=True)):
         if entry["kind"] == "memory":
-            kind, name, module = "memory", "memory.out", block.memory.out
+            part = "memory.out" if stage == "output" else "memory"
+            kind, name, module = "memory", part, block.get_submodule(part)
             heads = block.memory.heads
         else:
             kind, name, module = "attention", "self_attn.o_proj", block.self_attn.o_proj
@@ -68,7 +81,7 @@ def head_sites(model: Any) -> list[HeadSite]:
         source = entry["source"][0]
         for head in heads:
             span = head * size, (head + 1) * size
-            sites.append(HeadSite(layer, kind, head, source, name, module, *span))
+            sites.append(HeadSite(layer, kind, head, source, name, module, *span, head // shared))
     return sites
 
 
@@ -135,14 +148,17 @@ def check_heads(model: Any, pairs: Iterable[tuple[int, int]]) -> None:
 
 
 def finish_block(
-    block: Any, hidden_states: torch.Tensor, head_outputs: torch.Tensor
+    block: Any, hidden_states: torch.Tensor, head_outputs: torch.Tensor, stage: str = "output"
 ) -> torch.Tensor:
     """The output [B, T, d] of a block given its input and, replaced or not, its head outputs.
 
-    `hidden_states` [B, T, d] is the block's input, `head_outputs` [B, T, H*D] its site's.
+    `hidden_states` [B, T, d] is the block's input, `head_outputs` [B, T, H*D] its site's input; with
+    stage "query" that of a memory block is what its heads ask with.
     """
     memory = getattr(block, "memory", None)
     if memory is not None:
+        if stage == "query":
+            return memory.added_to(hidden_states, head_outputs)
         mixed = head_outputs if memory.out_proj is None else memory.out_proj(head_outputs)
         return hidden_states + mixed
     hidden_states = hidden_states + block.self_attn.o_proj(head_outputs)

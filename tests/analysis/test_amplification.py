@@ -18,7 +18,7 @@ DOCUMENTS = [{"id": str(i), "tokens": 10 + i, "sha256": f"{i:064d}"} for i in ra
 
 def planted(scores: dict[tuple[int, str, int, int], np.ndarray], **attrs) -> object:
     """A table from (layer, kind, head, source layer) -> score by document."""
-    sites = [HeadSite(la, k, h, s, "", None, 0, 1) for la, k, h, s in scores]
+    sites = [HeadSite(la, k, h, s, "", None, 0, 1, h) for la, k, h, s in scores]
     weights = [entry["tokens"] for entry in DOCUMENTS]
     known = {"metric": "loss", "baseline": "mean", "unit": "nats/token", "method": "ablation"}
     return head_table(sites, list(scores.values()), weights,

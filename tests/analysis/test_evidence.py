@@ -10,7 +10,7 @@ import torch
 
 from analysis import evidence, head_importance, prune_curve
 from analysis.documents import Document, Documents
-from analysis.engine import batch_of, window_nats
+from analysis.engine import batch_of, window_values
 from analysis.evidence import _agreement, _overlap
 from midus_model import head_sites, upscale
 from midus_model.errors import HeadError, MidusError
@@ -50,7 +50,7 @@ def loss_without(model: Any, data: Documents, heads: list[int]) -> float:
         hooks.append(sites[i].module.register_forward_pre_hook(change))
     batch = batch_of(data.windows, torch.device("cpu"))
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    total = float(window_nats(model, hidden, batch).sum())
+    total = float(window_values(model, hidden, batch).sum())
     for hook in hooks:
         hook.remove()
     return total / sum(unit["tokens"] for unit in data.units)

@@ -11,9 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import engine, gates, head_importance, rank_heads
+from analysis import gates, head_importance, rank_heads
+from analysis.direct import direct_effects
 from analysis.documents import Document, Documents
-from analysis.importance import METHODS
+from analysis.engine import Batch, Replacement, ablated_values, batch_of, clean_run, window_values
+from analysis.gates import Gated
+from analysis.memory_plan import plan_for
+from analysis.methods import METHODS
 from midus_model import head_sites, upscale
 from midus_model.errors import MidusError
 from tests.models import VOCABULARY, tiny
@@ -39,16 +43,17 @@ def data_of(lengths: list[int]) -> Documents:
     return Documents("random", items, 20)
 
 
-def parts(model: Any, data: Documents, baseline: str = "zero") -> tuple[Any, Any, torch.Tensor]:
-    """Sites, a batch and baselines, zero or random."""
+def parts(model: Any, data: Documents, baseline: str = "zero") -> tuple[Gated, Batch, Replacement]:
+    """The model through gates, a batch, and what replaces its heads: zero, or random."""
     sites = head_sites(model)
-    batch = engine.batch_of(data.windows, torch.device("cpu"))
-    shape = len(sites), sites[0].stop - sites[0].start
-    base = torch.zeros(shape) if baseline == "zero" else torch.randn(shape)
-    return sites, batch, base.double()
+    batch = batch_of(data.windows, torch.device("cpu"))
+    width = model.config.num_attention_heads * (sites[0].stop - sites[0].start)
+    draw = torch.zeros if baseline == "zero" else torch.randn
+    base = {layer: draw(1, 1, width).double() for layer in sorted({s.layer for s in sites})}
+    return Gated(model, [(site,) for site in sites], plan_for(model, 20)), batch, base
 
 
-def value(model: Any, data: Documents, baselines: torch.Tensor, off: set[int]) -> float:
+def value(model: Any, data: Documents, replacement: Replacement, off: set[int]) -> float:
     """Summed loss with some heads ablated, each by a hook of its own."""
     sites = head_sites(model)
     hooks = []
@@ -56,14 +61,15 @@ def value(model: Any, data: Documents, baselines: torch.Tensor, off: set[int]) -
 
         def change(_: Any, args: tuple, i: int = i) -> tuple:
             outputs = args[0].clone()
-            outputs[..., sites[i].start : sites[i].stop] = baselines[i]
+            span = slice(sites[i].start, sites[i].stop)
+            outputs[..., span] = replacement[sites[i].layer][..., span]
             return (outputs,)
 
         hooks.append(sites[i].module.register_forward_pre_hook(change))
     with torch.no_grad():
-        batch = engine.batch_of(data.windows, torch.device("cpu"))
+        batch = batch_of(data.windows, torch.device("cpu"))
         hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-        total = float(engine.window_nats(model, hidden, batch).sum())
+        total = float(window_values(model, hidden, batch).sum())
     for hook in hooks:
         hook.remove()
     return total
@@ -73,9 +79,9 @@ def value(model: Any, data: Documents, baselines: torch.Tensor, off: set[int]) -
 def test_integrated_gradients_are_complete(name: str) -> None:
     """Retrieval frozen; the sum is the loss of ablating every head, computed by other hooks."""
     model, data = model_of(name), data_of([12, 20])
-    sites, batch, baselines = parts(model, data, "random")
-    scores, clean, gap = gates.integrated_gradients(model, batch, sites, baselines)
-    everything = set(range(len(sites)))
+    view, batch, baselines = parts(model, data, "random")
+    scores, clean, gap = gates.integrated_gradients(view, batch, baselines)
+    everything = set(range(len(view.units)))
     total = value(model, data, baselines, everything) - value(model, data, baselines, set())
     assert float(scores.sum()) == pytest.approx(total, rel=1e-3)
     assert float(gap.abs().max()) < 1e-3 * abs(total)
@@ -87,8 +93,8 @@ def test_completeness_is_reported_and_free_retrieval_leaves_a_gap() -> None:
     frozen = head_importance(model, data, method="integrated_gradients", baseline="zero")
     assert frozen.attrs["completeness"]["relative_gap"] < 1e-3
     tokens = sum(unit["tokens"] for unit in data.units)
-    sites, _, baselines = parts(model, data)
-    off = value(model, data, baselines, set(range(len(sites)))) - value(
+    view, _, baselines = parts(model, data)
+    off = value(model, data, baselines, set(range(len(view.units)))) - value(
         model, data, baselines, set()
     )
     assert frozen.attrs["completeness"]["total"] == pytest.approx(off / tokens, rel=1e-6)
@@ -101,20 +107,20 @@ def test_completeness_is_reported_and_free_retrieval_leaves_a_gap() -> None:
 
 def test_frozen_retrieval_changes_nothing_in_a_clean_run() -> None:
     model, data = model_of("midus"), data_of([12])
-    sites, batch, baselines = parts(model, data, "random")
-    kept = gates.clean_retrieval(model, batch, sites)
-    assert list(kept) == [site.layer for site in sites if site.kind == "memory"][:1]
-    ones = torch.ones(len(batch.ids), len(sites), dtype=torch.float64)
-    nats = gates.gated_nats(model, batch, sites, torch.zeros_like(baselines), ones, kept)
-    assert torch.equal(nats, engine.clean_run(model, batch).nats)
+    view, batch, baselines = parts(model, data)
+    kept = gates.clean_retrieval(view, batch)
+    assert list(kept) == [site.layer for site in view.sites if site.kind == "memory"][:1]
+    ones = torch.ones(len(batch.ids), len(view.units), dtype=torch.float64)
+    values = gates.gated_values(view, batch, baselines, ones, kept)
+    assert torch.equal(values, clean_run(model, batch, view.sites).values)
 
 
 @pytest.fixture(scope="module")
-def eight() -> tuple[Any, Documents, torch.Tensor, np.ndarray]:
+def eight() -> tuple[Any, Documents, Replacement, np.ndarray]:
     """A model of eight heads, and exact Shapley values over its 256 coalitions."""
     model, data = model_of("llama", num_hidden_layers=2), data_of([9, 14])
-    sites, _, baselines = parts(model, data)
-    count = len(sites)
+    view, _, baselines = parts(model, data)
+    count = len(view.units)
     assert count == 8
     values = {
         off: value(model, data, baselines, set(off))
@@ -144,19 +150,20 @@ def test_shapley_values_lie_near_exact_enumeration(eight: Any) -> None:
     total = value(model, data, baselines, set(range(8))) - value(model, data, baselines, set())
     assert table["score"].sum() == pytest.approx(total / tokens, abs=1e-6)
     assert exact.sum() == pytest.approx(total, abs=1e-6)
-    sites, batch, _ = parts(model, data)
+    view, batch, _ = parts(model, data)
     orders = [np.random.default_rng(0).permutation(8), np.arange(8)]
-    shares, _ = gates.shapley_values(model, batch, sites, baselines, orders)
+    shares, _ = gates.shapley_values(view, batch, baselines, orders)
     assert (shares.sum((1, 2)) - total).abs().max() < 1e-6
 
 
-def test_folds_of_shapley_change_nothing(eight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_of_shapley_change_nothing(eight: Any) -> None:
     model, data, baselines, _ = eight
-    sites, batch, _ = parts(model, data)
+    view, batch, _ = parts(model, data)
     orders = [np.arange(8)]
-    whole, _ = gates.shapley_values(model, batch, sites, baselines, orders)
-    monkeypatch.setattr(engine, "FOLD_BYTES", 1)
-    single, _ = gates.shapley_values(model, batch, sites, baselines, orders)
+    whole, _ = gates.shapley_values(view, batch, baselines, orders)
+    assert view.plan.folds(batch) > 1
+    view.plan.most = 1
+    single, _ = gates.shapley_values(view, batch, baselines, orders)
     assert (whole - single).abs().max() < 1e-9
 
 
@@ -164,7 +171,7 @@ def test_folds_of_shapley_change_nothing(eight: Any, monkeypatch: pytest.MonkeyP
 def test_direct_effects_make_up_the_logit(name: str) -> None:
     """Heads (zero baseline), embeddings and FFNs add up to the target's logit exactly."""
     model, data = model_of(name), data_of([15])
-    sites, batch, baselines = parts(model, data)
+    view, batch, baselines = parts(model, data)
     kept: dict[str, Any] = {"rest": []}
     hooks = [
         model.model.embed_tokens.register_forward_hook(lambda m, a, out: kept["rest"].append(out)),
@@ -185,7 +192,7 @@ def test_direct_effects_make_up_the_logit(name: str) -> None:
     rms = (kept["last"].square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
     rest = sum(kept["rest"]) / rms * norm.weight
     others = (rest[:, :-1] * model.lm_head.weight[targets]).sum()
-    effects, _ = gates.direct_effects(model, batch, sites, baselines)
+    effects, _ = direct_effects(view, batch, baselines)
     assert float(effects.sum() + others) == pytest.approx(float(want), abs=1e-9)
 
 
@@ -207,13 +214,14 @@ def test_taylor_and_fisher_are_the_gradient_signed_and_squared(name: str) -> Non
 def test_taylor_is_ablation_where_a_head_hardly_counts() -> None:
     """With a head's columns of o_proj made 1e-4 of what they were, the first order is all."""
     model, data = model_of("llama"), data_of([16])
-    sites, batch, baselines = parts(model, data, "random")
-    site = sites[5]
+    view, batch, baselines = parts(model, data, "random")
+    site = view.sites[5]
     with torch.no_grad():
         site.module.weight[:, site.start : site.stop] *= 1e-4
-    run = engine.clean_run(model, batch)
-    exact = float((engine.ablated_nats(model, run, [site], baselines[5:6]) - run.nats).sum())
-    gradients, _ = gates.gate_gradients(model, batch, sites, baselines)
+    run = clean_run(model, batch, view.sites)
+    values = ablated_values(model, run, [(site,)], baselines, view.plan)
+    exact = float((values - run.values).sum())
+    gradients, _ = gates.gate_gradients(view, batch, baselines)
     assert exact != 0 and -float(gradients[5].sum()) == pytest.approx(exact, rel=1e-2)
 
 

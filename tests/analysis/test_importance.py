@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis import engine, gates, head_importance
+from analysis import engine, head_importance
 from analysis.documents import Document, Documents, documents
-from analysis.importance import METHODS
+from analysis.methods import METHODS
+from analysis.subject import prepared
 from midus_model import head_sites, load, upscale
 from midus_model.errors import MidusError, ModelError, UnsupportedArchitecture
 from tests.models import VOCABULARY, tiny
@@ -188,18 +189,14 @@ def test_folding_and_padding_change_nothing(name: str, monkeypatch: pytest.Monke
     """Windows of many lengths in one batch, all heads folded: as each window and head alone."""
     model = float64_reference(model_of(name))
     data = data_of([33, 9, 20, 2, 17, 5, 12, 30])
-    sites = head_sites(model)
-    baselines = torch.randn(len(sites), sites[0].stop - sites[0].start, dtype=torch.float64)
-    device = torch.device("cpu")
+    subject = prepared(model, data)
     assert len({len(window.ids) for window in data.windows}) > 4
-    batch = engine.batch_of(data.windows, device)
-    together = engine.clean_run(model, batch)
-    folded = engine.ablated_nats(model, together, sites, baselines)
-    for column, window in enumerate(data.windows):
-        alone = engine.clean_run(model, engine.batch_of([window], device))
-        assert abs(float(alone.nats - together.nats[column])) < 1e-9
-        nats = engine.ablated_nats(model, alone, sites, baselines)[:, 0]
-        assert (nats - folded[:, column]).abs().max() < 1e-9
+    every = list(range(len(data.windows)))
+    folded, together = subject.ablated(every)
+    for column in every:
+        effects, alone = subject.ablated([column])
+        assert abs(alone[0] - together[column]) < 1e-9
+        assert np.abs(effects[:, 0] - folded[:, column]).max() < 1e-9
     folds = []
     resume = engine._resume
 
@@ -208,15 +205,13 @@ def test_folding_and_padding_change_nothing(name: str, monkeypatch: pytest.Monke
         return resume(*args)
 
     monkeypatch.setattr(engine, "_resume", counted)
-    # what three folds of this batch take, and less than one
-    one = engine.FOLD_BYTES // engine.fold_size(model, batch, 8)
-    logits = batch.ids.numel() * VOCABULARY * 8
-    for room in (logits + 3 * one, 1):
-        monkeypatch.setattr(engine, "FOLD_BYTES", room)
+    for most in (3, 1):
+        subject.plan.most = most
         folds.clear()
-        chunked = engine.ablated_nats(model, together, sites, baselines)
-        assert (chunked - folded).abs().max() < 1e-9
-        assert max(folds) == (1 if room == 1 else 3) and sum(folds) == len(sites)
+        chunked, _ = subject.ablated(every)
+        assert np.abs(chunked - folded).max() < 1e-9
+        assert max(folds) == min(most, max(folds)) and sum(folds) == len(subject.units)
+        assert most > 1 or set(folds) == {1}
 
 
 def test_an_ablation_leaves_no_hook_behind() -> None:
@@ -240,10 +235,11 @@ def test_the_mean_counts_every_token_once(name: str, first_scored: int) -> None:
     lengths = [50, 27, 39, 40, 31] if first_scored > 1 else [50, 3, 39, 40, 2, 20, 21, 7, 11]
     data = data_of(lengths, first_scored=first_scored)
     assert len(data.windows) > len(data)
-    means = engine.mean_outputs(model, data.windows)
+    means = prepared(model, data, baseline="mean").baseline.fixed
     for (layer, head), expected in mean_by_hand(model, data).items():
         size = len(expected)
-        assert (means[layer][head * size : (head + 1) * size] - expected).abs().max() < 1e-12
+        found = means[layer][0, 0, head * size : (head + 1) * size]
+        assert (found - expected).abs().max() < 1e-12
 
 
 # ---------------------------------------------------------------- gradients
@@ -277,17 +273,11 @@ def test_gradients_equal_finite_differences(name: str, baseline: str) -> None:
     # the mean over documents of the absolute value, documents counting alike
     assert np.abs(table["score"].to_numpy() - np.abs(expected).mean(1)).max() < 1e-7
     assert np.abs(expected).max() > 1e-2
-    sites = head_sites(model)
-    b = torch.stack(baselines_by_hand(model, data, baseline)).double()
-    batch = engine.batch_of(data.windows, torch.device("cpu"))
-    gradients, nats = gates.gate_gradients(model, batch, sites, b)
-    units = np.array([window.unit for window in data.windows])
-    signed = np.zeros_like(expected)
-    np.add.at(signed.T, units, gradients.numpy().T)
-    signed /= np.array([unit["tokens"] for unit in data.units])
-    assert np.abs(signed - expected).max() < 1e-7
-    losses = [loss_of(model, window) for window in data.windows]
-    assert np.abs(nats.numpy() - losses).max() < 1e-9
+    taylor = head_importance(model, data, method="taylor", baseline=baseline)
+    assert np.abs(matrix(taylor) + expected).max() < 1e-7
+    tokens = sum(unit["tokens"] for unit in data.units)
+    clean = sum(loss_of(model, window) for window in data.windows) / tokens
+    assert abs(taylor.attrs["clean_loss"] - clean) < 1e-9
 
 
 def test_gradient_scores_take_absolute_values_per_document_not_per_window() -> None:
@@ -325,7 +315,9 @@ def test_the_table_says_how_it_was_made() -> None:
     assert {key: table.attrs[key] for key in how} == how
     assert table.attrs["inserted_layers"] == [1, 4]
     assert table.attrs["documents"] == data.units
-    assert calls[-1][:2] == (len(data.windows), len(data.windows))
+    every = len(data.windows) * len(sites)  # evaluations, a head on a window each
+    assert calls[-1][:2] == (every, every)
+    assert any(total == 0 and "about" in text for _, total, text in calls)  # told before
     again = head_importance(model, data, baseline="mean")
     assert table["score"].equals(again["score"]) and table["ci_low"].equals(again["ci_low"])
 
@@ -354,7 +346,8 @@ def test_a_model_without_weights_or_of_no_known_family() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"method": "guess"}, {"baseline": "median"}, {"metric": "accuracy"}, {"method": None}]
+    "wrong",
+    [{"method": "guess"}, {"baseline": "median"}, {"metric": "perplexity"}, {"method": None}],
 )
 def test_an_unknown_choice_names_the_known_ones(wrong: dict[str, Any]) -> None:
     with pytest.raises(MidusError, match=f"{next(iter(wrong))} is .*must be one of") as caught:

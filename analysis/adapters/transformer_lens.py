@@ -1,0 +1,221 @@
+"""MIDUS in TransformerLens 4: an architecture adapter, bridges, and the way back from a bridge.
+
+Found by TransformerLens through the entry point group `transformer_lens.architectures`.
+Shape letters: B batch, T tokens, H heads, D head size, M memory heads, k slots read, r latent size,
+d hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+from transformer_lens.model_bridge.generalized_components import (
+    BlockBridge,
+    PositionEmbeddingsAttentionBridge,
+)
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformer_lens.model_bridge.supported_architectures import (
+    LlamaArchitectureAdapter,
+    MistralArchitectureAdapter,
+    Qwen3ArchitectureAdapter,
+)
+
+from kernels import latent_bag, product_key_select
+from midus_model import MidusForCausalLM
+from midus_model.errors import ModelError
+
+FAMILIES = {
+    "llama": LlamaArchitectureAdapter,
+    "qwen3": Qwen3ArchitectureAdapter,
+    "mistral": MistralArchitectureAdapter,
+}
+LENGTH = 8  # tokens that a bridge and its plain model are compared on
+
+
+class MemoryBridge(GeneralizedComponent):
+    """A memory layer with hook points; what a hook returns takes the place of what it got.
+
+    - `hook_in` [B, T, H*D] and `hook_query` [B, T, H, D]: the head outputs that ask.
+    - `hook_slots` [B, T, M, k] (int64) and `hook_weights` [B, T, M, k]: what is retrieved.
+    - `hook_latent` [B, T, M, r]: the weighted rows of the bank.
+    - `hook_head_out` [B, T, H, D]: what the heads write, zero for heads without memory.
+    - `hook_out` [B, T, d]: what is added to the stream.
+    """
+
+    def __init__(self, name: str, optional: bool = False):
+        super().__init__(name, optional=optional)
+        self.hook_query = HookPoint()
+        self.hook_slots = HookPoint()
+        self.hook_weights = HookPoint()
+        self.hook_latent = HookPoint()
+        self.hook_head_out = HookPoint()
+
+    def forward(self, head_outputs: torch.Tensor) -> torch.Tensor:
+        memory: Any = self.original_component
+        apart = memory.num_heads, memory.head_dim
+        query = self.hook_query(self.hook_in(head_outputs).unflatten(-1, apart))
+        read = self._read(memory, query[:, :, memory.heads])  # [B, T, M, D]
+        places = torch.tensor(memory.heads, device=read.device)
+        heads = self.hook_head_out(torch.zeros_like(query).index_copy(2, places, read))
+        outputs = memory.out(heads.flatten(-2))
+        return self.hook_out(outputs if memory.out_proj is None else memory.out_proj(outputs))
+
+    def _read(self, memory: Any, query: torch.Tensor) -> torch.Tensor:
+        """[B, T, M, D] -> [B, T, M, D], the two ops and HIVE with hooks between."""
+        shape = query.shape[:2]
+        keys = memory.row_keys, memory.col_keys
+        weights, slots = product_key_select(query.flatten(0, 1), *keys, memory.top_k)
+        slots = self.hook_slots(slots.unflatten(0, shape)).flatten(0, 1)
+        weights = self.hook_weights(weights.unflatten(0, shape)).flatten(0, 1)
+        latent = latent_bag(memory.bank, slots, weights, bank_grad=memory.bank_grad)
+        latent = self.hook_latent(latent.unflatten(0, shape))
+        return torch.einsum("btmr,mrd->btmd", latent, memory.head_proj).to(query.dtype)
+
+    def added_to(self, residual: torch.Tensor, head_outputs: torch.Tensor) -> torch.Tensor:
+        """residual + memory(head_outputs), [B, T, d]; see `HeadwiseMemory.added_to`."""
+        return residual + self(head_outputs)
+
+
+class MidusAttentionBridge(PositionEmbeddingsAttentionBridge):
+    """Attention that in a memory block has no output projection, so no result a head either."""
+
+    def set_original_component(self, component: nn.Module) -> None:
+        super().set_original_component(component)
+        self.supports_attn_result = not isinstance(component.o_proj, nn.Identity)
+
+    def _compute_per_head_result(self, z_4d: torch.Tensor, *sizes: int) -> torch.Tensor:
+        if self.supports_attn_result:
+            return super()._compute_per_head_result(z_4d, *sizes)
+        return self.o.hook_out(z_4d.flatten(-2))
+
+
+class MidusBlockBridge(BlockBridge):
+    """A block with an MLP, or with a memory in its place.
+
+    `hook_attn_out` of a memory block is what its memory adds to the stream: attention adds nothing.
+    """
+
+    def validate_after_setup(self, skipped: list[str]) -> None:
+        if "memory" not in skipped:
+            self.hook_aliases = {**self.hook_aliases, "hook_attn_out": "memory.hook_out"}
+
+
+class MidusArchitectureAdapter(ArchitectureAdapter):
+    """TransformerLens's adapter of a MIDUS model with a Llama, Qwen3 or Mistral base."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._follow("llama")  # until the model is seen: `cfg` does not carry the family
+
+    def prepare_model(self, hf_model: Any) -> None:
+        self._follow(hf_model.config.base_model_type)
+        super().prepare_model(hf_model)
+
+    def _follow(self, family: str) -> None:
+        """Take over the components of the family's own adapter."""
+        adapter = FAMILIES[family](self.cfg)
+        self.weight_processing_conversions = adapter.weight_processing_conversions
+        mapping = dict(adapter.components)
+        parts = dict(mapping["blocks"].submodules)
+        parts["ln2"].optional = parts["mlp"].optional = True
+        attention = parts["attn"].submodules
+        parts["attn"] = MidusAttentionBridge("self_attn", self.cfg, submodules=attention)
+        parts["memory"] = MemoryBridge("memory", optional=True)
+        mapping["blocks"] = MidusBlockBridge("model.layers", self.cfg, parts)
+        self.component_mapping = mapping
+
+
+def bridge(model: Any, tokenizer: Any = None) -> TransformerBridge:
+    """See `analysis.adapters.bridge`."""
+    name = type(model).__name__
+    if name == MidusForCausalLM.__name__:  # for where the entry point is not installed
+        ArchitectureAdapterFactory.register_adapter(name, MidusArchitectureAdapter)
+    copied, tokenizer = copy.deepcopy((model, tokenizer))
+    return build_bridge_from_module(copied, name, hf_config=copied.config, tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def plain(bridged: Any) -> Any:
+    """A clean model of the same class over the tensors of `bridged`, a model that a bridge changed.
+
+    Raises ModelError, naming the block, where the two do not give the same logits.
+    """
+    config = copy.deepcopy(bridged.config)
+    if config._attn_implementation == "eager":  # which TransformerLens asks for, not its weights
+        config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model = type(bridged)(config)
+    for name, module in model.named_modules():
+        held = _held(bridged, name)
+        if type(held) is not type(module):
+            raise ModelError(
+                f"{name} of the bridge wraps a {type(held).__name__}, of a {type(model).__name__} "
+                f"it is a {type(module).__name__}; hand over the model that the bridge was made of"
+            )
+        module._parameters, module._buffers = held._parameters.copy(), held._buffers.copy()
+    # processing an embedding parts it from the head that was tied to it
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    config.tie_word_embeddings = model.config.tie_word_embeddings = tied
+    model.generation_config = copy.deepcopy(bridged.generation_config)
+    model.name_or_path = bridged.name_or_path
+    _check_same(bridged, model.train(bridged.training))
+    return model
+
+
+def _held(bridged: nn.Module, name: str) -> nn.Module:
+    """The module at `name` that the bridge's components wrap."""
+    module = _inside(bridged)
+    for part in name.split(".") if name else ():
+        module = _inside(module._modules[part])
+    return module
+
+
+def _inside(module: Any) -> Any:
+    while isinstance(module, GeneralizedComponent):
+        module = module.original_component
+    return module
+
+
+def _check_same(bridged: Any, model: Any) -> None:
+    ids = torch.arange(LENGTH, device=model.lm_head.weight.device)[None] % model.config.vocab_size
+    (theirs, expected), (ours, found) = _states(bridged, ids), _states(model, ids)
+    # both round, and attention is computed in fp32 by one and in the model's dtype by the other
+    eps = max(torch.finfo(dtype).eps for dtype in (found.dtype, torch.float32))
+
+    def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return bool((a - b).abs().max() <= eps**0.5 * b.abs().max())
+
+    if close(found, expected):
+        return
+    layer = next((i for i, pair in enumerate(zip(ours, theirs)) if not close(*pair)), len(ours))
+    place = f"block {layer}" if layer < len(ours) else "the final norm or the unembedding"
+    hooks = sorted(
+        str(m.name) for m in bridged.modules() if isinstance(m, HookPoint) and m.has_hooks()
+    )
+    cause = f"it has hooks at {', '.join(hooks)}; call reset_hooks()" if hooks else (
+        "its weights were processed in a way that cannot be undone; "
+        "hand over a bridge without that, or the model that it was made of"
+    )
+    raise ModelError(f"{place} of the bridge does not compute what its weights say: {cause}")
+
+
+def _states(model: Any, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Outputs of the blocks, [1, T, d] each, and the logits."""
+    found: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, out: found.append(out)) for block in model.model.layers
+    ]
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found, logits

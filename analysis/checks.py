@@ -1,0 +1,130 @@
+"""Self-checks of a model before it is measured: are its heads where `head_sites` says they are?
+
+A model whose layout is not understood fails here, by the name of the block, not with wrong scores.
+Shape letters: T tokens, H heads, D head size, K key-value heads, d hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from analysis.engine import Batch, CleanRun, clean_run
+from midus_model import HeadSite, blocks, finish_block, head_sites
+from midus_model.errors import UnsupportedArchitecture
+
+LENGTH = 4  # tokens of the text that is run
+_checked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def check_model(model: Any) -> None:
+    """A clean run of a few tokens, then each block on its own.
+
+    - Ablating nothing changes nothing: a block finished with its clean head outputs gives the next
+      block's input.
+    - Heads are where they should be: adding 1 to the values of a key-value head adds 1 to the
+      outputs of the query heads that share it, and to no others.
+    - Hooking a site changes what it should: a head changed by a hook in the block's own pass gives
+      what finishing the block with that head changed gives.
+
+    Raises UnsupportedArchitecture, naming the block, where one of these does not hold. A model is
+    checked once; one that is changed afterwards is not looked at again.
+    """
+    if model in _checked:
+        return
+    sites = head_sites(model)
+    ids = torch.arange(LENGTH, device=next(model.parameters()).device)[None]
+    ids = ids % model.config.vocab_size
+    none = torch.zeros(1, LENGTH - 1, dtype=torch.bool, device=ids.device)
+    batch = Batch(ids, none, torch.ones_like(ids).bool(), none.long() - 1, torch.zeros(1).long())
+    try:
+        run = clean_run(model, batch, sites, None)
+        for layer in range(len(blocks(model))):
+            here = [site for site in sites if site.layer == layer]
+            _check_clean(model, run, layer, here)
+            _check_values(model, run, layer, here)
+            _check_hooks(model, run, layer, here)
+    except (AttributeError, TypeError, IndexError) as error:
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} is not laid out as its model type "
+            f"{model.config.model_type!r} is: {error}"
+        ) from error
+    _checked[model] = True
+
+
+def _check_clean(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:
+    heads, name = run.heads.get(layer), f"model.layers.{layer}"
+    if heads is None:
+        raise UnsupportedArchitecture(f"{name}: {sites[0].module_name} is not called in a pass")
+    last = layer + 1 == len(run.inputs)
+    after = run.hidden if last else run.inputs[layer + 1]
+    found = finish_block(blocks(model)[layer], run.inputs[layer], heads)
+    if not _close(model.model.norm(found) if last else found, after):
+        raise UnsupportedArchitecture(
+            f"{name}: its output is not its input with what its heads and its MLP write; "
+            "this block has something that is not known here"
+        )
+
+
+def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:
+    block, size = blocks(model)[layer], sites[0].stop - sites[0].start
+    groups = block.self_attn.v_proj.out_features // size
+    seen: list[torch.Tensor] = []
+
+    def raise_values(_: nn.Module, __: tuple, values: torch.Tensor) -> torch.Tensor:
+        apart = values.clone().unflatten(-1, (groups, size))  # [1 + K, T, K, D]
+        for group in range(groups):
+            apart[1 + group, :, group] += 1
+        return apart.flatten(-2)
+
+    hooks = [
+        block.self_attn.v_proj.register_forward_hook(raise_values),
+        block.self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0])),
+    ]
+    try:
+        block(run.inputs[layer].repeat(1 + groups, 1, 1), **run.calls[layer])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    clean, raised = seen[0][:1], seen[0][1:]
+    rise = (raised - clean).unflatten(-1, (-1, size))  # [K, T, H, D]
+    expected = torch.zeros_like(rise)
+    for site in sites:
+        expected[site.kv_head, :, site.head] = 1
+    measured = [site.head for site in sites]
+    if not _close(rise[:, :, measured], expected[:, :, measured], float(clean.abs().max())):
+        raise UnsupportedArchitecture(
+            f"model.layers.{layer}: raising a key-value head's values does not raise the outputs "
+            "of its own query heads alone; the heads are not where they should be"
+        )
+
+
+def _check_hooks(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:
+    block, count = blocks(model)[layer], len(sites)
+    before = run.inputs[layer].repeat(count, 1, 1)
+    changed = run.heads[layer].repeat(count, 1, 1)
+    change = torch.linspace(-1, 1, sites[0].stop - sites[0].start, device=changed.device)
+    for row, site in enumerate(sites):
+        changed[row, :, site.start : site.stop] += change.to(changed.dtype)
+    hook = sites[0].module.register_forward_pre_hook(lambda _, args: (changed, *args[1:]))
+    try:
+        hooked = block(before, **run.calls[layer])
+    finally:
+        hook.remove()
+    if not _close(hooked, finish_block(block, before, changed)):
+        raise UnsupportedArchitecture(
+            f"model.layers.{layer}: a hook at {sites[0].module_name} does not change the block's "
+            "output as it should"
+        )
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, scale: float = 0.0) -> bool:
+    """Equal but for rounding; what is not finite is for the losses to report."""
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return True
+    scale = max(scale, float(b.abs().max()))
+    return bool((a - b).abs().max() <= 64 * torch.finfo(a.dtype).eps * scale)

@@ -1,0 +1,56 @@
+"""Direct logit attribution: what a head adds to a logit by its own path through the final norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from analysis.engine import Batch, Replacement, clean_run
+from analysis.gates import Gated
+from midus_model import HeadSite
+
+
+@torch.no_grad()
+def direct_effects(
+    view: Gated, batch: Batch, replacement: Replacement
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each unit adds to the next token's logit (Elhage et al. 2021), [G, W]; values [W].
+
+    Summed over a window's counted positions, with the final norm's scale held at its clean value;
+    what later blocks make of the head's output is not counted. Where the metric sets a task's
+    answer against its foil, to the difference of their logits.
+    """
+    model, metric = view.model, view.metric
+    last: list[torch.Tensor] = []
+    norm = model.model.norm
+    handle = norm.register_forward_pre_hook(lambda _, args: last.append(args[0]))
+    try:
+        run = clean_run(model, batch, view.sites, metric, view.plan.rows)
+    finally:
+        handle.remove()
+    wide = torch.promote_types(last[0].dtype, torch.float32)
+    stream = last[0][:, :-1].to(wide)  # [W, T-1, d]
+    scale = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    target = model.lm_head.weight[batch.ids[:, 1:]].to(wide)
+    if metric.wants == "foil":
+        target = target - model.lm_head.weight[batch.foils.clamp(min=0)].to(wide)
+    toward = scale * norm.weight.to(wide) * target * metric.positions(batch)[..., None]
+    effects = torch.zeros(len(view.units), len(batch.ids), dtype=torch.float64)
+    for row, unit in enumerate(view.units):
+        for site in unit:
+            span = slice(site.start, site.stop)
+            output = run.heads[site.layer][:, :-1, span].to(wide)
+            base = replacement[site.layer][..., span].to(wide)
+            output = output - (base if base.shape[1] == 1 else base[:, :-1])
+            effects[row] += (output * _seen(model, site, toward)).sum((1, 2)).double().cpu()
+    return effects, run.values.cpu()
+
+
+def _seen(model: Any, site: HeadSite, toward: torch.Tensor) -> torch.Tensor:
+    """Directions of the stream [W, T, d] as the head's output sees them, [W, T, D]."""
+    block = model.model.layers[site.layer]
+    mixing = block.memory.out_proj if site.kind == "memory" else block.self_attn.o_proj
+    if mixing is None:  # a memory head writes its own slice of the stream
+        return toward[..., site.start : site.stop]
+    return toward @ mixing.weight[:, site.start : site.stop].to(toward.dtype)

@@ -1,0 +1,110 @@
+"""How much of the work is done at once: windows a batch, heads folded, and logits held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from analysis.metrics import LOSS, Metric
+from midus_model import blocks
+from midus_model.config import head_dim_of
+from midus_model.errors import MidusError
+
+if TYPE_CHECKING:
+    from analysis.engine import Batch
+
+MIB = 2**20
+CPU_BUDGET = 1024 * MIB
+CACHE_BYTES = 256 * MIB  # more at once is not faster on a CPU
+BATCH = 8
+LOGIT_ROWS = 4096
+
+
+@dataclass
+class Plan:
+    """Sizes that keep the arrays of a measurement within a budget of bytes.
+
+    windows: a batch; rows: positions whose logits are held at once; `folds(batch)`: copies of a
+    batch in one forward pass; most: fold limit, lowered after an out-of-memory error.
+    """
+
+    windows: int
+    rows: int
+    budget: int
+    fold_bytes: int
+    token_bytes: int
+    most: int = 2**31
+
+    def folds(self, batch: Batch) -> int:
+        """How many copies of the batch one forward pass takes."""
+        return max(1, min(self.most, self.fold_bytes // (batch.tokens * self.token_bytes)))
+
+
+def plan_for(
+    model: Any,
+    context: int,
+    metric: Metric = LOSS,
+    budget: int | None = None,
+    gradients: bool = False,
+) -> Plan:
+    """A plan for windows of up to `context` tokens.
+
+    Args:
+        budget: bytes that arrays may take beside the weights; by default 1 GiB on a CPU and half
+            of what is free on a GPU.
+        gradients: whether a backward pass keeps every block's activations.
+
+    Raises MidusError where the budget does not hold one window.
+    """
+    parameter = next(model.parameters())
+    config, item, layers = model.config, parameter.element_size(), len(blocks(model))
+    given, budget = budget, _default(parameter.device) if budget is None else _whole(budget)
+    heads = config.num_attention_heads * head_dim_of(config)
+    wide = max(item, 4)
+    # What one token holds at the widest point of a block, and what the clean run keeps of it.
+    working = (6 * config.hidden_size + 2 * heads + 3 * config.intermediate_size) * item
+    working += 2 * config.hidden_size * wide  # norms are computed in fp32
+    kept = layers * (config.hidden_size + heads) * item
+    if gradients:
+        kept = layers * (working + 2 * config.hidden_size * wide)
+    row = config.vocab_size * (wide * metric.copies + (item if item < wide else 0))
+    row = row * 2 if gradients else row
+    least = context * (kept + working) + row
+    if given is None:
+        budget = max(budget, least)
+    elif least > budget:
+        raise MidusError(
+            f"memory_budget is {given} bytes; one window of {context} tokens takes about "
+            f"{least:,}: give that much, or documents with a smaller context"
+        )
+    rows = max(1, min(LOGIT_ROWS, budget // 4 // row))
+    free = budget - rows * row
+    windows = max(1, min(BATCH, free // 2 // (context * (kept if gradients else kept + working))))
+    fold_bytes = max(free - windows * context * kept, context * working)
+    if parameter.device.type == "cpu":
+        fold_bytes = min(fold_bytes, CACHE_BYTES)
+    return Plan(windows, rows, budget, fold_bytes, working)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on a GPU or a CPU, found no memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _default(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free // 2
+    return CPU_BUDGET
+
+
+def _whole(budget: Any) -> int:
+    if isinstance(budget, bool) or not hasattr(budget, "__index__") or int(budget) < 1:
+        raise MidusError(
+            f"memory_budget is {budget!r}; it must be a number of bytes, such as {256 * MIB}"
+        )
+    return int(budget)

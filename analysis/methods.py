@@ -1,0 +1,190 @@
+"""The importance methods: what each measures on a batch of windows, and makes of the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from analysis.direct import direct_effects
+from analysis.gates import (
+    NODES,
+    frozen,
+    gate_gradients,
+    gated_values,
+    integrated_gradients,
+    shapley_values,
+)
+from analysis.subject import Subject, check_choice
+from midus_model.errors import MidusError
+
+METHODS = (
+    "ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley",
+)  # fmt: skip
+PER_DOCUMENT = ("gradient", "fisher")  # of each document's mean; documents count alike
+FIRST_ORDER = ("gradient", "taylor", "fisher")
+CONVENTIONS = ("michel", "bertology")
+
+Told = Callable[[int], None]
+Found = Mapping[str, np.ndarray]
+
+
+def per_document(name: str, gradients: np.ndarray) -> np.ndarray:
+    """What a PER_DOCUMENT method makes of each document's gradient of its mean."""
+    return np.abs(gradients) if name == "gradient" else gradients**2
+
+
+class Method:
+    """One method on one subject: called with windows' indices, it gives what `swept` sums."""
+
+    def __init__(
+        self,
+        name: str,
+        subject: Subject,
+        *,
+        convention: str | None = None,
+        retrieval: str = "frozen",
+        permutations: int = 8,
+        seed: int = 0,
+    ) -> None:
+        check_choice("method", name, METHODS)
+        check_choice("retrieval", retrieval, ("frozen", "free"))
+        self.name, self.subject, self.retrieval = name, subject, retrieval
+        self.convention = convention
+        self._check()
+        self.orders = _orders(len(subject.units), permutations, seed) if name == "shapley" else []
+        self.view = subject.view
+
+    def _check(self) -> None:
+        metric, stage = self.subject.metric, self.subject.how["stage"]
+        if self.name in FIRST_ORDER and not metric.smooth:
+            raise MidusError(
+                f"metric {metric.name!r} has no first-order effect for method {self.name!r}; "
+                "use 'ablation' or 'shapley'"
+            )
+        if self.name == "integrated_gradients" and metric.name == "accuracy":
+            raise MidusError(
+                "metric 'accuracy' has no gradient to integrate; use 'ablation' or 'shapley'"
+            )
+        if self.name == "dla" and (metric.name not in ("loss", "logit_difference")):
+            raise MidusError(
+                f"method 'dla' speaks of logits; metric {metric.name!r} is none of loss (the next "
+                "token's logit) and logit_difference"
+            )
+        if stage == "query" and self.name == "dla":
+            raise MidusError("method 'dla' is of what heads write; a query writes nothing")
+        if stage == "query" and self.name == "integrated_gradients" and self.retrieval == "frozen":
+            raise MidusError("with retrieval 'frozen' a query changes nothing; give 'free'")
+        if self.convention is not None:
+            check_choice("convention", self.convention, CONVENTIONS)
+            if self.name != "gradient" or self.subject.baseline.kind != "zero":
+                raise MidusError(
+                    f"convention {self.convention!r} is of method 'gradient' with baseline 'zero'; "
+                    f"got {self.name!r} and {self.subject.baseline.kind!r}"
+                )
+
+    @property
+    def text(self) -> str:
+        """What a progress bar says."""
+        return "exact ablation" if self.name == "ablation" else self.name.replace("_", " ")
+
+    @property
+    def forwards(self) -> float:
+        """About what a window costs, in forward passes."""
+        units = self.subject.units
+        layers = len(self.subject.model.model.layers)
+        costs = {
+            "ablation": 1 + sum((layers - unit.layer - 0.3) / layers for unit in units),
+            "integrated_gradients": 3.0 * NODES + 2,
+            "shapley": float(len(self.orders) * (len(units) + 1)),
+            "dla": 1.5,
+        }
+        return costs.get(self.name, 3.0)
+
+    @property
+    def by_window(self) -> bool:
+        """Whether sums are kept by window: BERTology's gradients pile up from one to the next."""
+        return self.convention == "bertology"
+
+    def __call__(self, indices: Sequence[int], told: Told) -> Found:
+        if self.name == "ablation":
+            effects, values = self.subject.ablated(indices, progress=told)
+            return {"effects": effects, "values": values}
+        batch = self.subject.batch(indices)
+        replacement = self.subject.baseline(indices, batch)
+        if self.convention is not None:
+            return self._by_convention(batch, replacement)
+        clean = self.subject.clean(batch).hidden if self.subject.metric.wants == "clean" else None
+        if self.name == "integrated_gradients":
+            scores, values, gap = integrated_gradients(
+                self.view, batch, replacement, retrieval=self.retrieval, clean=clean
+            )
+            found = {"effects": scores, "gap": gap.sum(), "total": scores.sum() - gap.sum()}
+        elif self.name == "dla":
+            effects, values = direct_effects(self.view, batch, replacement)
+            found = {"effects": effects}
+        elif self.name == "shapley":
+            shares, values = shapley_values(self.view, batch, replacement, self.orders, clean)
+            found = {"effects": shares.mean(0), "shares": shares.sum(2)}
+        else:
+            gradients, values = gate_gradients(self.view, batch, replacement)
+            found = {"effects": -gradients if self.name == "taylor" else gradients}
+        return {name: part.numpy() for name, part in {**found, "values": values}.items()}
+
+    def _by_convention(self, batch: Any, replacement: Any) -> Found:
+        """Gradients of each window's mean loss, a gate a position: see `analysis.conventions`."""
+        weights = self.subject.metric.positions(batch).sum(1).double().cpu()
+        parameter = next(self.subject.model.parameters())
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        shape = (*batch.ids.shape, len(self.view.units))
+        gates = torch.ones(shape, dtype=wide, device=parameter.device).requires_grad_()
+        with frozen(self.subject.model), torch.enable_grad():
+            values = gated_values(self.view, batch, replacement, gates)
+            (found,) = torch.autograd.grad(values.sum(), gates)  # [W, T, G]
+        found = found.double().cpu() / weights[:, None, None]
+        summed = found.abs().sum(1) if self.convention == "michel" else found.sum(1)
+        return {"effects": summed.T.numpy(), "values": values.detach().cpu().numpy()}
+
+    def found(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What the attrs say of this method."""
+        more: dict[str, Any] = {}
+        if self.convention is not None:
+            return {"unit": "relative", "convention": self.convention}
+        if self.name == "integrated_gradients":
+            total, gap = float(totals["total"]), float(totals["gap"])
+            relative = abs(gap) / max(abs(total), np.finfo(float).tiny)
+            mean = total / self.subject.weights.sum()
+            more = {
+                "retrieval": self.retrieval,
+                "completeness": {"total": mean, "relative_gap": relative},
+            }
+        elif self.name == "shapley":
+            more = {"permutations": len(self.orders), "interval": "sampled orders, 95%"}
+        elif self.name == "dla" and self.subject.metric.name == "loss":
+            more = {"unit": "logits/token"}
+        elif self.name == "fisher":
+            more = {"unit": f"({self.subject.metric.unit})^2"}
+        return more
+
+    def intervals(self, totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """Of "shapley": mean over pairs of orders, which are independent, and its t interval."""
+        if self.name != "shapley":
+            return None
+        shares = totals["shares"]
+        pairs = shares.reshape(-1, 2, shares.shape[1]).mean(1) / self.subject.weights.sum()
+        score, stderr = pairs.mean(0), pairs.std(0, ddof=1) / np.sqrt(len(pairs))
+        reach = float(stats.t.ppf(0.975, len(pairs) - 1)) * stderr
+        names = ("score", "stderr", "ci_low", "ci_high")
+        return dict(zip(names, (score, stderr, score - reach, score + reach), strict=True))
+
+
+def _orders(count: int, permutations: int, seed: int) -> list[np.ndarray]:
+    """Random orders, each used backwards too (antithetic)."""
+    if permutations < 4 or permutations % 2:
+        raise MidusError(f"permutations is {permutations}; it must be an even number from 4")
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(count) for _ in range(permutations // 2)]
+    return [order for one in drawn for order in (one, one[::-1].copy())]

@@ -1,0 +1,82 @@
+"""What half precision does to scores: the same heads and windows in fp32, and the difference."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from analysis.methods import PER_DOCUMENT, Method, per_document
+from analysis.subject import Subject, units_of
+
+WINDOWS = 8  # on which both are measured
+
+
+def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.DataFrame:
+    """The table with a column `below_noise`, where the model is in bf16 or fp16.
+
+    On a few windows the same method is run on the model and on an fp32 copy.
+    `.attrs["dtype_noise"]` holds the median and the 95th percentile over heads of the scores'
+    difference; a score whose size is below that percentile is marked.
+    """
+    if next(subject.model.parameters()).dtype not in (torch.bfloat16, torch.float16):
+        return table
+    room = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
+    if subject.device.type == "cpu" and room > 0.8 * psutil.virtual_memory().available:
+        warnings.warn(
+            "the noise of half precision was not measured: memory does not hold an fp32 copy",
+            stacklevel=3,
+        )
+        return table
+    noise = np.abs(_scores(subject, options) - _scores(_wide(subject), options))
+    found = {
+        "median": float(np.median(noise)),
+        "p95": float(np.quantile(noise, 0.95)),
+        "windows": len(_chosen(subject)),
+        "unit": subject.metric.unit,
+    }
+    attrs = table.attrs | {"dtype_noise": found}
+    table = table.assign(below_noise=table["score"].abs() < found["p95"])
+    table.attrs = attrs
+    return table
+
+
+def _chosen(subject: Subject) -> list[int]:
+    count = len(subject.docs.windows)
+    rng = np.random.default_rng(subject.how["seed"])
+    return sorted(rng.choice(count, min(WINDOWS, count), replace=False).tolist())
+
+
+def _scores(subject: Subject, options: dict[str, Any]) -> np.ndarray:
+    """Scores of every unit on the chosen windows alone."""
+    chosen = _chosen(subject)
+    method = Method(subject=subject, **options)
+    effects = np.concatenate(
+        [
+            method(chosen[start : start + subject.plan.windows], lambda _: None)["effects"]
+            for start in range(0, len(chosen), subject.plan.windows)
+        ],
+        axis=1,
+    )  # [G, windows]
+    weights = subject.window_weights[chosen]
+    if method.name in PER_DOCUMENT:
+        return per_document(method.name, effects / weights).mean(1)
+    return effects.sum(1) / weights.sum()
+
+
+def _wide(subject: Subject) -> Subject:
+    """The same in fp32; the mean baseline stays the one that was measured."""
+    model = copy.deepcopy(subject.model).float()
+    group = {"query heads": "head", "kv groups": "kv"}[subject.how["heads_are"]]
+    units = units_of(model, group, subject.how["stage"])
+    sites = [site for unit in units for site in unit.sites]
+    other = copy.copy(subject.baseline)
+    other.model, other.sites = model, sites
+    other.fixed = {layer: part.float() for layer, part in other.fixed.items()}
+    return replace(subject, model=model, units=units, baseline=other)
