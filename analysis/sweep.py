@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class _Checkpoint:
     def __init__(self, path: Path, subject: Subject, identity: Mapping[str, Any]) -> None:
         rank, size = rank_and_size()
         self.path = path if size == 1 else path.with_name(f"{path.name}.{rank}")
-        described = subject.describe(**identity)
+        described = subject.describe() | dict(identity)
         described |= {"windows": subject.plan.windows, "processes": size}
         text = json.dumps(described, sort_keys=True, default=str)
         self.identity = hashlib.sha256(text.encode()).hexdigest()
@@ -175,7 +176,7 @@ class _Checkpoint:
         draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {name: np.ascontiguousarray(array) for name, array in totals.items()}
+            arrays = {name: np.array(array, order="C") for name, array in totals.items()}
             save_file(arrays, draft, {"identity": self.identity, "done": str(done)})
             draft.replace(self.path)
         except OSError as error:
@@ -184,5 +185,6 @@ class _Checkpoint:
                 "give another path"
             ) from error
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
         self.written = time.monotonic()
