@@ -11,6 +11,7 @@ from analysis.interactions import head_interactions
 from analysis.memory import memory_usage
 from analysis.metrics import Metric
 from analysis.ranking import rank_heads
+from analysis.roles import head_roles
 
 __all__ = [
     "Metric",
@@ -22,6 +23,7 @@ __all__ = [
     "figures",
     "head_importance",
     "head_interactions",
+    "head_roles",
     "memory_usage",
     "paper",
     "prune_curve",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from analysis.engine import Batch, CleanRun, clean_run
-from midus_model import HeadSite, blocks, finish_block, head_sites
+from midus_model import BlockEnd, Change, HeadSite, blocks, finish_block, head_sites
 from midus_model.errors import UnsupportedArchitecture
 
 LENGTH = 4  # tokens of the text that is run
@@ -105,17 +105,19 @@ def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) 
 
 def _check_hooks(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:
     block, count = blocks(model)[layer], len(sites)
-    before = run.inputs[layer].repeat(count, 1, 1)
-    changed = run.heads[layer].repeat(count, 1, 1)
-    change = torch.linspace(-1, 1, sites[0].stop - sites[0].start, device=changed.device)
+    inputs, heads = run.inputs[layer], run.heads[layer]
+    change = torch.linspace(-1, 1, sites[0].stop - sites[0].start, device=heads.device)
+    changed, changes = heads.repeat(count, 1, 1), []
     for row, site in enumerate(sites):
-        changed[row, :, site.start : site.stop] += change.to(changed.dtype)
+        span = slice(site.start, site.stop)
+        changed[row, :, span] += change.to(changed.dtype)
+        changes.append([Change(span, changed[row : row + 1, :, span])])
     hook = sites[0].module.register_forward_pre_hook(lambda _, args: (changed, *args[1:]))
     try:
-        hooked = block(before, **run.calls[layer])
+        hooked = block(inputs.repeat(count, 1, 1), **run.calls[layer])
     finally:
         hook.remove()
-    if not _close(hooked, finish_block(block, before, changed)):
+    if not _close(hooked, BlockEnd(block, inputs, heads).changed(changes)):
         raise UnsupportedArchitecture(
             f"model.layers.{layer}: a hook at {sites[0].module_name} does not change the block's "
             "output as it should"

@@ -48,6 +48,12 @@ def _group() -> Any:
     return dist.new_group(backend="gloo")
 
 
+def barrier() -> None:
+    """Waits until every process is here."""
+    if rank_and_size()[1] > 1:
+        dist.barrier(group=_group())
+
+
 def reduced(array: np.ndarray) -> np.ndarray:
     """The sum over all processes of a float64 array; every process gets it."""
     if rank_and_size()[1] == 1:

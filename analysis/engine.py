@@ -17,7 +17,7 @@ from torch import nn
 from analysis.documents import Window
 from analysis.memory_plan import Plan, is_out_of_memory
 from analysis.metrics import LOSS, Metric, Rows
-from midus_model import HeadSite, blocks, finish_block
+from midus_model import BlockEnd, Change, HeadSite, blocks
 from midus_model.errors import ModelError
 
 Progress = Callable[[int, int, str], None]
@@ -192,12 +192,14 @@ def ablated_values(
     for index, unit in enumerate(units):
         by_layer.setdefault(min(site.layer for site in unit), []).append(index)
     for layer, indices in sorted(by_layer.items()):
+        stage = "query" if units[indices[0]][0].module_name.endswith(".memory") else "output"
+        end = BlockEnd(blocks(model)[layer], run.inputs[layer], run.heads[layer], stage)
         start = 0
         while start < len(indices):
             chosen = indices[start : start + plan.folds(run.batch)]
             try:
                 found = _resume(
-                    model, run, layer, [units[i] for i in chosen], replacement, plan, metric
+                    model, run, end, layer, [units[i] for i in chosen], replacement, plan, metric
                 )
             except (RuntimeError, MemoryError) as error:
                 _fewer(plan, len(chosen), error)
@@ -226,6 +228,7 @@ def _fewer(plan: Plan, folds: int, error: Exception) -> None:
 def _resume(
     model: Any,
     run: CleanRun,
+    end: BlockEnd,
     layer: int,
     units: Sequence[Sequence[HeadSite]],
     replacement: Replacement,
@@ -234,29 +237,18 @@ def _resume(
 ) -> torch.Tensor:
     """The metric with the units replaced that start in block `layer`: [F*W]."""
     folds, windows = len(units), run.batch.ids.shape[0]
-    heads = run.heads[layer].repeat(folds, 1, 1)
-    _replace(heads, layer, units, replacement)
     stack = blocks(model)
-    stage = "query" if units[0][0].module_name.endswith(".memory") else "output"
-    hidden = finish_block(stack[layer], run.inputs[layer].repeat(folds, 1, 1), heads, stage)
-    del heads
+    hidden = end.changed([_changes(unit, layer, replacement) for unit in units])
     with _replacing_later(layer, units, replacement):
         for later in range(layer + 1, len(stack)):
             hidden = stack[later](hidden, **_folded(run.calls[later], folds, windows))
     return window_values(model, model.model.norm(hidden), run.batch, metric, run.hidden, plan.rows)
 
 
-def _replace(
-    heads: torch.Tensor, layer: int, units: Sequence[Sequence[HeadSite]], replacement: Replacement
-) -> None:
-    """Write each fold's replaced heads of block `layer` into `heads` [F*W, T, H*D]."""
-    windows = heads.shape[0] // len(units)
-    for fold, unit in enumerate(units):
-        for site in unit:
-            if site.layer == layer:
-                span = slice(site.start, site.stop)
-                part = heads[fold * windows : (fold + 1) * windows, :, span]
-                part.copy_(replacement[layer][..., span].expand_as(part))
+def _changes(unit: Sequence[HeadSite], layer: int, replacement: Replacement) -> list[Change]:
+    """What a unit replaces in block `layer`."""
+    spans = [slice(site.start, site.stop) for site in unit if site.layer == layer]
+    return [Change(span, replacement[layer][..., span]) for span in spans]
 
 
 @contextmanager
@@ -269,7 +261,11 @@ def _replacing_later(
     def hook(at: int) -> Callable[[nn.Module, tuple], tuple]:
         def change(_: nn.Module, args: tuple) -> tuple:
             heads = args[0].clone()
-            _replace(heads, at, units, replacement)
+            windows = heads.shape[0] // len(units)
+            for fold, unit in enumerate(units):
+                for part in _changes(unit, at, replacement):
+                    target = heads[fold * windows : (fold + 1) * windows, :, part.span]
+                    target.copy_(part.values.expand_as(target))
             return (heads, *args[1:])
 
         return change

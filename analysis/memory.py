@@ -20,6 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from analysis import tables
+from analysis.adapters import unwrap
 from analysis.documents import Documents, Window, documents
 from kernels import product_key_select
 from midus_model import head_sites, load
@@ -164,10 +165,10 @@ def memory_usage(
     >>> usage = memory_usage(data=["def f(x):\\n    return x\\n" * 20])  # doctest: +SKIP
     >>> usage.slots(2, 0).head()  # doctest: +SKIP
     """
-    model = load("pico-midus" if model is None else model)
+    texts = documents(data, model="pico-midus" if model is None else model)
+    model = load("pico-midus" if model is None else unwrap(model))
     memories = _memories(model)
     digest = tables.model_hash(model)
-    texts = documents(data, model=model)
     tallies = {layer: _Tally(memory) for layer, memory in memories.items()}
     _stream(model, memories, tallies, texts, progress)
     return _usage(model, tallies, texts, digest)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 CPU_BUDGET = 1024 * MIB
-CACHE_BYTES = 256 * MIB  # more at once is not faster on a CPU
+CACHE_BYTES = 16 * MIB  # on a CPU: more at once streams through memory, and is slower
 BATCH = 8
 LOGIT_ROWS = 4096
 
@@ -79,13 +79,13 @@ def plan_for(
             f"memory_budget is {given} bytes; one window of {context} tokens takes about "
             f"{least:,}: give that much, or documents with a smaller context"
         )
-    rows = max(1, min(LOGIT_ROWS, budget // 4 // row))
+    at_once = CACHE_BYTES if parameter.device.type == "cpu" else budget
+    rows = max(1, min(LOGIT_ROWS, budget // 4 // row, max(64, at_once // 2 // row)))
     free = budget - rows * row
-    windows = max(1, min(BATCH, free // 2 // (context * (kept if gradients else kept + working))))
+    windows = free // 2 // (context * (kept if gradients else kept + working))
+    windows = max(1, min(BATCH, windows, at_once // (context * working)))
     fold_bytes = max(free - windows * context * kept, context * working)
-    if parameter.device.type == "cpu":
-        fold_bytes = min(fold_bytes, CACHE_BYTES)
-    return Plan(windows, rows, budget, fold_bytes, working)
+    return Plan(windows, rows, budget, min(fold_bytes, at_once), working)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -280,6 +281,11 @@ def weights_of(table: pd.DataFrame) -> np.ndarray:
 
 def versions() -> dict[str, str]:
     """Versions of torch, transformers and midus; "checkout" for midus when it is not installed."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in ("torch", "transformers")}
     try:
         found["midus"] = metadata.version("midus-workbench")

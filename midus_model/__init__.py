@@ -2,6 +2,7 @@
 
 from midus_model import errors
 from midus_model.config import MidusConfig
+from midus_model.finishing import BlockEnd, Change, finish_block
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
@@ -10,7 +11,6 @@ from midus_model.sites import (
     blocks,
     check_heads,
     chosen_heads,
-    finish_block,
     head_pairs,
     head_sites,
 )
@@ -18,6 +18,8 @@ from midus_model.upscale import upscale
 
 __all__ = [
     "SHIPPED",
+    "BlockEnd",
+    "Change",
     "HeadSite",
     "MidusConfig",
     "MidusForCausalLM",

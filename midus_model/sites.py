@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of
@@ -145,21 +144,3 @@ def check_heads(model: Any, pairs: Iterable[tuple[int, int]]) -> None:
                 f"head {pair} does not exist: the model has layers 0-{layers - 1} "
                 f"with heads 0-{heads - 1}"
             )
-
-
-def finish_block(
-    block: Any, hidden_states: torch.Tensor, head_outputs: torch.Tensor, stage: str = "output"
-) -> torch.Tensor:
-    """The output [B, T, d] of a block given its input and, replaced or not, its head outputs.
-
-    `hidden_states` [B, T, d] is the block's input, `head_outputs` [B, T, H*D] its site's input; with
-    stage "query" that of a memory block is what its heads ask with.
-    """
-    memory = getattr(block, "memory", None)
-    if memory is not None:
-        if stage == "query":
-            return memory.added_to(hidden_states, head_outputs)
-        mixed = head_outputs if memory.out_proj is None else memory.out_proj(head_outputs)
-        return hidden_states + mixed
-    hidden_states = hidden_states + block.self_attn.o_proj(head_outputs)
-    return hidden_states + block.mlp(block.post_attention_layernorm(hidden_states))

@@ -41,6 +41,7 @@ class RunFolder:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self.shared = path  # the folder that all processes of a job see
 
     # ------------------------------------------------------------ opening
 
@@ -64,7 +65,7 @@ class RunFolder:
         if (place / MANIFEST).exists():
             _clear(place, overwrite)
         elif place.is_dir() and any(place.iterdir()):
-            raise RunError(f"{place} has files and is no run folder; give another folder")
+            raise RunError(f"{place} holds files and is no run folder; give another folder")
         manifest = _new_manifest(kind, command, parameters)
         run = cls(place, manifest)
         try:
@@ -197,6 +198,7 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run done, with the numbers that a reader wants first."""
+        shutil.rmtree(self.path / "partial", ignore_errors=True)
         self.manifest["summary"] = dict(summary or {})
         self.manifest["status"] = "done"
         self.manifest["finished"] = _now()
@@ -309,7 +311,7 @@ def _clear(place: Path, overwrite: bool) -> None:
         raise RunError(
             f"{place} holds a finished run; give another folder, or --overwrite to replace it"
         )
-    for name in ("tables", "figures", "models", "training"):
+    for name in ("tables", "figures", "models", "training", "partial"):
         shutil.rmtree(place / name, ignore_errors=True)
     for name in (MANIFEST, LOG, "ranking.json"):
         (place / name).unlink(missing_ok=True)

@@ -14,39 +14,35 @@ from midus_model.errors import MidusError
 
 __all__ = ["bridge", "envoy", "unwrap"]
 
-LIBRARIES = {"transformer_lens": "transformer-lens", "nnsight": "nnsight"}
+LIBRARIES = {"transformer_lens": "transformer-lens==4.*", "nnsight": "nnsight==0.8.*"}
 
 
 def bridge(model: Any, tokenizer: Any = None) -> Any:
     """A TransformerLens bridge over a deep copy of a base or up-scaled model.
 
-    The copy, because a bridge changes the model that it is made of, and may change its config. In a
-    memory block the head outputs that ask, the slots chosen, their weights, and what the heads write
-    have the hook points `blocks.N.memory.hook_query` [B, T, H, D], `hook_slots` and `hook_weights`
-    [B, T, M, k] and `hook_head_out` [B, T, H, D]; what a hook returns takes their place.
+    The copy, because a bridge changes the model that it is made of, and may change its config. A
+    memory has hook points for the head outputs that ask, `blocks.N.memory.hook_query` [B, T, H, D],
+    the slots chosen and their weights, `hook_slots` and `hook_weights` [B, T, M, k], and what the
+    heads write, `hook_head_out` [B, T, H, D]; what a hook returns takes the place of what it got.
 
     Args:
         model: a loaded Llama, Qwen3, Mistral or MIDUS model.
         tokenizer: a transformers tokenizer; token ids need none.
 
     Raises:
-        MidusError: where transformer-lens is not installed.
-
-    >>> import midus_model
-    >>> bridge(midus_model.load("pico-midus")).cfg.n_layers  # doctest: +SKIP
-    9
+        MidusError: where transformer-lens 4 is not installed, or the model's family is not known.
     """
     return _adapter("transformer_lens").bridge(model, tokenizer)
 
 
 def envoy(model: Any) -> Any:
-    """An `nnsight.NNsight` of a base or up-scaled model.
+    """An `nnsight.NNsight` of a base or up-scaled model, which stays usable as it is.
 
     In a trace, `model.layers[N].memory` has `queries` [B, T, H, D], `slots` and `weights`
     [B, T, M, k], and `heads` [B, T, H, D], what the memory heads write; queries and heads can be
     written. As with all of nnsight, ask for things in the order in which they are computed.
 
-    Raises MidusError where nnsight is not installed.
+    Raises MidusError where nnsight 0.8 is not installed, or the model's family is not known.
     """
     return _adapter("nnsight").envoy(model)
 
@@ -54,13 +50,16 @@ def envoy(model: Any) -> Any:
 def unwrap(model: Any) -> Any:
     """The plain model that a TransformerLens bridge or an nnsight model holds, its tensors shared.
 
-    Anything else is returned as it is. Raises ModelError where a bridge or an nnsight model computes
-    something that the weights it holds do not say: hooks, edits, weights processed past undoing.
+    A model that a bridge was built around in place counts too. Anything else is returned as it is.
+
+    Raises:
+        ModelError: where it may compute what its weights alone do not say: hooks, edits, parts that
+            were replaced.
     """
     if _is_of("nnsight", model):
         model = _adapter("nnsight").wrapped(model)
     if _is_of("transformer_lens", model):
-        model = model.original_model
+        model = getattr(model, "original_model", model)
     if isinstance(model, nn.Module) and any(
         _is_of("transformer_lens", module) for module in model.modules()
     ):
@@ -76,8 +75,8 @@ def _is_of(library: str, thing: Any) -> bool:
 def _adapter(library: str) -> Any:
     try:
         return import_module(f"{__name__}.{library}")
-    except ModuleNotFoundError as error:
-        if error.name != library:
+    except ImportError as error:  # missing, or of a version that is laid out otherwise
+        if (error.name or "").partition(".")[0] != library:
             raise
-        name = LIBRARIES[library]
-        raise MidusError(f"{name} is not installed; pip install {name}") from error
+        wanted = LIBRARIES[library]
+        raise MidusError(f"this needs {wanted}: {error}; pip install '{wanted}'") from error

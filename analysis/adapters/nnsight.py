@@ -14,72 +14,70 @@ from nnsight.intervention.envoy import Envoy, eproperty
 from kernels import product_key_select
 from midus_model.errors import MidusError, ModelError
 from midus_model.memory import HeadwiseMemory
+from midus_model.sites import family
 
 
-class MemoryEnvoy(Envoy):
-    """The envoy of a memory layer; ask in the order queries, slots and weights, heads."""
-
-    @eproperty(key="input", description="head outputs that ask [B, T, H, D]")
-    def queries(self, value: Any) -> torch.Tensor:
-        """The head outputs that ask, [B, T, H, D]; writing to them changes what is retrieved."""
-        return _apart(self._module, value)
-
-    @queries.transform
-    def queries(self, view: torch.Tensor, raw: Any) -> Any:
-        return _together(view, raw)
-
-    @eproperty(key="input", description="slots chosen [B, T, M, k]")
-    def slots(self, value: Any) -> torch.Tensor:
-        """The slots that each memory head chose, best first, [B, T, M, k]; read only."""
-        return _retrieved(self._module, value)[1]
-
-    @slots.postprocess
-    def slots(self, value: Any) -> Any:
-        raise MidusError(READ_ONLY.format("slots"))
-
-    @eproperty(key="input", description="their weights [B, T, M, k]")
-    def weights(self, value: Any) -> torch.Tensor:
-        """The softmax weights of the slots, [B, T, M, k]; read only."""
-        return _retrieved(self._module, value)[0]
-
-    @weights.postprocess
-    def weights(self, value: Any) -> Any:
-        raise MidusError(READ_ONLY.format("weights"))
-
-    @eproperty(key="out.input", description="what the heads write [B, T, H, D]")
-    def heads(self, value: Any) -> torch.Tensor:
-        """What the memory heads write, [B, T, H, D]; writing to it changes the model."""
-        return _apart(self._module, value)
-
-    @heads.transform
-    def heads(self, view: torch.Tensor, raw: Any) -> Any:
-        return _together(view, raw)
-
-
-READ_ONLY = "memory.{} is computed inside a kernel and cannot be written; write queries or heads"
-
-
-def _apart(memory: HeadwiseMemory, value: Any) -> torch.Tensor:
+def _by_head(envoy: Envoy, value: Any) -> torch.Tensor:
+    """[B, T, H, D] of what a module is called with, a view."""
     (flat, *_), _ = value
+    memory = envoy._module
     return flat.unflatten(-1, (memory.num_heads, memory.head_dim))
 
 
-def _together(view: torch.Tensor, raw: Any) -> Any:
+def _call_with(_: Envoy, view: torch.Tensor, raw: Any) -> Any:
+    """What the module is called with once the view was written to."""
     (_, *rest), named = raw
     return (view.flatten(-2), *rest), named
 
 
-def _retrieved(memory: HeadwiseMemory, value: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _retrieved(envoy: Envoy, value: Any) -> list[torch.Tensor]:
     """Weights and slots, [B, T, M, k] each."""
-    query = _apart(memory, value)[:, :, memory.heads]
-    found = product_key_select(
-        query.flatten(0, 1), memory.row_keys, memory.col_keys, memory.top_k
+    memory = envoy._module
+    query = _by_head(envoy, value)[:, :, memory.heads]
+    keys = memory.row_keys, memory.col_keys
+    found = product_key_select(query.flatten(0, 1), *keys, memory.top_k)
+    return [part.unflatten(0, query.shape[:2]) for part in found]
+
+
+def _refuse(envoy: Envoy, _: Any) -> None:
+    raise MidusError(
+        f"slots and weights of {envoy.path} are chosen inside a kernel and cannot be written in "
+        "nnsight; write its queries or heads, or hook_slots and hook_weights in TransformerLens"
     )
-    return tuple(part.unflatten(0, query.shape[:2]) for part in found)
+
+
+class MemoryEnvoy(Envoy):
+    """The envoy of a memory layer. Ask for queries, slots and weights first, then for heads."""
+
+    @eproperty(key="input", description="the head outputs that ask, [B, T, H, D]")
+    def queries(self, value: Any) -> torch.Tensor:
+        """The head outputs that ask, [B, T, H, D]; written to, they retrieve something else."""
+        return _by_head(self, value)
+
+    @eproperty(key="input", description="the slots chosen, [B, T, M, k]")
+    def slots(self, value: Any) -> torch.Tensor:
+        """The slots that each memory head chose, best first, [B, T, M, k]; read only."""
+        return _retrieved(self, value)[1]
+
+    @eproperty(key="input", description="the weights of the slots, [B, T, M, k]")
+    def weights(self, value: Any) -> torch.Tensor:
+        """The softmax weights of the slots, [B, T, M, k]; read only."""
+        return _retrieved(self, value)[0]
+
+    @eproperty(key="out.input", description="what the heads write, [B, T, H, D]")
+    def heads(self, value: Any) -> torch.Tensor:
+        """What the heads write, [B, T, H, D], zero for those without memory; can be written to."""
+        return _by_head(self, value)
+
+    queries.transform(_call_with)
+    heads.transform(_call_with)
+    slots.postprocess(_refuse)
+    weights.postprocess(_refuse)
 
 
 def envoy(model: Any) -> NNsight:
     """See `analysis.adapters.envoy`."""
+    family(model)
     return NNsight(model, envoys={HeadwiseMemory: MemoryEnvoy})
 
 

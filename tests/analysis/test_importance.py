@@ -201,7 +201,7 @@ def test_folding_and_padding_change_nothing(name: str, monkeypatch: pytest.Monke
     resume = engine._resume
 
     def counted(*args: Any) -> torch.Tensor:
-        folds.append(len(args[3]))
+        folds.append(len(args[4]))
         return resume(*args)
 
     monkeypatch.setattr(engine, "_resume", counted)

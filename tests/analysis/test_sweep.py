@@ -147,8 +147,8 @@ def test_folds_are_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) 
     resume, tried = engine._resume, []
 
     def scarce(*args: Any) -> torch.Tensor:
-        tried.append(len(args[3]))
-        if len(args[3]) > 1:
+        tried.append(len(args[4]))
+        if len(args[4]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return resume(*args)
 

@@ -192,6 +192,84 @@ def test_text_with_nothing_to_predict(model, tmp_path, command, text):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
+    rows = [
+        {"prompt": f"the {a}quick brown", "answer": " fox", "foil": " dog"} for a in ALPHABET[:22]
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_users_own_task(model, tasks, texts, tmp_path):
+    given = ("--data", tasks, "--metric", "logit_difference")
+    result = midus("importance", model, *given, "-o", tmp_path / "i")
+    assert result.exit_code == 0 and "logits/task" in result.output
+    table = RunFolder.open(tmp_path / "i").load_table("importance_before")
+    assert table.attrs["metric"] == "logit_difference" and len(table.attrs["documents"]) == 22
+    result = midus("rank", model, *given, "--top", 2, "--evidence", "-o", tmp_path / "r")
+    assert result.exit_code == 0 and "How far to trust it" in result.output, result.output
+    run = RunFolder.open(tmp_path / "r")
+    assert {"ranking", "evidence", "prune_curve"} <= set(run.tables)
+    refused(
+        midus("importance", model, "--data", texts, "--metric", "logit_difference"),
+        "no foil", "prompt, answer and foil",
+    )  # fmt: skip
+
+
+def test_groups_conventions_and_budgets(model, texts, tmp_path):
+    result = midus("importance", model, "--data", texts, "--group", "kv", "-o", tmp_path / "kv")
+    assert result.exit_code == 0, result.output
+    assert len(RunFolder.open(tmp_path / "kv").load_table("importance_before")) == 2
+    line = ("importance", model, "--data", texts, "--method", "gradient", "--baseline", "zero")
+    result = midus(*line, "--convention", "michel", "-o", tmp_path / "michel")
+    assert result.exit_code == 0 and "relative" in result.output
+    result = midus(*line, "--memory-budget", "64MB", "-o", tmp_path / "budget")
+    assert result.exit_code == 0, result.output
+    refused(midus(*line, "--memory-budget", "lots"), "--memory-budget is 'lots'", "512MB")
+    refused(midus(*line, "--memory-budget", "1KB"), "memory_budget is 1024 bytes")
+    refused(midus(*line, "--convention", "lrp"), "convention is 'lrp'", "bertology")
+
+
+def test_an_interrupted_measurement_goes_on(model, texts, tmp_path, monkeypatch):
+    """The run folder keeps what was measured; the same command ends with the same table."""
+    monkeypatch.setattr("analysis.sweep.SAVE_SECONDS", 0)
+    line = ("importance", model, "--data", texts)
+    assert midus(*line, "-o", tmp_path / "whole").exit_code == 0
+    from analysis import engine
+
+    resume, calls = engine._resume, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return resume(*args)
+
+    monkeypatch.setattr(engine, "_resume", interrupted)
+    assert midus(*line, "-o", tmp_path / "cut").exit_code == 130
+    assert list((tmp_path / "cut" / "partial").iterdir())
+    monkeypatch.setattr(engine, "_resume", resume)
+    refused(midus(*line, "--seed", 3, "-o", tmp_path / "cut"), "a run with other seed")
+    assert midus(*line, "-o", tmp_path / "cut").exit_code == 0
+    one, two = (
+        RunFolder.open(tmp_path / name).load_table("importance_before") for name in ("whole", "cut")
+    )
+    assert one["score"].equals(two["score"]) and not (tmp_path / "cut" / "partial").exists()
+    refused(midus(*line, "-o", tmp_path / "cut"), "holds a run already")
+
+
+def test_roles(model, texts, tmp_path):
+    assert midus("importance", model, "--data", texts, "-o", tmp_path / "i").exit_code == 0
+    result = midus(
+        "roles", model, "--data", texts, "--importance", tmp_path / "i", "-o", tmp_path / "roles"
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    run = RunFolder.open(tmp_path / "roles")
+    assert set(run.tables) == {"roles", "role_importance", "importance_before"}
+
+
 def test_training_on_too_little_text(model, tmp_path):
     (tmp_path / "short.txt").write_text("a few words")
     result = midus("train", model, "--data", tmp_path / "short.txt", "-o", tmp_path / "r")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import bench, common, explore, measure, models, show, study
+from workbench.cli import bench, common, explore, measure, models, show, study, usage
 
 
 def _version(asked: bool) -> None:
@@ -56,9 +56,10 @@ app.command("upscale")(models.upscale)
 app.command("train")(models.train)
 app.command("importance")(measure.importance)
 app.command("rank")(measure.rank)
-app.command("memory")(measure.memory)
+app.command("roles")(measure.roles)
+app.command("memory")(usage.memory)
 app.command("figures")(show.figures)
-app.command("costs")(measure.costs)
+app.command("costs")(usage.costs)
 app.command("bench", context_settings=bench.PASSED_ON)(bench.bench)
 app.command("explore")(explore.explore)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -155,6 +158,70 @@ def parse_heads(text: str | None) -> Any:
         raise HeadError(
             f"--heads is {text!r}; give layer:head pairs such as 3:1,5:0, or a ranking.json"
         ) from error
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """512MB, 2GiB or a plain number, in bytes."""
+    from midus_model.errors import MidusError
+
+    if text is None:
+        return None
+    sizes = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    found = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    try:
+        if found is None:
+            raise ValueError
+        return int(float(found[1]) * sizes[found[2].upper()])
+    except ValueError as error:
+        raise MidusError(
+            f"--memory-budget is {text!r}; give a size such as 512MB or 2GB"
+        ) from error
+
+
+@contextmanager
+def begin(
+    output: Path | None, kind: str, name: str, parameters: dict[str, Any], overwrite: bool
+) -> Iterator[Any]:
+    """A new run, or the unfinished one at `output` that was asked the same, to be gone on with.
+
+    Of several processes the first has the run folder; the others work in a folder that is thrown
+    away and print nothing, but keep their checkpoints in the run's.
+    """
+    from analysis.distributed import barrier, is_main
+    from midus_model.errors import RunError
+    from workbench.runs import RunFolder, free_place
+
+    place = output or free_place("runs", f"{kind}-{Path(name).name}")
+    if not is_main():
+        with tempfile.TemporaryDirectory() as folder, _silent():
+            run = RunFolder.create(Path(folder) / place.name, kind, None, parameters)
+            run.shared = place
+            barrier()
+            yield run
+        return
+    run = RunFolder.begin(place, kind, None, parameters, overwrite=overwrite)
+    if run.done:
+        raise RunError(f"{place} holds a run already; give another folder, or --overwrite")
+    run.resume()
+    barrier()
+    with run:
+        yield run
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def checkpoint(run: Any, table: str) -> Path:
+    """Where a table that is being measured keeps what it has."""
+    return Path(run.shared) / "partial" / f"{table}.safetensors"
+
+
+def closing(place: Path) -> None:
+    """The last line of a command that leaves a run folder."""
+    typer.echo(f"Saved in {place}. Next: midus figures {place}, or midus explore --run {place}")
 
 
 def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:

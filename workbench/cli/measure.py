@@ -1,4 +1,4 @@
-"""`midus importance`, `rank`, `memory` and `costs`."""
+"""`midus importance`, `rank` and `roles`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,19 @@ Method = Annotated[
     str,
     typer.Option(help="ablation, gradient, taylor, integrated_gradients, fisher, dla, shapley."),
 ]
-Baseline = Annotated[str, typer.Option(help="What replaces a head's output: mean or zero.")]
+Baseline = Annotated[
+    str, typer.Option(help="What replaces a head's output: mean, zero, or resample.")
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="loss, kl, accuracy, or logit_difference (data: rows of prompt, answer, foil)."
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Memory beside the weights, such as 512MB. [default: 1GB on a CPU]"),
+]
 SHOWN = 20
 
 
@@ -28,48 +40,77 @@ def importance(
     limit: common.Limit = None,
     method: Method = "ablation",
     baseline: Baseline = "mean",
+    metric: Metric = "loss",
+    stage: Annotated[
+        str, typer.Option(help="output, or query: gate what memory heads ask with.")
+    ] = "output",
+    group: Annotated[
+        str, typer.Option(help="head, or kv: heads with one key-value head, together.")
+    ] = "head",
+    convention: Annotated[
+        str | None, typer.Option(help="michel or bertology: gradients as published code has them.")
+    ] = None,
+    normalise: Annotated[str, typer.Option(help="none, layer, or share.")] = "none",
+    memory_budget: Budget = None,
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
 ) -> None:
     """How much every head helps, in nats a token; for one model, or before and after.
 
+    Given the run folder of an interrupted measurement, the same command goes on where that was.
+    Runs under torchrun or accelerate launch too: processes share the documents.
+
     Examples:
 
     `midus importance pico --data my.txt`
 
     `midus importance pico --after pico-midus --data packages --split test --limit 40 -o runs/mine`
+
+    `midus importance pico --data tasks.jsonl --metric logit_difference`
     """
     from analysis import amplification, head_importance
     from analysis.documents import documents
     from midus_model import load
-    from workbench.runs import RunFolder
 
-    place = common.run_place(output, "importance", model, overwrite)
-    before = load(model)
-    grown = None if after is None else load(after)
-    texts = documents(data, model=before, split=split, limit=limit)
-    parameters = {
-        "model": model, "after": after, "data": data, "split": split, "limit": limit,
-        "method": method, "baseline": baseline, "seed": seed,
+    options: dict[str, Any] = {
+        "method": method, "baseline": baseline, "metric": metric, "stage": stage, "group": group,
+        "convention": convention, "normalise": normalise, "seed": seed,
     }  # fmt: skip
-    options: dict[str, Any] = {"method": method, "baseline": baseline, "seed": seed}
-    with RunFolder.create(place, "importance", None, parameters, overwrite=overwrite) as run:
+    parameters = {
+        "model": model, "after": after, "data": data, "split": split, "limit": limit, **options,
+    }  # fmt: skip
+    names = {"before": model} | ({} if after is None else {"after": after})
+    given = options | {"memory_budget": common.parse_bytes(memory_budget)}
+    models = {side: load(name) for side, name in names.items()}
+    texts = documents(data, model=models["before"], split=split, limit=limit)
+    tables = {}
+    with common.begin(output, "importance", model, parameters, overwrite) as run:
         with common.progress() as progress:
-            table = head_importance(before, texts, progress=progress, **options)
-            run.save_table("importance_before", table)
-            run.add_model("before", model)
-            if grown is not None:
-                later = head_importance(grown, texts, progress=progress, **options)
-                run.save_table("importance_after", later)
-                run.add_model("after", str(after))
-                run.save_table("amplification", amplification(table, later, seed=seed))
-        run.finish({"clean_loss": table.attrs["clean_loss"], "heads": len(table)})
-    _print_scores(f"Head importance of {model} (nats/token)", table.sort_values("score")[::-1])
-    if grown is not None:
-        change = run.load_table("amplification").sort_values("score", ascending=False)
-        _print_scores("Amplification, after minus before (nats/token)", change)
-    _closing(place)
+            for side, name in names.items():
+                table = f"importance_{side}"
+                if not run.has_table(table):
+                    kept = common.checkpoint(run, table)
+                    found = head_importance(
+                        models[side], texts, progress=progress, checkpoint=kept, **given
+                    )
+                    run.save_table(table, found)
+                    run.add_model(side, name)
+                tables[side] = run.load_table(table)
+            if after is not None:
+                run.save_table("amplification", amplification(*tables.values(), seed=seed))
+        before = tables["before"]
+        clean = {key: before.attrs[key] for key in ("clean_loss", "clean") if key in before.attrs}
+        run.finish(clean | {"heads": len(before)})
+        unit = before.attrs["unit"]
+        _print_scores(
+            f"Head importance of {model} ({unit})", before.sort_values("score")[::-1],
+            {"below_noise": ""},
+        )  # fmt: skip
+        if after is not None:
+            change = run.load_table("amplification").sort_values("score", ascending=False)
+            _print_scores(f"Amplification, after minus before ({unit})", change)
+        common.closing(run.path)
 
 
 @common.reports
@@ -85,6 +126,11 @@ def rank(
     ] = None,
     method: Method = "ablation",
     baseline: Baseline = "mean",
+    metric: Metric = "loss",
+    evidence: Annotated[
+        bool,
+        typer.Option("--evidence", help="Also measure how far to trust it: see analysis.evidence."),
+    ] = False,
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
@@ -93,133 +139,131 @@ def rank(
 
     The run folder's ranking.json can be given to `midus upscale --heads`.
 
-    Example: `midus rank pico --top 16 -o runs/ranked`
+    Examples:
+
+    `midus rank pico --top 16 -o runs/ranked`
+
+    `midus rank pico --data tasks.jsonl --metric logit_difference --evidence`
     """
     from analysis import rank_heads
     from analysis.documents import documents
     from midus_model import load
-    from workbench.runs import RunFolder
 
-    place = common.run_place(output, "rank", model, overwrite)
+    options: dict[str, Any] = {
+        "method": method, "baseline": baseline, "metric": metric, "top": top,
+        "confidence": confidence, "budget": budget, "seed": seed,
+    }  # fmt: skip
+    parameters = {
+        "model": model, "data": data, "split": split, "limit": limit, "evidence": evidence,
+        **options,
+    }  # fmt: skip
     loaded = load(model)
     texts = documents(data, model=loaded, split=split, limit=limit)
-    options: dict[str, Any] = {
-        "method": method, "baseline": baseline, "top": top, "confidence": confidence,
-        "budget": budget, "seed": seed,
-    }  # fmt: skip
-    parameters = {"model": model, "data": data, "split": split, "limit": limit, **options}
-    with RunFolder.create(place, "rank", None, parameters, overwrite=overwrite) as run:
+    with common.begin(output, "rank", model, parameters, overwrite) as run:
         with common.progress() as progress:
-            table = rank_heads(loaded, texts, progress=progress, **options)
+            if not run.has_table("ranking"):
+                run.save_table("ranking", rank_heads(loaded, texts, progress=progress, **options))
+                run.add_model("before", model)
+            table = run.load_table("ranking")
+            if evidence:
+                _trust(run, loaded, texts, table, progress, options)
         best = table.iloc[: table.attrs.get("top") or top]
         heads = [[int(row.layer), int(row.head)] for row in best.itertuples()]
-        run.save_table("ranking", table)
         run.write_json("ranking.json", {"heads": heads})
-        run.add_model("before", model)
         run.finish({"stopped": table.attrs["stopped"], "evaluations": table.attrs["evaluations"]})
-    _print_scores(
-        f"Heads of {model}, best first (nats/token); stopped: {table.attrs['stopped']}",
-        table,
-        {"p_top": ".2f", "exact": "d"},
-    )
-    _closing(place)
+        _print_scores(
+            f"Heads of {model}, best first ({table.attrs['unit']}); "
+            f"stopped: {table.attrs['stopped']}",
+            table,
+            {"p_top": ".2f", "exact": "d"},
+        )
+        if evidence:
+            _print_evidence(run.load_table("evidence"))
+        common.closing(run.path)
 
 
 @common.reports
-def memory(
-    model: common.Model = "pico-midus",
+def roles(
+    model: common.Model = "pico",
     data: common.Data = None,
     split: common.Split = None,
-    limit: common.Limit = None,
-    output: common.Output = None,
-    overwrite: common.Overwrite = False,
-) -> None:
-    """What every memory head retrieves: slots used, how evenly, and how sharply.
-
-    Example: `midus memory pico-midus --data packages --split test --limit 40`
-    """
-    from analysis import memory_usage
-    from analysis.documents import documents
-    from midus_model import head_sites, load
-    from midus_model.errors import MidusError
-    from workbench.runs import RunFolder
-
-    place = common.run_place(output, "memory", model, overwrite)
-    loaded = load(model)
-    if not any(site.kind == "memory" for site in head_sites(loaded)):
-        raise MidusError(f"{model} has no memory blocks; give a model that `midus upscale` made")
-    texts = documents(data, model=loaded, split=split, limit=limit)
-    parameters = {"model": model, "data": data, "split": split, "limit": limit}
-    with RunFolder.create(place, "memory", None, parameters, overwrite=overwrite) as run:
-        with common.progress() as progress:
-            usage = memory_usage(loaded, texts, progress=progress)
-        run.save_table("memory_slots", usage.all_slots())
-        run.save_table("memory_usage", usage)
-        run.add_model("after", model)
-        run.finish({"coverage": float(usage["coverage"].mean())})
-    rows = [
-        [str(r["layer"]), str(r["head"]), f"{r['slots']:,}", f"{100 * r['coverage']:.1f}%",
-         f"{r['effective_slots']:,.0f}", f"{r['effective_k']:.2f}", f"{r['top1_weight']:.2f}"]
-        for r in usage.to_dict("records")
-    ]  # fmt: skip
-    columns = [
-        "block", "head", "slots", "coverage", "effective slots", "effective k", "top-1 weight",
-    ]  # fmt: skip
-    common.print_table(f"Memory use of {model}", columns, rows)
-    _closing(place)
-
-
-@common.reports
-def costs(
-    model: common.Model = "pico-midus",
-    against: Annotated[
-        str | None, typer.Option(help="A second model, taken as the one before.")
+    limit: common.Limit = 20,
+    importance: Annotated[
+        Path | None, typer.Option(help="A run of `midus importance` of the same model, to set by.")
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens. [default: the model's]")] = None,
-    latency: Annotated[
-        bool, typer.Option("--latency", help="Also time prefill and decode on this machine.")
-    ] = False,
     output: common.Output = None,
+    seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
 ) -> None:
-    """Parameters, FLOP and bytes a token by component; saved where --output is given.
+    """What every head does: previous token, induction, sink, ..., where the evidence is clear.
 
-    Example: `midus costs pico-midus --against pico --latency`
+    Example: `midus roles pico -o runs/roles`
     """
-    from analysis import costs as measured
+    from analysis import head_roles
+    from analysis.documents import documents
+    from analysis.roles import by_role
     from midus_model import load
     from workbench.runs import RunFolder
 
-    place = None if output is None else common.run_place(output, "costs", model, overwrite)
-    names = {"costs_before": against or model} | ({"costs_after": model} if against else {})
-    tables = {
-        key: measured(load(name), context=context, latency=latency) for key, name in names.items()
-    }
-    if place is not None:
-        parameters = {"models": names, "context": context, "latency": latency}
-        with RunFolder.create(place, "costs", None, parameters, overwrite=overwrite) as run:
-            for key, table in tables.items():
-                run.save_table(key, table)
-                run.add_model(key.removeprefix("costs_"), names[key])
-            run.finish()
-    for key, table in tables.items():
-        _print_costs(names[key], table)
-    if place is not None:
-        _closing(place)
+    beside = None if importance is None else RunFolder.open(importance)
+    parameters = {
+        "model": model, "data": data, "split": split, "limit": limit, "seed": seed,
+        "importance": None if importance is None else str(importance),
+    }  # fmt: skip
+    loaded = load(model)
+    texts = documents(data, model=loaded, split=split, limit=limit)
+    with common.begin(output, "roles", model, parameters, overwrite) as run:
+        with common.progress() as progress:
+            table = head_roles(loaded, texts, seed=seed, progress=progress)
+        run.save_table("roles", table)
+        run.add_model("before", model)
+        if beside is not None:
+            measured = beside.load_table("importance_before")
+            run.save_table("role_importance", by_role(table, measured))
+            run.save_table("importance_before", measured)
+        counts = table["role"].value_counts()
+        run.finish({"labelled": int((table["role"] != "none").sum()), "heads": len(table)})
+        common.print_table(
+            f"Roles of {model}'s heads",
+            ["role", "heads", "which (layer.head)"],
+            [
+                [str(role), str(count), ", ".join(_places(table[table["role"] == role]))]
+                for role, count in counts.items()
+            ],
+        )
+        common.closing(run.path)
 
 
-def _print_costs(name: str, table: Any) -> None:
-    numbers = ["parameters", "flops_per_token", "weight_bytes_per_token", "kv_bytes_per_token"]
+def _places(heads: Any) -> list[str]:
+    """The first few, as 3.1 is layer 3, head 1."""
+    names = [f"{r['layer']}.{r['head']}" for r in heads.to_dict("records")]
+    return names[:12] + ([f"and {len(names) - 12} more"] if len(names) > 12 else [])
+
+
+def _trust(
+    run: Any, model: Any, texts: Any, ranking: Any, progress: Any, options: dict[str, Any]
+) -> None:
+    """Evidence and prune curves into the run folder."""
+    from analysis import evidence, prune_curve
+
+    given = {name: options[name] for name in ("baseline", "metric", "seed")}
+    if not run.has_table("evidence"):
+        found = evidence(model, texts, top=options["top"], progress=progress, **given)
+        run.save_table("evidence", found)
+    if not run.has_table("prune_curve"):
+        run.save_table(
+            "prune_curve", prune_curve(model, ranking, texts, progress=progress, **given)
+        )
+
+
+def _print_evidence(table: Any) -> None:
     rows = [
-        [row["component"], str(int(row["blocks"])), *(f"{row[c]:,.0f}" for c in numbers)]
-        for row in table.to_dict("records")
-    ]
-    columns = ["component", "blocks", "parameters", "FLOP/token", "weight B/token", "KV B/token"]
-    common.print_table(f"Costs of {name}", columns, rows)
-    times = table.attrs.get("latency_ms") or {}
-    for phase in ("prefill", "decode"):
-        if times.get(phase) is not None:
-            typer.echo(f"{phase}: {times[phase]:.2f} ms")
+        [r["kind"], str(r["first"]), str(r["second"]),
+         *("" if r[c] != r[c] else f"{r[c]:.2f}" for c in ("spearman", "overlap", "random_at"))]
+        for r in table.to_dict("records")
+    ]  # fmt: skip
+    columns = ["kind", "first", "second", "spearman", "top overlap", "random at"]
+    common.print_table("How far to trust it", columns, rows)
 
 
 def _print_scores(title: str, table: Any, more: dict[str, str] | None = None) -> None:
@@ -234,7 +278,3 @@ def _print_scores(title: str, table: Any, more: dict[str, str] | None = None) ->
     common.print_table(title, columns, rows)
     if left > 0:
         typer.echo(f"and {left} more")
-
-
-def _closing(place: Path) -> None:
-    typer.echo(f"Saved in {place}. Next: midus figures {place}, or midus explore --run {place}")

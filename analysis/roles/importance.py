@@ -1,0 +1,128 @@
+"""Roles and importance side by side: what the heads of each role are worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.roles.labels import NONE, ROLES
+from analysis.statistics import Interval, bootstrap
+from analysis.tables import SCHEMA, json_attrs, weights_of
+from midus_model.errors import IncomparableTables, MidusError
+
+MEASURES = ("total", "mean", "correlation")
+
+
+def by_role(roles: pd.DataFrame, importance: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """What the heads of each role are worth, from a table of roles and one of importance.
+
+    Args:
+        roles: a table of `head_roles`.
+        importance: a table of `head_importance` (or of `rank_heads` without racing), of the same
+            model; the documents need not be the same.
+        seed: of the bootstrap over the documents of importance.
+
+    Returns:
+        A row a kind of head and role, "none" last: `kind`, `role`, `heads` (how many have it);
+        their importance together and a head, `total` and `mean`, in the importance's unit; and
+        `correlation`, Spearman's between the role's score and importance over all heads of the
+        kind. Each of the three has a 95% interval over documents, `<name>_stderr`,
+        `<name>_ci_low`, `<name>_ci_high`, the roles being held. NaN: the mean of no heads, the
+        correlation of "none", of a score that is unknown or the same for all heads.
+
+    Raises:
+        IncomparableTables: where the tables are not of the same heads of one model.
+        MidusError: where one of them is no such table.
+
+    >>> table = by_role(head_roles(), head_importance(limit=20))  # doctest: +SKIP
+    """
+    merged = _joined(roles, importance)
+    weights = weights_of(importance)
+    parts = [_of_kind(heads, weights, seed) for _, heads in merged.groupby("kind", sort=False)]
+    table = pd.concat(parts, ignore_index=True)
+    measured = (
+        "method", "baseline", "metric", "stage", "unit", "data", "data_hash", "documents",
+        "bootstrap_unit", "context",
+    )  # fmt: skip
+    attrs = {key: importance.attrs[key] for key in measured if key in importance.attrs}
+    attrs |= {key: roles.attrs[key] for key in ("model", "model_hash", "thresholds", "versions")}
+    attrs |= {"table": "by_role", "roles_data": roles.attrs["data"], "seed": seed}
+    table.attrs = dict(json_attrs({"schema": SCHEMA, **attrs}).items())
+    return table
+
+
+def _joined(roles: pd.DataFrame, importance: pd.DataFrame) -> pd.DataFrame:
+    """The roles' rows with each head's importance by document."""
+    if roles.attrs.get("table") != "head_roles":
+        raise MidusError(
+            f"the first table is {roles.attrs.get('table')!r}; give one of analysis.head_roles"
+        )
+    if not {"layer", "head", "by_document"} <= set(importance.columns):
+        raise MidusError(
+            "the second table has no importance by document; give one of analysis.head_importance"
+        )
+    if np.isnan(np.array(importance["by_document"].tolist(), dtype=float)).any():
+        raise MidusError(
+            "the importance was not measured on every document, as when heads are raced; "
+            "give a table of analysis.head_importance"
+        )
+    models = [table.attrs.get("model_hash") for table in (roles, importance)]
+    if models[0] != models[1]:
+        raise IncomparableTables(
+            f"the roles are of {roles.attrs.get('model')} and the importance of "
+            f"{importance.attrs.get('model')}, whose weights differ; measure one model"
+        )
+    places = [
+        list(zip(table["layer"], table["head"], strict=True)) for table in (roles, importance)
+    ]
+    if sorted(places[0]) != sorted(places[1]):
+        raise IncomparableTables(
+            f"the roles are of {len(places[0])} heads and the importance of {len(places[1])}, "
+            "not the same ones; give importance of every query head"
+        )
+    found = dict(zip(places[1], importance["by_document"], strict=True))
+    merged = pd.DataFrame(roles)
+    merged.attrs = {}
+    return merged.assign(by_document=[found[place] for place in places[0]])
+
+
+def _of_kind(heads: pd.DataFrame, weights: np.ndarray, seed: int) -> pd.DataFrame:
+    """The rows of one kind of heads."""
+    names = (*ROLES, NONE)
+    member = np.array([heads["role"] == name for name in names], dtype=float)  # [roles, heads]
+    scored = np.full(member.shape, np.nan)
+    scored[: len(ROLES)] = heads[list(ROLES)].to_numpy().T
+    ranks = _ranks(scored)
+
+    def measures(importance: np.ndarray) -> np.ndarray:
+        """[resamples, heads] -> [resamples, roles, 3], in the order of MEASURES."""
+        total = importance @ member.T
+        with np.errstate(invalid="ignore"):
+            mean = total / member.sum(1)
+        return np.stack([total, mean, _ranks(importance) @ ranks.T], -1)
+
+    values = np.array(heads["by_document"].tolist(), dtype=float)
+    found: Interval = bootstrap(measures, [values], weights, seed=seed)
+    columns: dict[str, Any] = {
+        "kind": heads["kind"].iloc[0],
+        "role": names,
+        "heads": member.sum(1).astype(int),
+    }
+    for index, name in enumerate(MEASURES):
+        for suffix, part in zip(("", "_stderr", "_ci_low", "_ci_high"), found, strict=True):
+            columns[name + suffix] = part[:, index]
+    return pd.DataFrame(columns)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, centred and of norm 1, so that a product is Spearman's rho.
+
+    NaN where a value is, or where all are the same.
+    """
+    ranks = stats.rankdata(values, axis=-1, nan_policy="propagate")
+    centred = ranks - ranks.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return centred / np.linalg.norm(centred, axis=-1, keepdims=True)

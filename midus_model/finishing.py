@@ -1,0 +1,116 @@
+"""The rest of a block after its heads: from what the heads gave, replaced or not, to its output.
+
+Shape letters: W windows, T tokens, H heads, D head size, d hidden size, f width of the MLP, F
+replacements made side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def finish_block(
+    block: Any, hidden_states: torch.Tensor, head_outputs: torch.Tensor, stage: str = "output"
+) -> torch.Tensor:
+    """The output [B, T, d] of a block given its input and, replaced or not, its head outputs.
+
+    `hidden_states` [B, T, d] is the block's input, `head_outputs` [B, T, H*D] its site's input;
+    with stage "query" that of a memory block is what its heads ask with.
+    """
+    memory = getattr(block, "memory", None)
+    if memory is not None:
+        if stage == "query":
+            return memory.added_to(hidden_states, head_outputs)
+        mixed = head_outputs if memory.out_proj is None else memory.out_proj(head_outputs)
+        return hidden_states + mixed
+    hidden_states = hidden_states + block.self_attn.o_proj(head_outputs)
+    return hidden_states + block.mlp(block.post_attention_layernorm(hidden_states))
+
+
+@dataclass(frozen=True)
+class Change:
+    """Some of a block's head outputs replaced: `values` [1 or W, 1 or T, D] for `span` of H*D."""
+
+    span: slice
+    values: torch.Tensor
+
+
+class BlockEnd:
+    """`finish_block` for many replacements of one block's heads, with what they share made once.
+
+    `hidden_states` [W, T, d] and `head_outputs` [W, T, H*D] are the clean run's.
+
+    An attention block with nothing but linear maps, an RMSNorm and a gated MLP after its heads
+    needs less arithmetic. A head's change z' - z reaches the stream through its own D columns of
+    the output projection, x' = x + W_o (z' - z), and what enters the MLP is r(x') w x', r(x') a
+    number a token. So the gate is r(x') (G x + G W_o (z' - z)) with G = W_gate diag(w): the first
+    product is made once, and the second has D columns in place of d; the same holds of the up
+    projection. The result differs by rounding.
+    """
+
+    def __init__(
+        self,
+        block: Any,
+        hidden_states: torch.Tensor,
+        head_outputs: torch.Tensor,
+        stage: str = "output",
+    ) -> None:
+        self.block, self.stage = block, stage
+        self.hidden, self.heads = hidden_states, head_outputs
+        # With few tokens the products of weights would cost more than they save.
+        size = head_outputs.shape[-1] // block.self_attn.config.num_attention_heads
+        self.low_rank = head_outputs.shape[:2].numel() > 4 * size and _is_plain(block)
+        if self.low_rank:
+            self.scale = block.post_attention_layernorm.weight
+            self.stream = hidden_states + block.self_attn.o_proj(head_outputs)  # [W, T, d]
+            weighted = self.stream * self.scale
+            wide = block.mlp.gate_proj, block.mlp.up_proj
+            self.clean = [weighted @ linear.weight.T for linear in wide]  # [W, T, f] each
+
+    def changed(self, changes: Sequence[Sequence[Change]]) -> torch.Tensor:
+        """The block's output with each of F sets of heads replaced in turn, [F*W, T, d]."""
+        if self.low_rank:
+            return torch.cat([self._by_columns(part) for part in changes])
+        folds, windows = len(changes), self.heads.shape[0]
+        heads = self.heads.repeat(folds, 1, 1)
+        for fold, part in enumerate(changes):
+            for change in part:
+                target = heads[fold * windows : (fold + 1) * windows, :, change.span]
+                target.copy_(change.values.expand_as(target))
+        return finish_block(self.block, self.hidden.repeat(folds, 1, 1), heads, self.stage)
+
+    def _by_columns(self, changes: Sequence[Change]) -> torch.Tensor:
+        mlp, norm = self.block.mlp, self.block.post_attention_layernorm
+        mixing = self.block.self_attn.o_proj.weight
+        delta = torch.cat([c.values - self.heads[..., c.span] for c in changes], -1)
+        columns = torch.cat([mixing[:, c.span] for c in changes], -1)  # [d, D]
+        stream = self.stream + delta @ columns.T
+        ratio = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        weighted = self.scale[:, None] * columns
+        made = []
+        for linear, clean in zip((mlp.gate_proj, mlp.up_proj), self.clean, strict=True):
+            value = torch.add(clean, delta @ (linear.weight @ weighted).T).mul_(ratio)
+            made.append(value if linear.bias is None else value.add_(linear.bias))
+        return stream.add_(mlp.down_proj(mlp.act_fn(made[0]).mul_(made[1])))
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether a block ends as `BlockEnd` says, and nobody looks in."""
+    if getattr(block, "memory", None) is not None:
+        return False
+    mlp, norm = block.mlp, block.post_attention_layernorm
+    linear = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    linear.append(block.self_attn.o_proj)
+    if any(type(part) is not nn.Linear for part in linear):
+        return False
+    if not hasattr(norm, "variance_epsilon") or not hasattr(mlp, "act_fn"):
+        return False
+    if norm.weight.dtype not in (torch.float32, torch.float64) or torch.is_grad_enabled():
+        return False  # in half precision each product is rounded, and rounds otherwise here
+    watched = (mlp, norm, *linear)
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in watched)
