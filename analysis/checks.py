@@ -14,7 +14,7 @@ from torch import nn
 
 from analysis.engine import Batch, CleanRun, clean_run
 from midus_model import BlockEnd, Change, HeadSite, blocks, finish_block, head_sites
-from midus_model.errors import UnsupportedArchitecture
+from midus_model.errors import ModelError, UnsupportedArchitecture
 
 LENGTH = 4  # tokens of the text that is run
 _checked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -48,12 +48,21 @@ def check_model(model: Any) -> None:
             _check_clean(model, run, layer, here)
             _check_values(model, run, layer, here)
             _check_hooks(model, run, layer, here)
+    except UnsupportedArchitecture:
+        _check_finite(model)  # attention can turn NaN into numbers
+        raise
     except (AttributeError, TypeError, IndexError) as error:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} is not laid out as its model type "
             f"{model.config.model_type!r} is: {error}"
         ) from error
     _checked[model] = True
+
+
+def _check_finite(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"{name} has values that are not finite; the model is damaged")
 
 
 def _check_clean(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from analysis.engine import Batch, Replacement, clean_run
 from analysis.gates import Gated
-from midus_model import HeadSite
+from midus_model import HeadSite, blocks, mixing_of
 
 
 @torch.no_grad()
@@ -49,8 +49,7 @@ def direct_effects(
 
 def _seen(model: Any, site: HeadSite, toward: torch.Tensor) -> torch.Tensor:
     """Directions of the stream [W, T, d] as the head's output sees them, [W, T, D]."""
-    block = model.model.layers[site.layer]
-    mixing = block.memory.out_proj if site.kind == "memory" else block.self_attn.o_proj
+    mixing = mixing_of(blocks(model)[site.layer])
     if mixing is None:  # a memory head writes its own slice of the stream
         return toward[..., site.start : site.stop]
     return toward @ mixing.weight[:, site.start : site.stop].to(toward.dtype)

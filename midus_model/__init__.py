@@ -2,7 +2,7 @@
 
 from midus_model import errors
 from midus_model.config import MidusConfig
-from midus_model.finishing import BlockEnd, Change, finish_block
+from midus_model.finishing import BlockEnd, Change, finish_block, mixing_of
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "load_config",
     "load_tokenizer",
+    "mixing_of",
     "param_groups",
     "row_sparse_optimizers",
     "upscale",

@@ -32,6 +32,12 @@ def finish_block(
     return hidden_states + block.mlp(block.post_attention_layernorm(hidden_states))
 
 
+def mixing_of(block: Any) -> nn.Linear | None:
+    """The map from a block's head outputs H*D to the stream d; None: each writes its own slice."""
+    memory = getattr(block, "memory", None)
+    return block.self_attn.o_proj if memory is None else memory.out_proj
+
+
 @dataclass(frozen=True)
 class Change:
     """Some of a block's head outputs replaced: `values` [1 or W, 1 or T, D] for `span` of H*D."""

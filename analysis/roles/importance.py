@@ -21,8 +21,8 @@ def by_role(roles: pd.DataFrame, importance: pd.DataFrame, *, seed: int = 0) -> 
 
     Args:
         roles: a table of `head_roles`.
-        importance: a table of `head_importance` (or of `rank_heads` without racing), of the same
-            model; the documents need not be the same.
+        importance: a table of `head_importance` of the same model; the documents need not be the
+            same.
         seed: of the bootstrap over the documents of importance.
 
     Returns:

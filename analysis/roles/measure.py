@@ -32,7 +32,7 @@ from analysis.roles.probes import (
 from analysis.roles.watch import Sight, watch
 from analysis.subject import describe, loaded_with
 from analysis.tables import SCHEMA, json_attrs
-from midus_model import HeadSite, blocks, head_sites
+from midus_model import HeadSite, blocks, head_sites, mixing_of
 from midus_model.config import is_whole
 from midus_model.errors import DataError, MidusError
 
@@ -124,6 +124,7 @@ class _Reader:
 
     # ------------------------------------------------ constructed sequences
 
+    @torch.no_grad()
     def read_probes(self, each: int, seed: int) -> None:
         start = start_tokens(self.docs.tokenizer)
         vocabulary = ordinary_tokens(self.model.config, self.docs.tokenizer)
@@ -202,6 +203,7 @@ class _Reader:
 
     # ------------------------------------------------ documents
 
+    @torch.no_grad()
     def read_texts(self, most: int) -> None:
         marks = delimiter_tokens(self.docs)
         grams = {layer: self._gram(layer) for layer in self.here}
@@ -281,8 +283,7 @@ class _Reader:
 
     def _mixing(self, layer: int) -> torch.Tensor | None:
         """The matrix [d, H*D] that head outputs go through; None: each writes its own slice."""
-        site, block = self._here(layer)[0], blocks(self.model)[layer]
-        module: Any = block.memory.out_proj if site.kind == "memory" else site.module
+        module = mixing_of(blocks(self.model)[layer])
         return None if module is None else module.weight.float()
 
     def _gram(self, layer: int) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from analysis import check_model, head_importance
 from midus_model import load, upscale
-from midus_model.errors import UnsupportedArchitecture
+from midus_model.errors import ModelError, UnsupportedArchitecture
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import FAMILIES, tiny
 from tests.reference import float64_reference
@@ -91,6 +91,14 @@ def test_heads_in_another_order_fail_by_name() -> None:
     block.self_attn.forward = reversed_heads
     with pytest.raises(UnsupportedArchitecture, match=r"model\.layers\.1: raising a key-value"):
         check_model(model)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        head_importance(model, random_texts([12]))
 
 
 def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
