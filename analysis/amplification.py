@@ -145,6 +145,7 @@ def _attrs(
     kept = (
         "method", "baseline", "metric", "unit", "context", "data", "data_hash", "documents",
         "bootstrap_unit", "versions", "weighting", "stage", "heads_are",
+        "better", "dtype",
     )  # fmt: skip
     losses = (before.attrs.get("clean_loss"), after.attrs.get("clean_loss"))
     return json_attrs(

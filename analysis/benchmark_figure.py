@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.paper_canvas import COLUMN, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, Figure, canvas, style
 from midus_model.errors import DataError
 
 # op, direction and peer of a line, its label, colour and marker (colours tell apart without red

@@ -173,7 +173,7 @@ def evidence(
     Returns:
         A row a comparison, columns:
 
-        kind: "split half" (the first method on random halves of the documents, Spearman-Brown
+        kind: "split half" (each method on random halves of the documents, Spearman-Brown
         corrected to the whole; 100 splits), "method", "data", or "pruning" (on the documents that
         the ranking comes from).
         first, second: what is compared.
@@ -199,7 +199,7 @@ def evidence(
     given["progress"] = progress
     tables = {name: head_importance(network, docs, method=name, **given) for name in methods}
     main = methods[0]
-    rows = [_split_half(tables[main], main, top, seed)]
+    rows = [_split_half(table, name, top, seed) for name, table in tables.items()]
     for first, second in combinations(methods, 2):
         rows.append(_agreement("method", first, second, tables[first], tables[second], top))
     for name, other in (others or {}).items():

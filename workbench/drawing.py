@@ -15,8 +15,12 @@ from workbench.runs import RunFolder
 FIGURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "importance_map": (("importance_before",), ("importance_after",)),
     "importance_curves": (("importance_before",), ("importance_after",)),
+    "importance_change": (("amplification",), ()),
     "amplification": (("amplification",), ()),
     "amplification_map": (("amplification",), ()),
+    "prune_curves": (("prune_curve",), ()),
+    "method_agreement": (("evidence",), ()),
+    "role_map": (("roles",), ("importance_before",)),
     "slot_usage": (("memory_usage",), ()),
     "slot_histogram": (("memory_slots",), ()),
     "costs": (("costs_before",), ("costs_after", "costs_baseline")),

@@ -5,6 +5,7 @@ Neither library is imported before it is asked for.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -60,8 +61,10 @@ def unwrap(model: Any) -> Any:
         model = _adapter("nnsight").wrapped(model)
     if _is_of("transformer_lens", model):
         model = getattr(model, "original_model", model)
-    if isinstance(model, nn.Module) and any(
-        _is_of("transformer_lens", module) for module in model.modules()
+    if (
+        "transformer_lens" in sys.modules  # else there is no bridge to look for
+        and isinstance(model, nn.Module)
+        and any(_is_of("transformer_lens", module) for module in model.modules())
     ):
         model = _adapter("transformer_lens").plain(model)
     return model

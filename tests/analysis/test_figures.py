@@ -12,189 +12,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.text import Text
 
 from analysis import figure_data, figures, paper, tables
 from midus_model.errors import IncomparableTables, MidusError
-
-HEADS = 8
-BASE_BLOCKS = [("attention", i) for i in range(6)]
-MIDUS_BLOCKS = [
-    ("attention", 0),
-    ("attention", 1),
-    ("memory", 1),
-    ("attention", 2),
-    ("attention", 3),
-    ("memory", 3),
-    ("attention", 4),
-    ("attention", 5),
-    ("memory", 5),
-]
-DOCUMENTS = [{"id": f"file{i}.py", "tokens": 500 + i, "sha256": f"{i:064x}"} for i in range(24)]
-
-
-def importance_table(
-    blocks: list[tuple[str, int]],
-    model: str,
-    *,
-    heads: int = HEADS,
-    seed: int = 0,
-    tower: float = 1.0,
-    **attrs: object,
-) -> pd.DataFrame:
-    """A head-importance table with planted scores: skewed, some negative, known intervals."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for layer, (kind, source) in enumerate(blocks):
-        for head in range(heads):
-            score = float(rng.gamma(0.7, 0.02) - 0.006) * (0.6 if kind == "memory" else 1.0)
-            spread = 0.001 + 0.15 * abs(score)
-            rows.append(
-                {
-                    "layer": layer,
-                    "kind": kind,
-                    "head": head,
-                    "source_layer": source,
-                    "score": score,
-                    "stderr": spread / 2,
-                    "ci_low": score - spread,
-                    "ci_high": score + spread,
-                    "by_document": (score + rng.normal(0, spread, len(DOCUMENTS))).tolist(),
-                }
-            )
-    table = pd.DataFrame(rows)
-    table.loc[0, ["score", "ci_low", "ci_high"]] *= tower
-    table.attrs = {
-        "schema": 1,
-        "table": "head_importance",
-        "method": "ablation",
-        "baseline": "mean",
-        "metric": "loss",
-        "unit": "nats/token",
-        "model": model,
-        "model_hash": model,
-        "data": "heldout",
-        "data_hash": "d",
-        "documents": DOCUMENTS,
-        "bootstrap_unit": "document",
-        "clean_loss": 2.0,
-        "seed": 0,
-        "versions": {},
-        **attrs,
-    }
-    return table
-
-
-def amplification_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """What analysis.amplification() would return for two planted tables."""
-    rows = []
-    for layer, head, score in before[["layer", "head", "score"]].itertuples(index=False):
-        grown = after[(after["source_layer"] == layer) & (after["head"] == head)]
-        base = float(grown.loc[grown["kind"] == "attention", "score"].iloc[0])
-        memory = float(grown.loc[grown["kind"] == "memory", "score"].sum())
-        change = base + memory - score
-        rows.append(
-            {
-                "layer": layer,
-                "kind": "base",
-                "head": head,
-                "source_layer": layer,
-                "before": score,
-                "after_base": base,
-                "after_memory": memory,
-                "after_copy": 0.0,
-                "after": base + memory,
-                "score": change,
-                "stderr": 0.002,
-                "ci_low": change - 0.004,
-                "ci_high": change + 0.004,
-                "share_before": score,
-                "share_after": base,
-                "share_score": base - score,
-                "share_ci_low": base - score - 0.1,
-                "share_ci_high": base - score + 0.1,
-                "ratio": np.nan,
-            }
-        )
-    table = pd.DataFrame(rows)
-    table.attrs = {
-        **before.attrs,
-        "table": "amplification",
-        "before_model": before.attrs["model"],
-        "after_model": after.attrs["model"],
-        "chosen": [[1, 2], [3, 4]],
-    }
-    return table
-
-
-def usage_table(blocks: list[tuple[str, int]], heads: int = HEADS) -> pd.DataFrame:
-    rng = np.random.default_rng(3)
-    rows = [
-        {
-            "layer": layer,
-            "kind": kind,
-            "head": head,
-            "source_layer": source,
-            "slots": 4096,
-            "tokens": 9000,
-            "hits": 288000,
-            "coverage": rng.uniform(0.2, 0.99),
-            "effective_slots": rng.uniform(100, 2800),
-        }
-        for layer, (kind, source) in enumerate(blocks)
-        if kind == "memory"
-        for head in range(heads)
-    ]
-    table = pd.DataFrame(rows)
-    table.attrs = {"model": "pico-midus", "data": "heldout", "documents": DOCUMENTS}
-    return table
-
-
-def slots_table() -> pd.DataFrame:
-    hits = np.maximum(1, 20000 / np.arange(1, 2801) ** 0.9).astype(int)
-    slot = np.random.default_rng(4).permutation(4096)[: len(hits)]
-    table = pd.DataFrame(
-        {"slot": slot, "row": slot // 64, "col": slot % 64, "hits": hits, "weight": hits / 8}
-    )
-    table.attrs = {"model": "pico-midus", "data": "heldout", "documents": DOCUMENTS}
-    return table
-
-
-def costs_table(model: str, memory: float, latency: bool = True) -> pd.DataFrame:
-    table = pd.DataFrame(
-        {
-            "component": ["embeddings", "attention", "ffn", "memory", "lm_head"],
-            "blocks": [1, 6, 6, 3, 1],
-            "parameters": [393e3, 664e3, 1770e3, memory, 0.0],
-            "flops_per_token": [0.0, 1.7e6, 3.5e6, 1.4 * memory, 0.8e6],
-            "weight_bytes_per_token": [768.0, 2.6e6, 7e6, 1.1 * memory, 1.5e6],
-            "kv_bytes_per_token": [0.0, 4608.0, 0.0, 0.0048 * memory, 0.0],
-        }
-    )
-    total = table.drop(columns="component").sum().to_frame().T.assign(component="total")
-    table = pd.concat([table, total], ignore_index=True)
-    times = {"prefill": 41.0 + memory / 1e5, "decode": 3.2, "threads": 2, "device": "cpu"}
-    table.attrs = {
-        "model": model,
-        "context": 256,
-        "dtype": "float32",
-        "latency_ms": times if latency else None,
-    }
-    return table
-
-
-def training_log(gain: float) -> pd.DataFrame:
-    step = np.arange(0, 400, 4)
-    curve = 2.1 + 0.6 * np.exp(-gain * step / 100)
-    noise = np.random.default_rng(5).normal(0, 0.05, len(step))
-    return pd.DataFrame(
-        {
-            "step": step,
-            "loss": curve + noise,
-            "eval_loss": np.where(step % 40, np.nan, curve),
-            "learning_rate": 2e-3 * np.minimum(step / 40, (400 - step) / 360),
-        }
-    )
+from tests.analysis.figure_tables import (
+    BASE_BLOCKS,
+    HEADS,
+    MIDUS_BLOCKS,
+    amplification_table,
+    drawn,
+    importance_table,
+    plain,
+    training_log,
+    usage_table,
+    words,
+)
 
 
 @pytest.fixture
@@ -210,19 +42,6 @@ def after() -> pd.DataFrame:
 @pytest.fixture
 def change(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return amplification_table(before, after)
-
-
-def drawn(figure: paper.Figure, gid: str) -> list:
-    return [a for a in figure.findobj() if a.get_gid() == gid]
-
-
-def words(figure: paper.Figure) -> str:
-    figure.canvas.draw()
-    return "\n".join(t.get_text() for t in figure.findobj(Text))
-
-
-def plain(text: str) -> str:
-    return re.sub(r"<br>|\s+", " ", text)
 
 
 # --- maps -----------------------------------------------------------------------------------------
@@ -307,8 +126,45 @@ def test_negative_cells_carry_a_sign_in_both(before):
     limit = before["score"].abs().max()
     negative = int((before["score"] < -figure_data.MARK_FROM * limit).sum())
     assert negative > 0
-    assert len(drawn(paper.importance_map(before), "negative")) == negative
+    (signs,) = drawn(paper.importance_map(before), "negative")
+    assert len(signs.get_segments()) == negative
     assert sum(t == "–" for t in figures.importance_map(before).data[0].text) == negative
+
+
+def test_scores_within_the_noise_carry_a_cross_in_both(before, after):
+    """A cross in place of a minus sign, because the sign of noise says nothing."""
+    for table, size in ((before, 0.003), (after, 0.002)):
+        table["below_noise"] = table["score"].abs() < size
+        noise = {"median": size / 4, "p95": size, "unit": "nats/token"}
+        table.attrs |= {"dtype": "bfloat16", "dtype_noise": noise}
+    limit = max(before["score"].abs().max(), after["score"].abs().max())
+    figure, twin = paper.importance_map(before, after), figures.importance_map(before, after)
+    for i, table in enumerate((before, after)):
+        below = table["below_noise"].to_numpy()
+        minus = ~below & (table["score"] < -figure_data.MARK_FROM * limit).to_numpy()
+        assert 0 < below.sum() < len(table) and minus.any()
+        marks = np.where(below, "×", np.where(minus, "–", ""))
+        assert list(twin.data[i].text) == list(marks)
+        crosses = drawn(figure.axes[i], "noise")[0].get_segments()
+        assert len(crosses) == 2 * below.sum()
+        assert len(drawn(figure.axes[i], "negative")[0].get_segments()) == minus.sum()
+        shown = figure_data.block_rows(after)
+        rows = [place for place, row in enumerate(shown) if i or not row.inserted]
+        wanted = table[below]
+        places = {(rows[b], h) for b, h in zip(wanted["layer"], wanted["head"], strict=True)}
+        middles = np.mean(crosses, axis=1).round().astype(int)  # head, row
+        assert {(row, head) for head, row in middles.tolist()} == places
+    note = "× marks scores within the noise of bfloat16 (95th percentile of the difference from "
+    assert note + "fp32: 0.003 nats/token and 0.002 nats/token)" in figure.caption
+    assert twin.layout.meta["caption"] == figure.caption
+    inside = before["below_noise"].to_numpy().nonzero()[0][0]
+    assert "within the noise" in twin.data[0].hovertext[inside]
+
+
+def test_without_the_column_nothing_is_said_of_noise(before):
+    assert "×" not in paper.importance_map(before).caption
+    assert not drawn(paper.importance_map(before), "noise")
+    assert "×" not in figures.importance_map(before).data[0].text
 
 
 def test_a_towering_head_does_not_hide_the_others():
@@ -334,101 +190,6 @@ def test_equal_sizes_are_equally_dark():
     hurts = np.array([figure_data.diverging(-t) for t in steps]) @ grey
     assert (np.diff(helps) < 0).all() and (np.diff(hurts) < 0).all()
     np.testing.assert_allclose(helps, hurts, atol=0.06)
-
-
-# --- curves and bars ------------------------------------------------------------------------------
-
-
-def test_curves_are_the_sorted_scores(before, after):
-    lines = drawn(paper.importance_curves(before, after), "scores")
-    twins = figures.importance_curves(before, after).data
-    for line, twin, table in zip(lines, twins, (before, after), strict=True):
-        best_first = np.sort(table["score"])[::-1]
-        np.testing.assert_array_equal(line.get_ydata(), best_first)
-        np.testing.assert_array_equal(twin.y, best_first)
-    half = (after["ci_high"] - after["score"]).to_numpy()[np.argsort(-after["score"].to_numpy())]
-    np.testing.assert_allclose(twins[1].error_y.array, half)
-
-
-def test_curve_scale_follows_the_spread(before):
-    def scale(table: pd.DataFrame, **more: str) -> str:
-        return paper.importance_curves(table, **more).axes[0].get_yscale()
-
-    tall = importance_table(BASE_BLOCKS, "pico", tower=400.0)
-    assert (scale(before), scale(tall)) == ("linear", "symlog")
-    assert (scale(before, scale="symlog"), scale(tall, scale="linear")) == ("symlog", "linear")
-    assert "logarithmic" in paper.importance_curves(tall).caption
-    with pytest.raises(MidusError, match="cubic"):
-        paper.importance_curves(before, scale="cubic")
-
-
-def test_amplification_parts_add_up_and_are_sorted(change):
-    wanted = change.loc[change["score"].abs().sort_values(ascending=False).index[:10], "score"]
-    wanted = np.sort(wanted)[::-1]
-    (dots,) = drawn(paper.amplification(change, top=10), "scores")
-    np.testing.assert_array_equal(dots.get_xdata(), wanted)
-    *parts, total = figures.amplification(change, top=10).data
-    assert [p.name for p in parts] == ["the head itself", "inserted memory"]
-    np.testing.assert_array_equal(total.x, wanted)
-    np.testing.assert_allclose(np.sum([p.x for p in parts], axis=0), wanted, atol=1e-15)
-    assert [tuple(c) for c in total.customdata][0][1] == "base"
-
-
-def test_amplification_map_is_the_change(change):
-    (mesh,) = drawn(paper.amplification_map(change), "cells")
-    np.testing.assert_array_equal(mesh.get_array().ravel(), change["score"])
-    twin = figures.amplification_map(change, share=True)
-    np.testing.assert_array_equal(twin.data[0].marker.color, change["share_score"])
-    assert "0.1" in twin.data[0].hovertext[0] and "change of share" in twin.data[0].hovertext[0]
-
-
-def test_slot_figures_show_the_usage():
-    usage = usage_table(MIDUS_BLOCKS)
-    coverage, effective = drawn(paper.slot_usage(usage), "cells")
-    np.testing.assert_allclose(coverage.get_array().ravel(), 100 * usage["coverage"])
-    np.testing.assert_array_equal(effective.get_array().ravel(), usage["effective_slots"])
-    twin = figures.slot_usage(usage)
-    np.testing.assert_array_equal(twin.data[1].marker.color, usage["effective_slots"])
-    assert list(twin.data[0].customdata[0]) == [2, "memory", 0, 1]
-    hits = slots_table().sample(frac=1, random_state=0)
-    (line,) = drawn(paper.slot_histogram(hits, slots=4096), "hits")
-    np.testing.assert_array_equal(line.get_ydata(), np.sort(hits["hits"])[::-1])
-    np.testing.assert_array_equal(
-        figures.slot_histogram(hits, slots=4096).data[0].y, line.get_ydata()
-    )
-    hits.attrs |= {"slots": 4096, "block": 5, "head": 2}
-    text = paper.slot_histogram(hits).caption
-    assert "block 5, head 2" in text and "2,800 of 4,096 slots hit" in text
-    with pytest.raises(MidusError, match="slots=10"):
-        paper.slot_histogram(hits, slots=10)
-
-
-def test_costs_bars_reach_the_total():
-    tables = costs_table("pico", 0.0), costs_table("pico-midus", 474e3)
-    figure = paper.costs(*tables)
-    for ax, column in zip(figure.axes, figure_data.COST_PANELS, strict=False):
-        for i, table in enumerate(tables):
-            reach = max(p.get_x() + p.get_width() for p in ax.patches if round(p.get_y()) == i)
-            total = table.loc[table["component"] == "total", column].item()
-            assert reach == pytest.approx(total)
-    twin = figures.costs(*tables)
-    parameters = np.array([t.x for t in twin.data[:5]]).sum(axis=0)
-    np.testing.assert_allclose(parameters, [2827e3, 3301e3])
-    assert "latency" in figure.caption and "prefill latency (ms)" in words(figure)
-    assert "latency" not in paper.costs(costs_table("pico", 0.0, latency=False)).caption
-
-
-def test_training_curves_show_every_run():
-    logs = {"midus": training_log(1.0), "llama-pro": training_log(2.0)}
-    figure = paper.training_curves(logs)
-    for line, held, log in zip(
-        drawn(figure, "train"), drawn(figure, "eval"), logs.values(), strict=True
-    ):
-        np.testing.assert_array_equal(line.get_ydata(), log["loss"])
-        np.testing.assert_array_equal(held.get_ydata(), log["eval_loss"].dropna())
-    twin = figures.training_curves(logs)
-    np.testing.assert_array_equal(twin.data[3].y, logs["llama-pro"]["loss"])
-    assert len(figures.training_curves(logs["midus"]).data) == 3
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -479,25 +240,30 @@ def test_every_axis_and_colour_bar_is_named(before, after, change):
         assert all(label in text for label in labels)
 
 
-@pytest.mark.parametrize("name", ["map", "curves", "amplification", "usage", "costs"])
-def test_nothing_is_clipped_and_text_is_legible(name, before, after, change):
-    figure = {
-        "map": lambda: paper.importance_map(before, after),
-        "curves": lambda: paper.importance_curves(before, after),
-        "amplification": lambda: paper.amplification(change),
-        "usage": lambda: paper.slot_usage(usage_table(MIDUS_BLOCKS)),
-        "costs": lambda: paper.costs(costs_table("pico", 0.0), costs_table("pico-midus", 474e3)),
-    }[name]()
-    figure.canvas.draw()
-    width, height = figure.get_size_inches()
-    used = figure.get_tightbbox()
-    assert used.x0 >= -0.01 and used.y0 >= -0.01
-    assert used.x1 <= width + 0.01 and used.y1 <= height + 0.01
-    note = next(t for t in figure.texts if "\n" in t.get_text() or "; " in t.get_text())
-    box = note.get_window_extent()
-    assert box.x1 <= figure.bbox.x1 and box.y0 >= 0
-    assert all(box.y1 <= ax.get_tightbbox().y0 + 1 for ax in figure.axes if ax.axison)
-    assert all(t.get_fontsize() >= 6 for t in figure.findobj(Text))
+def test_captions_name_other_metrics_baselines_and_units_of_ablation(before):
+    before.attrs |= {
+        "metric": "logit_difference",
+        "unit": "logits/task",
+        "baseline": "resample",
+        "heads_are": "kv groups",
+        "stage": "query",
+    }
+    for module in (paper, figures):
+        figure = module.importance_map(before)
+        text = figure.caption if module is paper else figure.layout.meta["caption"]
+        assert "metric logit difference, logits/task" in text
+        assert "baseline resample (the same position of another document)" in text
+        assert "KV group" in text and "gate on queries" in text
+    shown = words(paper.importance_map(before))
+    assert "KV group" in shown.split("\n") and "importance (logits/task)" in shown
+    twin = figures.importance_map(before)
+    assert twin.layout.xaxis.title.text == "KV group" and "KV group 3" in twin.data[0].hovertext[3]
+    assert paper.importance_curves(before).axes[0].get_xlabel() == "KV group rank"
+    before.attrs |= {"metric": "accuracy", "unit": "accuracy", "normalise": "michel"}
+    text = paper.importance_map(before).caption
+    assert "metric accuracy;" in text and "convention michel" in text
+    before.attrs["interval"] = "sampled orders, 95%"
+    assert paper.importance_curves(before).caption.endswith("intervals: sampled orders, 95%.")
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -552,7 +318,7 @@ def test_paper_needs_no_browser_and_no_pyplot(before, tmp_path):
         "paper.save(paper.importance_map(tables.load('table')), 'out')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    paths = [str(Path(paper.__file__).resolve().parent.parent), *(p for p in sys.path if p)]
+    paths = [str(Path(paper.__file__).resolve().parents[2]), *(p for p in sys.path if p)]
     env = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as _Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis import figure_data as data
 from midus_model.errors import MidusError
@@ -99,6 +101,32 @@ def canvas(width: float, height: float, caption: str) -> Figure:
     )
     note.set_in_layout(False)
     return figure
+
+
+def limit(ax: Axes, limits: tuple[float, float], most: int) -> None:
+    """An axis' limits and at most so many ticks, none so close to its end that a label sticks out.
+
+    They are fixed, because the layout is settled by the first draw's labels.
+    """
+    low, high = limits
+    room = 0.05 * (high - low)
+    ticks = MaxNLocator(most).tick_values(low, high)
+    ax.set_xticks([t for t in ticks if low + room <= t <= high - room])
+    ax.set_xlim(low, high)
+
+
+def at_edge(ax: Axes, row: float, text: str, size: float = SMALL) -> None:
+    """The numbers of what lies beyond an axis, at the edge that the arrow in `text` points to."""
+    right = text.endswith("▸")
+    ax.annotate(
+        text,
+        (1 if right else 0, row),
+        xycoords=ax.get_yaxis_transform(),
+        ha="right" if right else "left",
+        va="center",
+        size=size,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
 
 
 def save(

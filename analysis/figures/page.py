@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import figure_data as data
@@ -22,7 +25,9 @@ _PAGE = """<!DOCTYPE html>
 body {{ margin: 1rem; background: #fff; }}
 @media (prefers-color-scheme: dark) {{
   body {{ background: #16191d; }}
-  .js-plotly-plot .main-svg text:not(.bartext):not(.textpoint text) {{ fill: #d7dbe0 !important; }}
+  .js-plotly-plot .main-svg text:not(.bartext):not(.textpoint text):not(.heatmap-label text) {{
+    fill: #d7dbe0 !important;
+  }}
 }}
 </style></head><body>
 {body}
@@ -91,3 +96,66 @@ def finish(
     figure.update_xaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE, title_standoff=6)
     figure.update_yaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE)
     return figure
+
+
+def interval(table: pd.DataFrame, colour: str) -> dict[str, Any]:
+    """A row's ci_low to ci_high as error bars about its score."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (table["ci_high"] - table["score"]).clip(lower=0),
+        "arrayminus": (table["score"] - table["ci_low"]).clip(lower=0),
+        "thickness": 1,
+        "width": 0,
+        "color": colour,
+    }
+
+
+def band(x: Any, low: Any, high: Any, colour: str, **more: Any) -> go.Scatter:
+    """Intervals of many points as one filled outline."""
+    return go.Scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.25,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        name="interval",
+        **more,
+    )
+
+
+def pattern(shape: str) -> dict[str, Any]:
+    """White hatching over a bar, so that parts differ in grey too."""
+    return {"shape": shape, "size": 5, "solidity": 0.2, "fillmode": "overlay", "fgcolor": "white"}
+
+
+def legend() -> dict[str, Any]:
+    """One line of names above the plot, from its left edge."""
+    return {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
+
+
+def at_edge(
+    figure: go.Figure,
+    column: int,
+    limits: tuple[float, float],
+    beyond: Sequence[tuple[float | str, str]],
+) -> None:
+    """An axis' limits, and the numbers [(y, text)] of what lies beyond, at the edge that the arrow
+    in the text points to."""
+    figure.update_xaxes(range=list(limits), row=1, col=column)
+    for y, text in beyond:
+        right = text.endswith("▸")
+        figure.add_annotation(
+            text=text,
+            x=limits[1 if right else 0],
+            y=y,
+            xanchor="right" if right else "left",
+            yshift=9,
+            showarrow=False,
+            row=1,
+            col=column,
+        )

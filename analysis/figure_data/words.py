@@ -1,0 +1,143 @@
+"""What captions, axes and hover texts say of a table."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+METHODS = {
+    "ablation": "exact ablation",
+    "gradient": "gradient magnitude",
+    "taylor": "first-order (Taylor) ablation",
+    "integrated_gradients": "integrated gradients",
+    "fisher": "Fisher information",
+    "dla": "direct logit attribution",
+    "shapley": "sampled Shapley value",
+}
+
+
+def model_name(table: pd.DataFrame, fallback: str = "model") -> str:
+    """The model a table measured, or `fallback` where the table does not say."""
+    return str(table.attrs.get("model") or fallback)
+
+
+def unit(table: pd.DataFrame) -> str:
+    """The unit of a table's scores."""
+    return str(table.attrs.get("unit") or "unit not recorded")
+
+
+def metric(table: pd.DataFrame) -> str:
+    """The metric's name as a reader writes it."""
+    name = str(table.attrs.get("metric") or "not recorded").replace("_", " ")
+    return {"kl": "KL divergence from the clean model"}.get(name, name)
+
+
+def score_label(table: pd.DataFrame, what: str = "importance") -> str:
+    """An axis' or a colour bar's label: what is shown, and its unit."""
+    return f"{what} ({unit(table)})"
+
+
+def head_word(table: pd.DataFrame) -> str:
+    """What the column `head` counts: heads, or groups of heads that share a key-value head."""
+    return "KV group" if table.attrs.get("heads_are") == "kv groups" else "head"
+
+
+def interval_words(table: pd.DataFrame) -> str:
+    """What the intervals are: a race names its own, everything else is a bootstrap at 95%."""
+    attrs = table.attrs
+    if attrs.get("interval"):
+        if (table["ci_low"] == table["ci_high"]).all():
+            return "none left, every window was measured"
+        interval = str(attrs["interval"])
+        level = f"{100 * float(attrs.get('confidence') or 0.95):g}%"
+        return interval if level in interval else f"{level} {interval}"
+    paired = "paired " if attrs.get("table") == "amplification" else ""
+    return f"95% {paired}bootstrap over {attrs.get('bootstrap_unit') or 'document'}s"
+
+
+def caption(
+    table: pd.DataFrame,
+    *others: pd.DataFrame | None,
+    title: str,
+    intervals: bool = True,
+    method: bool = True,
+    notes: Iterable[str] = (),
+) -> str:
+    """What the numbers are: title, method, baseline, metric, data, models, kind of interval."""
+    attrs = table.attrs
+    names = [model_name(t, "") for t in (table, *others) if t is not None]
+    if attrs.get("before_model") and attrs.get("after_model"):
+        names = [str(attrs["before_model"]), str(attrs["after_model"])]
+    parts = [
+        f"{title}: {_method_words(attrs)}" if method else title,
+        *_gate_words(attrs),
+        _baseline_words(attrs),
+        _metric_words(table),
+        data_words(attrs),
+        f"model {' → '.join(n for n in names if n) or 'not recorded'}",
+        *([f"intervals: {interval_words(table)}"] if intervals else []),
+        *(n for n in notes if n),
+    ]
+    return "; ".join(parts) + "."
+
+
+def _method_words(attrs: Mapping[Any, Any]) -> str:
+    method = attrs.get("method")
+    words = METHODS.get(str(method), str(method or "method not recorded"))
+    if attrs.get("normalise") in ("michel", "bertology"):
+        words += f", convention {attrs['normalise']}"
+    return words
+
+
+def _gate_words(attrs: Mapping[Any, Any]) -> list[str]:
+    """What is ablated, where it is not the output of a single head."""
+    words = []
+    if attrs.get("stage") == "query":
+        words.append("gate on queries (what a memory head retrieves by)")
+    if attrs.get("heads_are") == "kv groups":
+        words.append("the heads of a KV group ablated together")
+    return words
+
+
+def _baseline_words(attrs: Mapping[Any, Any]) -> str:
+    if "baseline" not in attrs:
+        return "baseline not recorded"
+    if attrs["baseline"] == "resample":
+        return "baseline resample (the same position of another document)"
+    return f"baseline {attrs['baseline']}" if attrs["baseline"] else "no baseline"
+
+
+def _metric_words(table: pd.DataFrame) -> str:
+    units = unit(table)
+    return f"metric {metric(table)}" + (f", {units}" if units != metric(table) else "")
+
+
+def data_words(attrs: Mapping[Any, Any]) -> str:
+    """Which data, and how many documents (or windows) and tokens of it."""
+    documents = attrs.get("documents") or []
+    words = f"data {attrs.get('data') or 'not recorded'}"
+    if not documents:
+        return words
+    tokens = sum(int(d.get("tokens", 0)) for d in documents)
+    what = "window" if attrs.get("bootstrap_unit") == "window" else "document"
+    return f"{words}, {len(documents)} {what}{'s' * (len(documents) != 1)}, {tokens:,} tokens"
+
+
+def wrap(text: str, characters: int) -> list[str]:
+    """`text` in lines of at most that many characters, at least one line."""
+    return textwrap.wrap(text, max(20, characters), break_on_hyphens=False) or [""]
+
+
+def hover(row: Mapping[Any, Any], label: str, units: str, head: str = "head") -> str:
+    """Hover text of one head: where it is, score and interval with units."""
+    text = f"<b>{label}, {head} {int(row['head'])}</b> (block {int(row['layer'])}, {row['kind']})"
+    text += f"<br>{row['score']:.4g} {units}"
+    if np.isfinite(row["ci_low"]) and np.isfinite(row["ci_high"]):
+        text += f"<br>interval {row['ci_low']:.4g} to {row['ci_high']:.4g} {units}"
+    if row.get("below_noise"):
+        text += "<br>within the noise of the model's dtype"
+    return text

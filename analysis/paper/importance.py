@@ -1,0 +1,122 @@
+"""Head importance: the map, and the sorted scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import figure_data as data
+from analysis.paper.canvas import COLUMN, Figure, canvas, style
+from analysis.paper.maps import maps
+from midus_model.errors import MidusError
+
+
+def importance_map(
+    before: pd.DataFrame,
+    after: pd.DataFrame | None = None,
+    *,
+    width: float | None = None,
+    force: bool = False,
+) -> Figure:
+    """Layer x head importance; with `after`, two panels on the same rows and the same colours.
+
+    Raises MidusError on a table without the needed columns, IncomparableTables on two tables of
+    different metric, baseline or documents unless `force`.
+    """
+    data.require_pair(before, after, "importance_map", force)
+    first = data.grid(before)
+    rows, old, new = data.aligned(first, None if after is None else data.grid(after))
+    colours = data.colour_range(old, new)
+    notes = [data.mark_note(colours.limit), data.noise_note(before, after), colours.note]
+    text = data.caption(before, after, title="Head importance", intervals=False, notes=notes)
+    panels = [(data.model_name(before, "before"), old)]
+    if after is not None and new is not None:
+        panels.append((data.model_name(after, "after"), new))
+    head = data.head_word(before)
+    return maps(panels, rows, colours, data.score_label(before), text, width, head=head)
+
+
+def importance_curves(
+    before: pd.DataFrame,
+    after: pd.DataFrame | None = None,
+    *,
+    scale: str = "auto",
+    width: float = COLUMN,
+    force: bool = False,
+) -> Figure:
+    """Sorted scores with their intervals, most important first, both models on one axis.
+
+    `scale`: "linear", "symlog", or "auto": symlog where a few heads tower over the rest.
+    """
+    if scale not in ("auto", "linear", "symlog"):
+        raise MidusError(f'scale must be "auto", "linear" or "symlog"; got {scale!r}')
+    data.require_pair(before, after, "importance_curves", force)
+    tables = [(before, data.BEFORE, "o")]
+    if after is not None:
+        tables.append((after, data.AFTER, "s"))
+    threshold = _threshold([t for t, _, _ in tables])
+    log = scale == "symlog" or (scale == "auto" and threshold is not None)
+    note = f"axis linear within ±{threshold or 1e-4:.1g}, logarithmic beyond" if log else ""
+    text = data.caption(before, after, title="Head importance, sorted", notes=[note])
+    with style():
+        figure = canvas(width, 2.3, text)
+        ax = figure.subplots()
+        ax.axhline(0, color="#888888", linewidth=0.5, zorder=0)
+        for i, (table, colour, marker) in enumerate(tables):
+            name = data.model_name(table, ("before", "after")[i])
+            _curve(ax, data.sorted_scores(table), colour, marker, name)
+        if log:
+            ax.set_yscale("symlog", linthresh=threshold or 1e-4, linscale=0.6)
+        ax.set(xlabel=f"{data.head_word(before)} rank", ylabel=data.score_label(before))
+        ax.margins(x=0.02)
+        ax.legend(loc="upper right", handlelength=1.6, borderaxespad=0.1)
+    return figure
+
+
+def _threshold(tables: Sequence[pd.DataFrame]) -> float | None:
+    """Where a symlog axis turns linear, or None where a linear axis shows the curve well enough."""
+    sizes = np.abs(np.concatenate([t["score"].dropna().to_numpy(float) for t in tables]))
+    median = float(np.median(sizes))
+    if median == 0 or sizes.max() < 40 * median:
+        return None
+    return 10.0 ** np.floor(np.log10(median))
+
+
+def _curve(ax: Axes, table: pd.DataFrame, colour: str, marker: str, name: str) -> None:
+    """One model's sorted scores: marked heads up to 100 of them, else a band and a rug."""
+    rank, score = table["rank"], table["score"]
+    inserted = rank[table["inserted"]]
+    few = len(table) <= 100
+    label = f"{name}, base heads" if few and len(inserted) else name
+    style: dict[str, Any] = {"marker": marker, "ms": 2.6, "mew": 0} if few else {}
+    ax.plot(rank, score, color=colour, lw=0.8, label=label, gid="scores", **style)
+    if few:
+        ax.vlines(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.4, lw=0.9)
+    else:
+        ax.fill_between(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.25, lw=0)
+    if few and len(inserted):
+        diamond: dict[str, Any] = {
+            "marker": "D",
+            "ms": 3.2,
+            "mfc": "white",
+            "mec": colour,
+            "mew": 0.7,
+            "ls": "",
+        }
+        ax.plot(inserted, score[table["inserted"]], label=f"{name}, inserted heads", **diamond)
+    elif len(inserted):
+        ax.plot(
+            inserted,
+            np.full(len(inserted), 0.03),
+            "|",
+            color=colour,
+            ms=4,
+            mew=0.3,
+            alpha=0.7,
+            transform=ax.get_xaxis_transform(),
+            label=f"{name}, ranks of inserted heads",
+        )

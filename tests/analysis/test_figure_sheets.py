@@ -1,0 +1,134 @@
+"""Every figure is legible, and its files are the same bytes each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from analysis import figures, paper
+from tests.analysis.figure_tables import (
+    BASE_BLOCKS,
+    MIDUS_BLOCKS,
+    amplification_table,
+    costs_table,
+    evidence_table,
+    importance_table,
+    plain,
+    prune_table,
+    roles_table,
+    slots_table,
+    training_log,
+    usage_table,
+)
+
+METHODS = ["ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley"]
+BEFORE = importance_table(BASE_BLOCKS, "pico")
+AFTER = importance_table(MIDUS_BLOCKS, "pico-midus", seed=1)
+CHANGE = amplification_table(BEFORE, AFTER)
+LARGE = [("attention", i) for i in range(32)]
+TOWER = importance_table(MIDUS_BLOCKS, "pico-midus", tower=200.0, model_hash="pico-midus")
+OTHERS = ["packages (test), 96 excerpts", "wiki"]
+
+SHEETS: dict[str, tuple[str, tuple, dict]] = {
+    "map": ("importance_map", (BEFORE, AFTER), {}),
+    "large map": ("importance_map", (importance_table(LARGE, "m", heads=32),), {}),
+    "curves": ("importance_curves", (BEFORE, AFTER), {}),
+    "change": ("importance_change", (CHANGE,), {}),
+    "amplification": ("amplification", (CHANGE,), {}),
+    "amplification map": ("amplification_map", (CHANGE,), {}),
+    "usage": ("slot_usage", (usage_table(MIDUS_BLOCKS),), {}),
+    "histogram": ("slot_histogram", (slots_table(),), {"slots": 4096}),
+    "costs": ("costs", (costs_table("pico", 0.0), costs_table("pico-midus", 474e3)), {}),
+    "training": ("training_curves", ({"midus": training_log(1.0)},), {}),
+    "prune": ("prune_curves", (prune_table(),), {}),
+    "large prune": ("prune_curves", (prune_table(heads=1024),), {}),
+    "two methods": ("method_agreement", (evidence_table(METHODS[:2], []),), {}),
+    "agreement": ("method_agreement", (evidence_table(METHODS, OTHERS),), {}),
+    "roles": ("role_map", (roles_table(MIDUS_BLOCKS),), {}),
+    "roles and importance": ("role_map", (roles_table(MIDUS_BLOCKS), TOWER), {}),
+    "large roles": ("role_map", (roles_table(LARGE, heads=32),), {}),
+}
+# The legend of sorted curves names inserted heads on paper only; their captions differ.
+ALIKE = [name for name in SHEETS if name != "curves" and not name.startswith("large")]
+
+
+def sheet(name: str, module: object) -> object:
+    figure, tables, options = SHEETS[name]
+    return getattr(module, figure)(*tables, **options)
+
+
+def test_both_kinds_have_the_same_figures_and_all_are_checked_here():
+    helpers = {"COLUMN", "FULL", "Figure", "save", "save_html"}
+    drawn = set(paper.__all__) - helpers
+    assert drawn == set(figures.__all__) - helpers == {figure for figure, _, _ in SHEETS.values()}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_nothing_is_clipped_and_no_text_is_small_or_overlaps(name):
+    figure = sheet(name, paper)
+    figure.canvas.draw()
+    width, height = figure.get_size_inches()
+    used = figure.get_tightbbox()
+    assert used.x0 >= -0.01 and used.y0 >= -0.01
+    assert used.x1 <= width + 0.01 and used.y1 <= height + 0.01
+    note = next(t for t in figure.texts if "\n" in t.get_text() or "; " in t.get_text())
+    box = note.get_window_extent()
+    assert box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert all(box.y1 <= ax.get_tightbbox().y0 + 1 for ax in figure.axes if ax.axison)
+    texts = shown(figure)
+    assert all(t.get_fontsize() >= 6 for t in texts)
+    level = [t for t in texts if t.get_rotation() in (0, 90)]
+    assert not overlapping([(t.get_text(), t.get_window_extent().extents) for t in level])
+
+
+def shown(figure: paper.Figure) -> list[Text]:
+    """All text on the sheet; ticks beyond an axis' limits are laid out, but not drawn."""
+    beyond: set[int] = set()
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            room = 1e-6 * (high - low)
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not ax.axison or not low - room <= tick.get_loc() <= high + room:
+                    beyond |= {id(tick.label1), id(tick.label2)}
+    return [
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and id(text) not in beyond
+    ]
+
+
+def overlapping(boxes: list[tuple[str, np.ndarray]]) -> list[tuple[str, str]]:
+    """Pairs of texts whose boxes (left, bottom, right, top) share more than a pixel both ways."""
+    corners = np.array([box for _, box in boxes])
+    first, second = np.triu_indices(len(boxes), 1)
+    low = np.maximum(corners[first, :2], corners[second, :2])
+    high = np.minimum(corners[first, 2:], corners[second, 2:])
+    both = ((high - low) > 1.0).all(1)
+    return [(boxes[i][0], boxes[j][0]) for i, j in zip(first[both], second[both], strict=True)]
+
+
+@pytest.mark.parametrize("name", ["change", "prune", "agreement", "roles and importance"])
+def test_files_are_the_same_bytes_twice(name, tmp_path):
+    for twice in ("one", "two"):
+        paper.save(sheet(name, paper), tmp_path / twice, formats=("svg",))
+    one, two = ((tmp_path / f"{twice}.svg").read_bytes() for twice in ("one", "two"))
+    assert one == two
+    assert sheet(name, figures).to_json() == sheet(name, figures).to_json()
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_both_say_the_same_below(name):
+    figure, twin = sheet(name, paper), sheet(name, figures)
+    assert twin.layout.meta["caption"] == figure.caption
+    below = [a.text for a in twin.layout.annotations if plain(a.text).endswith(".")]
+    assert len(below) == 1
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_interactive_figures_sit_on_a_light_and_on_a_dark_page(name):
+    """No ground of their own, and no text so dark or so light that one of the pages swallows it."""
+    layout = sheet(name, figures).layout
+    assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
+    assert layout.font.color is None and layout.template.layout.font.color is None
