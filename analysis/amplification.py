@@ -73,6 +73,17 @@ def _compare(
         raise IncomparableTables(
             "the first table is of an up-scaled model; amplification starts from its base"
         )
+    methods = before.attrs.get("method"), after.attrs.get("method")
+    if methods[0] != methods[1] and not force:
+        raise IncomparableTables(
+            f"the tables are of two methods, {methods[0]!r} and {methods[1]!r}; measure both "
+            "alike, or pass force=True"
+        )
+    if before.attrs.get("normalise", "none") != "none":
+        raise IncomparableTables(
+            f"the tables are normalised ({before.attrs['normalise']}); amplification starts from "
+            "scores as they were measured and gives shares itself: leave normalise out"
+        )
     first = np.array(before["by_document"].tolist())  # [base heads, documents]
     last = np.array(after["by_document"].tolist())  # [heads after, documents]
     weights = weights_of(before)

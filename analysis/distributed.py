@@ -48,6 +48,15 @@ def _group() -> Any:
     return dist.new_group(backend="gloo")
 
 
+def agreed(number: int) -> int:
+    """The least of the numbers that the processes have: what all of them can do."""
+    if rank_and_size()[1] == 1:
+        return number
+    least = torch.tensor(number)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN, group=_group())
+    return int(least)
+
+
 def barrier() -> None:
     """Waits until every process is here."""
     if rank_and_size()[1] > 1:

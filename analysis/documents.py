@@ -38,6 +38,7 @@ class Document:
         text: the text, prompt and answer joined for a task.
         scored_from: index of the first token whose loss counts: 1, or a task's first answer token.
         foil: ids of a task's wrong answer, int64 [F], to be set against `ids[scored_from:]`.
+        task: whether it was given as a task, whatever the length of its prompt.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Document:
     text: str | None = None
     scored_from: int = 1
     foil: torch.Tensor | None = None
+    task: bool = False
 
     @property
     def tokens(self) -> int:
@@ -55,7 +57,7 @@ class Document:
     @property
     def is_task(self) -> bool:
         """Whether only an answer counts, the prompt before it being given."""
-        return self.scored_from > 1 or self.foil is not None
+        return self.task or self.scored_from > 1 or self.foil is not None
 
     @property
     def decision(self) -> tuple[int, int] | None:
@@ -439,6 +441,7 @@ def _task(
         texts[0] + texts[1],
         max(1, len(prompt)),  # without a prompt or a start token the first answer token is given
         torch.tensor(foil, dtype=torch.long) if foil else None,
+        task=True,
     )
 
 

@@ -18,7 +18,6 @@ from analysis.documents import Window
 from analysis.memory_plan import Plan, is_out_of_memory
 from analysis.metrics import LOSS, Metric, Rows
 from midus_model import BlockEnd, Change, HeadSite, blocks
-from midus_model.errors import ModelError
 
 Progress = Callable[[int, int, str], None]
 # By block, what stands in for its head outputs: [1 or W, 1 or T, H*D].
@@ -193,6 +192,7 @@ def ablated_values(
         by_layer.setdefault(min(site.layer for site in unit), []).append(index)
     for layer, indices in sorted(by_layer.items()):
         stage = "query" if units[indices[0]][0].module_name.endswith(".memory") else "output"
+        end = None  # the last block's products go before this one's are made
         end = BlockEnd(blocks(model)[layer], run.inputs[layer], run.heads[layer], stage)
         start = 0
         while start < len(indices):
@@ -213,13 +213,8 @@ def ablated_values(
 
 def _fewer(plan: Plan, folds: int, error: Exception) -> None:
     """Halve the folds after an out-of-memory error; another error, or one fold's, is raised."""
-    if not is_out_of_memory(error):
+    if not is_out_of_memory(error) or folds == 1:
         raise error
-    if folds == 1:
-        raise ModelError(
-            "memory does not hold one batch of windows; give a smaller memory_budget, or documents "
-            "with a smaller context"
-        ) from error
     plan.most = folds // 2
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -239,7 +234,7 @@ def _resume(
     folds, windows = len(units), run.batch.ids.shape[0]
     stack = blocks(model)
     hidden = end.changed([_changes(unit, layer, replacement) for unit in units])
-    with _replacing_later(layer, units, replacement):
+    with _replacing_later(model, layer, units, replacement):
         for later in range(layer + 1, len(stack)):
             hidden = stack[later](hidden, **_folded(run.calls[later], folds, windows))
     return window_values(model, model.model.norm(hidden), run.batch, metric, run.hidden, plan.rows)
@@ -253,10 +248,13 @@ def _changes(unit: Sequence[HeadSite], layer: int, replacement: Replacement) -> 
 
 @contextmanager
 def _replacing_later(
-    layer: int, units: Sequence[Sequence[HeadSite]], replacement: Replacement
+    model: Any, layer: int, units: Sequence[Sequence[HeadSite]], replacement: Replacement
 ) -> Iterator[None]:
     """Replaces, inside the block, the heads of units that reach into blocks after `layer`."""
-    modules = {site.layer: site.module for unit in units for site in unit if site.layer > layer}
+    later = [site for unit in units for site in unit if site.layer > layer]
+    modules = {site.layer: site.module for site in later}
+    # Watched as in the clean run, so that memory takes the same way: unwatched, it fuses.
+    unseen = [block.memory.out for block in blocks(model)[layer:] if hasattr(block, "memory")]
 
     def hook(at: int) -> Callable[[nn.Module, tuple], tuple]:
         def change(_: nn.Module, args: tuple) -> tuple:
@@ -271,6 +269,8 @@ def _replacing_later(
         return change
 
     with ExitStack() as stack:
+        for module in unseen:
+            stack.callback(module.register_forward_pre_hook(lambda *_: None).remove)
         for at, module in modules.items():
             stack.callback(module.register_forward_pre_hook(hook(at)).remove)
         yield

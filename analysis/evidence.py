@@ -239,7 +239,8 @@ def _split_half(table: pd.DataFrame, method: str, top: int, seed: int) -> dict[s
             for part in (order[: count // 2], order[count // 2 :])
         ]
         correlation = stats.spearmanr(*halves).statistic
-        whole.append(2 * correlation / (1 + correlation))  # Spearman-Brown
+        # Spearman-Brown, which is of reliabilities: a negative correlation stays as it is.
+        whole.append(2 * correlation / (1 + correlation) if correlation > 0 else correlation)
         shared.append(_overlap(halves[0], halves[1], top))
     low, high = np.quantile(whole, [0.025, 0.975])
     middle = float(np.median(whole))

@@ -20,6 +20,7 @@ from analysis.engine import Batch, Replacement, clean_run, window_values
 from analysis.memory_plan import Plan
 from analysis.metrics import LOSS, Metric
 from midus_model import HeadSite
+from midus_model.errors import MidusError
 
 Retrieval = Mapping[int, torch.Tensor]
 NODES = 32  # of Gauss-Legendre: completeness to 6e-6 on a tiny model
@@ -95,9 +96,10 @@ def gated(
             ) -> tuple:
                 heads = (args[0] if kept is None else kept).unflatten(-1, (-1, size))
                 chosen = heads[:, :, places]  # [rows, T, heads here, D]
-                b = base.to(heads.dtype)
-                gate = by_position[..., columns, None].to(heads.dtype)
-                changed = heads.index_copy(2, places, b + gate * (chosen - b))
+                # In the gates' own precision: a gate of 1 is then the clean run in bf16 too.
+                b, gate = base.to(gates.dtype), by_position[..., columns, None]
+                made = (b + gate * (chosen - b)).to(heads.dtype)
+                changed = heads.index_copy(2, places, made)
                 return (changed.flatten(-2), *args[1:])
 
             handle = sites[here[0]].module.register_forward_pre_hook(hook)
@@ -163,6 +165,10 @@ def gate_gradients(
     gates = torch.full(shape, at, dtype=wide, device=parameter.device).requires_grad_()
     with frozen(view.model), torch.enable_grad():
         values = gated_values(view, batch, replacement, gates, retrieval, clean)
+        if not values.requires_grad:
+            raise MidusError(
+                f"metric {view.metric.name!r} has no gradient; use method 'ablation' or 'shapley'"
+            )
         (found,) = torch.autograd.grad(values.sum(), gates)
     return found.T.double().cpu(), values.detach().cpu()
 

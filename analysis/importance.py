@@ -11,9 +11,10 @@ import pandas as pd
 from analysis.conventions import convention_table
 from analysis.engine import Progress
 from analysis.methods import FIRST_ORDER, PER_DOCUMENT, Method, per_document
+from analysis.metrics import LOSS
 from analysis.noise import with_noise
 from analysis.subject import check_choice, prepared
-from analysis.sweep import swept
+from analysis.sweep import forget, swept
 from analysis.tables import head_table
 from midus_model.errors import MidusError
 
@@ -127,8 +128,9 @@ def head_importance(
     )
     attrs = subject.describe(method=method) | measure.found(totals)
     clean = float(totals["values"].sum() / subject.weights.sum()) * subject.metric.sign
-    attrs["clean_loss" if subject.metric.name == "loss" else "clean"] = clean
+    attrs["clean_loss" if subject.metric is LOSS else "clean"] = clean
     if convention is not None:
+        forget(checkpoint)
         return convention_table(convention, totals["effects"], subject.units, subject.docs, attrs)
     by_document, weights = totals["effects"] / subject.weights, subject.weights
     if method in PER_DOCUMENT:
@@ -137,7 +139,9 @@ def head_importance(
     table = head_table(
         subject.units, by_document, weights, attrs, seed=seed, intervals=measure.intervals(totals)
     )
-    return normalised(with_noise(table, subject, **options), normalise)
+    table = normalised(with_noise(table, subject, **options), normalise)
+    forget(checkpoint)
+    return table
 
 
 def normalised(table: pd.DataFrame, how: str) -> pd.DataFrame:
@@ -150,9 +154,10 @@ def normalised(table: pd.DataFrame, how: str) -> pd.DataFrame:
         norms = table.groupby("layer")["score"].transform(lambda part: np.linalg.norm(part))
     else:
         clipped = table["score"].clip(lower=0)
-        norms = pd.Series(clipped.sum(), index=table.index)
+        norms = pd.Series(clipped.sum(), index=table.index)  # held: intervals are of its parts
         attrs = attrs | {"negative_mass": float((clipped - table["score"]).sum())}
-        table["score"] = clipped
+        for name in ("score", "ci_low", "ci_high"):
+            table[name] = table[name].clip(lower=0)
     table[columns] = table[columns].div(norms.where(norms > 0), axis=0)
     table.attrs = attrs | {"normalise": how, "unit": "share" if how == "share" else "layer norms"}
     return table

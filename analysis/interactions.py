@@ -14,7 +14,7 @@ from analysis.engine import Progress
 from analysis.methods import Method
 from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, Unit, prepared
-from analysis.sweep import swept
+from analysis.sweep import forget, swept
 from midus_model import check_heads, chosen_heads
 from midus_model.errors import HeadError
 
@@ -78,7 +78,9 @@ def head_interactions(
         identity={"pairs": [list(pair) for pair in pairs]},
         progress=progress,
     )
-    return _table(subject, totals["effects"] / subject.weights, couples, seed)
+    table = _table(subject, totals["effects"] / subject.weights, couples, seed)
+    forget(checkpoint)
+    return table
 
 
 def _both(singles: list[Unit], a: int, b: int) -> Unit:

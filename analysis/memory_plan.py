@@ -48,29 +48,21 @@ def plan_for(
     metric: Metric = LOSS,
     budget: int | None = None,
     gradients: bool = False,
+    resample: bool = False,
 ) -> Plan:
     """A plan for windows of up to `context` tokens.
 
     Args:
         budget: bytes that arrays may take beside the weights; by default 1 GiB on a CPU and half
             of what is free on a GPU.
-        gradients: whether a backward pass keeps every block's activations.
+        gradients: whether a backward pass keeps every block's activations and the logits.
+        resample: whether another document's head outputs are held beside.
 
     Raises MidusError where the budget does not hold one window.
     """
     parameter = next(model.parameters())
-    config, item, layers = model.config, parameter.element_size(), len(blocks(model))
+    working, kept, row = _bytes_a_token(model, metric, gradients, resample)
     given, budget = budget, _default(parameter.device) if budget is None else _whole(budget)
-    heads = config.num_attention_heads * head_dim_of(config)
-    wide = max(item, 4)
-    # What one token holds at the widest point of a block, and what the clean run keeps of it.
-    working = (6 * config.hidden_size + 2 * heads + 3 * config.intermediate_size) * item
-    working += 2 * config.hidden_size * wide  # norms are computed in fp32
-    kept = layers * (config.hidden_size + heads) * item
-    if gradients:
-        kept = layers * (working + 2 * config.hidden_size * wide)
-    row = config.vocab_size * (wide * metric.copies + (item if item < wide else 0))
-    row = row * 2 if gradients else row
     least = context * (kept + working) + row
     if given is None:
         budget = max(budget, least)
@@ -86,6 +78,26 @@ def plan_for(
     windows = max(1, min(BATCH, windows, at_once // (context * working)))
     fold_bytes = max(free - windows * context * kept, context * working)
     return Plan(windows, rows, budget, min(fold_bytes, at_once), working)
+
+
+def _bytes_a_token(
+    model: Any, metric: Metric, gradients: bool, resample: bool
+) -> tuple[int, int, int]:
+    """What a token takes at the widest point of a block, what is kept of it, and its logits."""
+    config, item, layers = model.config, next(model.parameters()).element_size(), len(blocks(model))
+    heads = config.num_attention_heads * head_dim_of(config)
+    wide = max(item, 4)
+    working = (6 * config.hidden_size + 2 * heads + 3 * config.intermediate_size) * item
+    working += 2 * config.hidden_size * wide  # norms are computed in fp32
+    row = config.vocab_size * (wide * metric.copies + (item if item < wide else 0))
+    if gradients:
+        kept = layers * (working + 2 * config.hidden_size * wide) + row
+    else:  # the clean run, and what `BlockEnd` makes once a block
+        kept = layers * (config.hidden_size + heads) * item
+        kept += 2 * (config.hidden_size + config.intermediate_size) * item
+    if resample:
+        kept += layers * heads * item
+    return working, kept, row
 
 
 def is_out_of_memory(error: BaseException) -> bool:

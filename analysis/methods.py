@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from scipy import stats
 
 from analysis.direct import direct_effects
+from analysis.engine import Batch, Replacement
 from analysis.gates import (
     NODES,
     frozen,
@@ -18,6 +20,7 @@ from analysis.gates import (
     integrated_gradients,
     shapley_values,
 )
+from analysis.metrics import LOGIT_DIFFERENCE, LOSS
 from analysis.subject import Subject, check_choice
 from midus_model.errors import MidusError
 
@@ -27,6 +30,7 @@ METHODS = (
 PER_DOCUMENT = ("gradient", "fisher")  # of each document's mean; documents count alike
 FIRST_ORDER = ("gradient", "taylor", "fisher")
 CONVENTIONS = ("michel", "bertology")
+COMPLETE = 1e-3  # of integrated gradients, relative to what they should sum to
 
 Told = Callable[[int], None]
 Found = Mapping[str, np.ndarray]
@@ -65,11 +69,7 @@ class Method:
                 f"metric {metric.name!r} has no first-order effect for method {self.name!r}; "
                 "use 'ablation' or 'shapley'"
             )
-        if self.name == "integrated_gradients" and metric.name == "accuracy":
-            raise MidusError(
-                "metric 'accuracy' has no gradient to integrate; use 'ablation' or 'shapley'"
-            )
-        if self.name == "dla" and (metric.name not in ("loss", "logit_difference")):
+        if self.name == "dla" and metric not in (LOSS, LOGIT_DIFFERENCE):
             raise MidusError(
                 f"method 'dla' speaks of logits; metric {metric.name!r} is none of loss (the next "
                 "token's logit) and logit_difference"
@@ -111,18 +111,24 @@ class Method:
 
     def __call__(self, indices: Sequence[int], told: Told) -> Found:
         if self.name == "ablation":
-            effects, values = self.subject.ablated(indices, progress=told)
-            return {"effects": effects, "values": values}
+            exact, before = self.subject.ablated(indices, progress=told)
+            return {"effects": exact, "values": before}
         batch = self.subject.batch(indices)
         replacement = self.subject.baseline(indices, batch)
         if self.convention is not None:
             return self._by_convention(batch, replacement)
-        clean = self.subject.clean(batch).hidden if self.subject.metric.wants == "clean" else None
+        clean = self._clean(batch)
+        found: dict[str, torch.Tensor]
         if self.name == "integrated_gradients":
             scores, values, gap = integrated_gradients(
                 self.view, batch, replacement, retrieval=self.retrieval, clean=clean
             )
-            found = {"effects": scores, "gap": gap.sum(), "total": scores.sum() - gap.sum()}
+            found = {
+                "effects": scores,
+                "gap": gap.abs().sum(),
+                "total": scores.sum() - gap.sum(),
+                "size": (scores.sum(0) - gap).abs().sum(),
+            }
         elif self.name == "dla":
             effects, values = direct_effects(self.view, batch, replacement)
             found = {"effects": effects}
@@ -130,11 +136,15 @@ class Method:
             shares, values = shapley_values(self.view, batch, replacement, self.orders, clean)
             found = {"effects": shares.mean(0), "shares": shares.sum(2)}
         else:
-            gradients, values = gate_gradients(self.view, batch, replacement)
+            gradients, values = gate_gradients(self.view, batch, replacement, clean=clean)
             found = {"effects": -gradients if self.name == "taylor" else gradients}
         return {name: part.numpy() for name, part in {**found, "values": values}.items()}
 
-    def _by_convention(self, batch: Any, replacement: Any) -> Found:
+    def _clean(self, batch: Batch) -> torch.Tensor | None:
+        """The clean run's final states, where the metric wants them."""
+        return self.subject.clean(batch).hidden if self.subject.metric.wants == "clean" else None
+
+    def _by_convention(self, batch: Batch, replacement: Replacement) -> Found:
         """Gradients of each window's mean loss, a gate a position: see `analysis.conventions`."""
         weights = self.subject.metric.positions(batch).sum(1).double().cpu()
         parameter = next(self.subject.model.parameters())
@@ -142,7 +152,7 @@ class Method:
         shape = (*batch.ids.shape, len(self.view.units))
         gates = torch.ones(shape, dtype=wide, device=parameter.device).requires_grad_()
         with frozen(self.subject.model), torch.enable_grad():
-            values = gated_values(self.view, batch, replacement, gates)
+            values = gated_values(self.view, batch, replacement, gates, clean=self._clean(batch))
             (found,) = torch.autograd.grad(values.sum(), gates)  # [W, T, G]
         found = found.double().cpu() / weights[:, None, None]
         summed = found.abs().sum(1) if self.convention == "michel" else found.sum(1)
@@ -154,16 +164,22 @@ class Method:
         if self.convention is not None:
             return {"unit": "relative", "convention": self.convention}
         if self.name == "integrated_gradients":
-            total, gap = float(totals["total"]), float(totals["gap"])
-            relative = abs(gap) / max(abs(total), np.finfo(float).tiny)
-            mean = total / self.subject.weights.sum()
+            size = max(float(totals["size"]), np.finfo(float).tiny)
+            relative = float(totals["gap"]) / size  # windows' gaps do not cancel
+            mean = float(totals["total"]) / self.subject.weights.sum()
+            if self.retrieval == "frozen" and relative > COMPLETE:
+                warnings.warn(
+                    f"integrated gradients miss the effect of ablating all heads by "
+                    f"{relative:.1%}: the scores are not to be trusted",
+                    stacklevel=3,
+                )
             more = {
                 "retrieval": self.retrieval,
                 "completeness": {"total": mean, "relative_gap": relative},
             }
         elif self.name == "shapley":
             more = {"permutations": len(self.orders), "interval": "sampled orders, 95%"}
-        elif self.name == "dla" and self.subject.metric.name == "loss":
+        elif self.name == "dla" and self.subject.metric is LOSS:
             more = {"unit": "logits/token"}
         elif self.name == "fisher":
             more = {"unit": f"({self.subject.metric.unit})^2"}

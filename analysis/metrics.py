@@ -57,6 +57,18 @@ class Metric:
     wants: str = ""
     smooth: bool = True
     whole: bool = False
+    known: bool = True  # False of a bare function, which its name does not tell from another
+
+    def __post_init__(self) -> None:
+        choices = {
+            "better": ("lower", "higher"), "per": ("token", "task"), "wants": ("", "foil", "clean"),
+        }  # fmt: skip
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise MidusError(
+                    f"a Metric's {name} is {getattr(self, name)!r}; it must be one of "
+                    f"{', '.join(map(repr, allowed))}"
+                )
 
     @property
     def sign(self) -> int:
@@ -66,7 +78,7 @@ class Metric:
     @property
     def copies(self) -> int:
         """How many arrays [S, V] it holds at once, the logits among them."""
-        return 4 if self.wants == "clean" else 2
+        return 7 if self.wants == "clean" else 3
 
     def positions(self, batch: Batch) -> torch.Tensor:
         """The positions that count, [W, T-1]."""
@@ -122,24 +134,37 @@ def metric_of(metric: Any, docs: Documents) -> Metric:
 
     Raises MidusError for anything else, DataError where the documents lack what it needs.
     """
-    if callable(metric) and not isinstance(metric, Metric):
-        function = metric
-        name = getattr(function, "__name__", type(function).__name__)
-        metric = Metric(name, lambda rows: function(rows.logits, rows.targets), f"{name}/token")
-    elif not isinstance(metric, Metric):
-        if metric not in METRICS:
-            raise MidusError(
-                f"metric is {metric!r}; it must be one of {', '.join(METRICS)}, a Metric, or a "
-                "function of logits and targets"
+    if not isinstance(metric, Metric):
+        metric = _named(metric)
+    if metric is ACCURACY:
+        tasks = sum(item.is_task for item in docs)
+        if 0 < tasks < len(docs):
+            raise DataError(
+                f"{docs.name} has {tasks} tasks and {len(docs) - tasks} texts, whose accuracy is "
+                "not one number; give the two apart"
             )
-        metric = METRICS[metric]
-    if metric.name == "accuracy" and all(item.is_task for item in docs):
-        metric = replace(metric, per="task", whole=True)
+        metric = replace(metric, per="task", whole=True) if tasks else metric
     if metric.wants == "foil":
         _check_foils(metric, docs)
     if metric.per == "task":
         _check_whole_answers(metric, docs)
     return metric
+
+
+def _named(metric: Any) -> Metric:
+    if callable(metric):
+        name = getattr(metric, "__name__", type(metric).__name__)
+
+        def values(rows: Rows) -> torch.Tensor:
+            return metric(rows.logits, rows.targets)
+
+        return Metric(name, values, f"{name}/token", known=False)
+    if isinstance(metric, str) and metric in METRICS:
+        return METRICS[metric]
+    raise MidusError(
+        f"metric is {metric!r}; it must be one of {', '.join(METRICS)}, a Metric, or a function of "
+        "logits and targets"
+    )
 
 
 def _check_foils(metric: Metric, docs: Documents) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 import torch
 
+from analysis.memory_plan import is_out_of_memory, plan_for
 from analysis.methods import PER_DOCUMENT, Method, per_document
 from analysis.subject import Subject, units_of
 
@@ -29,12 +30,13 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
         return table
     room = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and room > 0.8 * psutil.virtual_memory().available:
-        warnings.warn(
-            "the noise of half precision was not measured: memory does not hold an fp32 copy",
-            stacklevel=3,
-        )
-        return table
-    noise = np.abs(_scores(subject, options) - _scores(_wide(subject), options))
+        return _unmeasured(table)
+    try:
+        noise = np.abs(_scores(subject, options) - _scores(_wide(subject), options))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _unmeasured(table)
     found = {
         "median": float(np.median(noise)),
         "p95": float(np.quantile(noise, 0.95)),
@@ -44,6 +46,14 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
     attrs = table.attrs | {"dtype_noise": found}
     table = table.assign(below_noise=table["score"].abs() < found["p95"])
     table.attrs = attrs
+    return table
+
+
+def _unmeasured(table: pd.DataFrame) -> pd.DataFrame:
+    warnings.warn(
+        "the noise of half precision was not measured: memory does not hold an fp32 copy",
+        stacklevel=4,
+    )
     return table
 
 
@@ -79,4 +89,7 @@ def _wide(subject: Subject) -> Subject:
     other = copy.copy(subject.baseline)
     other.model, other.sites = model, sites
     other.fixed = {layer: part.float() for layer, part in other.fixed.items()}
-    return replace(subject, model=model, units=units, baseline=other)
+    longest = max(len(window.ids) for window in subject.docs.windows)
+    plan = plan_for(model, longest, subject.metric, gradients=True)
+    plan.windows = min(plan.windows, subject.plan.windows)
+    return replace(subject, model=model, units=units, baseline=other, plan=plan)

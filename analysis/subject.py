@@ -12,13 +12,14 @@ from torch import nn
 from analysis.adapters import unwrap
 from analysis.baselines import BASELINES, Baseline
 from analysis.checks import check_model
+from analysis.distributed import agreed
 from analysis.documents import Documents, documents
 from analysis.engine import Batch, CleanRun, Progress, ablated_values, batch_of, clean_run
 from analysis.gates import Gated, gate_gradients
 from analysis.memory_plan import Plan, plan_for
 from analysis.metrics import Metric, metric_of
 from analysis.tables import display_name, model_hash, versions
-from midus_model import HeadSite, head_sites, load
+from midus_model import HeadSite, blocks, head_sites, load
 from midus_model.config import layer_map_of
 from midus_model.errors import MidusError, ModelError
 
@@ -130,7 +131,9 @@ class Subject:
     def gradients(self, indices: Sequence[int]) -> np.ndarray:
         """Gradient of each window's summed metric at every clean gate: [units, W]."""
         batch = self.batch(indices)
-        found, _ = gate_gradients(self.view, batch, self.baseline(indices, batch))
+        clean = self.clean(batch).hidden if self.metric.wants == "clean" else None
+        replacement = self.baseline(indices, batch)
+        found, _ = gate_gradients(self.view, batch, replacement, clean=clean)
         return found.numpy()
 
     def describe(self, **more: Any) -> dict[str, Any]:
@@ -164,7 +167,8 @@ def prepared(
     sites = [site for unit in units for site in unit.sites]
     chosen = metric_of(metric, docs)
     longest = max(len(window.ids) for window in docs.windows)
-    plan = plan_for(network, longest, chosen, memory_budget, gradients)
+    plan = plan_for(network, longest, chosen, memory_budget, gradients, baseline == "resample")
+    plan.windows = agreed(plan.windows)
     stands_in = Baseline(baseline, network, sites, docs, plan, seed, progress)
     how = {
         "baseline": baseline,
@@ -182,6 +186,9 @@ def loaded(model: Any) -> nn.Module:
     network = load("pico" if model is None else unwrap(model))
     if next(network.parameters()).device.type == "meta":
         raise ModelError("the model is on the meta device and has no weights; load them first")
+    blocks(network)  # refuses what is no known decoder
+    if network.training:
+        raise ModelError("the model is in training mode, with dropout on; call model.eval() first")
     check_model(network)
     return network
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from analysis.distributed import is_main, rank_and_size, reduced, share
 from analysis.engine import Progress, batches
+from analysis.memory_plan import is_out_of_memory
 from analysis.subject import Subject
 from midus_model.errors import DataError, ModelError
 
@@ -44,8 +46,8 @@ def swept(
 
     Args:
         text: of the progress; forwards: what a window costs, in forward passes, for the estimate.
-        checkpoint: file that holds the sums so far, removed at the end. One that belongs to another
-            measurement (other `identity`) is refused with a DataError.
+        checkpoint: file that holds the sums so far, to be removed by `forget` once they are used.
+            One of another measurement (other `identity`) is refused with a DataError.
         by_window: sum effects by window, not by document.
 
     Returns "effects" [G, documents or windows] and "values" [documents], and the other arrays.
@@ -62,15 +64,39 @@ def swept(
         seconds = _seconds(subject, todo[first:], forwards)
         progress(0, 0, f"{text}, {len(subject.units)} heads: about {duration(seconds)}")
     for number, indices in enumerate(todo[first:], first):
-        found = measure(indices, report)
+        found = _measured(measure, indices, report)
         _add(totals, found, subject, indices, by_window)
         if kept:
             kept.write(totals, number + 1, last=number + 1 == len(todo))
         report.to(_evaluations(subject, todo[: number + 1]))
     totals = _together(totals, subject, measure, by_window)
-    if kept:
-        kept.path.unlink(missing_ok=True)
     return totals
+
+
+def forget(checkpoint: str | os.PathLike[str] | None) -> None:
+    """Remove a checkpoint whose table is made."""
+    if checkpoint is not None:
+        _own(Path(checkpoint)).unlink(missing_ok=True)
+
+
+def _own(path: Path) -> Path:
+    """This process's part of a checkpoint."""
+    rank, size = rank_and_size()
+    return path if size == 1 else path.with_name(f"{path.name}.{rank}")
+
+
+def _measured(
+    measure: Measure, indices: Sequence[int], report: Callable[[int], None]
+) -> Mapping[str, np.ndarray]:
+    try:
+        return measure(indices, report)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"memory does not hold a batch of {len(indices)} windows; give a smaller "
+            "memory_budget, or documents with a smaller context"
+        ) from error
 
 
 def duration(seconds: float) -> str:
@@ -135,8 +161,11 @@ def _evaluations(subject: Subject, groups: Sequence[Sequence[int]]) -> int:
 def _seconds(subject: Subject, groups: Sequence[Sequence[int]], forwards: float) -> float:
     """About how long the batches take, from one forward pass over the smallest of them."""
     batch = subject.batch(groups[-1])
+    if subject.device.type == "cuda":
+        subject.clean(batch)  # kernels are loaded and compiled at the first call
+        torch.cuda.synchronize()
     start = time.perf_counter()
-    subject.clean(batch)
+    subject.clean(batch).values.cpu()
     tokens = sum(len(subject.docs.windows[i].ids) for group in groups for i in group)
     return (time.perf_counter() - start) / batch.tokens * tokens * forwards
 
@@ -145,10 +174,24 @@ class _Checkpoint:
     """Sums so far in one safetensors file, replaced whole."""
 
     def __init__(self, path: Path, subject: Subject, identity: Mapping[str, Any]) -> None:
-        rank, size = rank_and_size()
-        self.path = path if size == 1 else path.with_name(f"{path.name}.{rank}")
-        described = subject.describe() | dict(identity)
-        described |= {"windows": subject.plan.windows, "processes": size}
+        self.path = _own(path)
+        if self.path.is_dir():
+            raise DataError(f"the checkpoint {self.path} is a folder; give the path of a file")
+        if not subject.metric.known:
+            raise DataError(
+                f"two functions called {subject.metric.name!r} cannot be told apart, so a sweep of "
+                "one is not kept: give an analysis.Metric with a name, or no checkpoint"
+            )
+        config = subject.model.config.to_dict()  # what the weights' hash does not see
+        described = (
+            subject.describe()
+            | dict(identity)
+            | {
+                "config": {key: value for key, value in config.items() if key != "_name_or_path"},
+                "windows": subject.plan.windows,
+                "processes": rank_and_size()[1],
+            }
+        )
         text = json.dumps(described, sort_keys=True, default=str)
         self.identity = hashlib.sha256(text.encode()).hexdigest()
         self.written = time.monotonic()
@@ -166,8 +209,9 @@ class _Checkpoint:
                 f"the checkpoint {self.path} is damaged ({error}); remove it to begin anew"
             ) from error
         raise DataError(
-            f"the checkpoint {self.path} belongs to another measurement (model, documents or "
-            "options differ); give another path, or remove it to begin anew"
+            f"the checkpoint {self.path} belongs to another measurement (model, documents, "
+            "options, memory_budget or number of processes differ); give another path, or remove "
+            "it to begin anew"
         )
 
     def write(self, totals: Totals, done: int, last: bool) -> None:

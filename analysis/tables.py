@@ -32,7 +32,11 @@ COLUMNS = (
     "layer", "kind", "head", "source_layer", "score", "stderr", "ci_low", "ci_high", "by_document",
 )  # fmt: skip
 # What must agree before two tables' scores may be set against each other, beside the documents.
-COMPARED = ("metric", "baseline", "unit", "stage", "context", "normalise")
+COMPARED = (
+    "metric", "baseline", "unit", "stage", "heads_are", "weighting", "context", "normalise",
+)  # fmt: skip
+# What tables have that were made before an option was there.
+BY_DEFAULT = {"stage": "output", "heads_are": "query heads", "weighting": "tokens"}
 CHECKSUM = "parquet_sha256"
 
 
@@ -236,13 +240,15 @@ def _as_list(value: Any) -> Any:
 def comparable(a: pd.DataFrame, b: pd.DataFrame, force: bool = False) -> list[str]:
     """What makes two tables' scores incomparable, a phrase each; an empty list when nothing does.
 
-    Metric, baseline, unit, stage, context, and the documents with their token counts must agree.
+    Metric, baseline, unit, stage, what a head is, the weighting, context, and the documents with
+    their token counts must agree. Methods may differ: that is what agreement is measured on.
     Raises IncomparableTables when they do not, unless `force`.
     """
+    sides = [[t.attrs.get(key, BY_DEFAULT.get(key)) for key in COMPARED] for t in (a, b)]
     differences = [
-        f"{key} {a.attrs.get(key)!r} and {b.attrs.get(key)!r}"
-        for key in COMPARED
-        if a.attrs.get(key) != b.attrs.get(key)
+        f"{key} {left!r} and {right!r}"
+        for key, left, right in zip(COMPARED, *sides, strict=True)
+        if left != right
     ]
     for side, table in (("first", a), ("second", b)):
         if "documents" not in table.attrs:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 
 def finish_block(
@@ -49,7 +50,8 @@ class Change:
 class BlockEnd:
     """`finish_block` for many replacements of one block's heads, with what they share made once.
 
-    `hidden_states` [W, T, d] and `head_outputs` [W, T, H*D] are the clean run's.
+    `hidden_states` [W, T, d] and `head_outputs` [W, T, H*D] are the clean run's. `low_rank`:
+    whether to save arithmetic as below, where the block allows it; by default with many tokens.
 
     An attention block with nothing but linear maps, an RMSNorm and a gated MLP after its heads
     needs less arithmetic. A head's change z' - z reaches the stream through its own D columns of
@@ -65,12 +67,14 @@ class BlockEnd:
         hidden_states: torch.Tensor,
         head_outputs: torch.Tensor,
         stage: str = "output",
+        low_rank: bool | None = None,
     ) -> None:
         self.block, self.stage = block, stage
         self.hidden, self.heads = hidden_states, head_outputs
         # With few tokens the products of weights would cost more than they save.
         size = head_outputs.shape[-1] // block.self_attn.config.num_attention_heads
-        self.low_rank = head_outputs.shape[:2].numel() > 4 * size and _is_plain(block)
+        many = head_outputs.shape[:2].numel() > 4 * size
+        self.low_rank = _is_plain(block) and (many if low_rank is None else low_rank)
         if self.low_rank:
             self.scale = block.post_attention_layernorm.weight
             self.stream = hidden_states + block.self_attn.o_proj(head_outputs)  # [W, T, d]
@@ -118,5 +122,6 @@ def _is_plain(block: Any) -> bool:
         return False
     if norm.weight.dtype not in (torch.float32, torch.float64) or torch.is_grad_enabled():
         return False  # in half precision each product is rounded, and rounds otherwise here
-    watched = (mlp, norm, *linear)
-    return not any(m._forward_hooks or m._forward_pre_hooks for m in watched)
+    parts = (mlp, norm, mlp.act_fn, *linear)
+    watched = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in parts)
+    return not (watched or _global_forward_hooks or _global_forward_pre_hooks)

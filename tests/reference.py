@@ -51,7 +51,8 @@ def float64_reference(model: PreTrainedModel) -> Any:
     for module in reference.modules():
         kind = type(module).__name__
         if kind.endswith("RMSNorm"):
-            module.forward = MethodType(rms_norm, module)
+            # By its class: an instance with a `forward` of its own counts as tampered with.
+            module.__class__ = type(kind, (type(module),), {"forward": rms_norm})
             norms += 1
         elif kind.endswith("RotaryEmbedding"):
             module.forward = MethodType(rotary, module)

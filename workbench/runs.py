@@ -336,7 +336,7 @@ def _unwritable(path: Path, error: OSError) -> str:
 def _versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in ("torch", "transformers")}
     try:
-        found["midus"] = metadata.version("midus")
+        found["midus"] = metadata.version("midus-workbench")
     except metadata.PackageNotFoundError:
         found["midus"] = "checkout"
     return found

@@ -103,3 +103,20 @@ def test_other_measures_and_strange_heads_are_refused(tables):
     strange = planted({(0, "attention", 7, 0): np.ones(24)})
     with pytest.raises(IncomparableTables, match="head 7"):
         amplification(before, strange)
+
+
+def test_what_does_not_belong_together_is_not_subtracted(tables):
+    before, after = tables
+    for key, other, named in (
+        ("method", "gradient", "two methods, 'ablation' and 'gradient'"),
+        ("heads_are", "kv groups", "heads_are 'query heads' and 'kv groups'"),
+        ("weighting", "documents", "weighting 'tokens' and 'documents'"),
+    ):
+        changed = after.copy()
+        changed.attrs = after.attrs | {key: other}
+        with pytest.raises(IncomparableTables, match=named):
+            amplification(before, changed)
+    for table in (before, after):
+        table.attrs = table.attrs | {"normalise": "share"}
+    with pytest.raises(IncomparableTables, match=r"normalised \(share\).*leave normalise out"):
+        amplification(before, after)

@@ -62,7 +62,7 @@ def uncalled(block: Any) -> None:
     ("spoil", "named"),
     [
         (residual_scale, r"model\.layers\.2: its output is not its input"),
-        (uncalled, r"model\.layers\.2: self_attn\.o_proj is not called|self_attn.o_proj"),
+        (uncalled, r"^model\.layers\.2\.self_attn\.o_proj is not called"),
     ],
 )
 def test_a_layout_that_is_not_understood_fails_by_name(spoil: Any, named: str) -> None:
@@ -73,9 +73,41 @@ def test_a_layout_that_is_not_understood_fails_by_name(spoil: Any, named: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_heads_in_another_order_fail_by_name() -> None:
-    """Attention whose output is reversed before the projection: head 0 is not at 0:D."""
+def test_what_is_hooked_in_is_looked_at_again() -> None:
+    """A gain at the projection's input would be applied twice when a block is finished."""
     model = tiny("llama")
+    check_model(model)
+    hook = model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(
+        lambda _, args: (2 * args[0],)
+    )
+    with pytest.raises(UnsupportedArchitecture, match=r"model\.layers\.1"):
+        head_importance(model, random_texts([12]))
+    hook.remove()
+    assert head_importance(model, random_texts([12])) is not None
+    mlp = model.model.layers[1].mlp
+    inner = mlp.forward
+    mlp.forward = lambda x: 0.25 * inner(x)
+    table = head_importance(model, random_texts([20] * 6), baseline="zero")
+    with torch.no_grad():
+        mlp.down_proj.weight *= 0.25
+    del mlp.forward
+    folded = head_importance(model, random_texts([20] * 6), baseline="zero")
+    assert np.abs(table["score"] - folded["score"]).max() < 1e-6
+
+
+def test_training_mode_is_refused() -> None:
+    model = tiny("llama", attention_dropout=0.3).train()
+    with pytest.raises(ModelError, match=r"training mode.*model\.eval\(\)"):
+        head_importance(model, random_texts([12]))
+
+
+@pytest.mark.parametrize("gain", [1.0, 4.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_in_another_order_fail_by_name(dtype: torch.dtype, gain: float) -> None:
+    """Attention whose output is reversed before the projection: head 0 is not at 0:D."""
+    model = tiny("llama", dtype)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight *= gain
     block = model.model.layers[1]
     attend = block.self_attn.forward
 

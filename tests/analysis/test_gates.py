@@ -243,6 +243,7 @@ def test_normalisations() -> None:
     norms = layer.groupby("layer")["score"].apply(np.linalg.norm)
     assert np.allclose(norms, 1) and layer.attrs["normalise"] == "layer"
     assert share["score"].sum() == pytest.approx(1) and (share["score"] >= 0).all()
+    assert (share["ci_low"] <= share["score"]).all() and (share["score"] <= share["ci_high"]).all()
     negative = -plain["score"].clip(upper=0).sum()
     assert share.attrs["negative_mass"] == pytest.approx(negative)
     positive = plain["score"] > 0

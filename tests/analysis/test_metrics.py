@@ -201,6 +201,34 @@ def test_a_metric_that_is_not_finite() -> None:
         head_importance(tiny("llama"), random_texts([12]), metric=bad)
 
 
+def test_a_metric_says_what_it_is() -> None:
+    for wrong in ({"better": "Lower"}, {"per": "tasks"}, {"wants": "foils"}):
+        with pytest.raises(MidusError, match=f"a Metric's {next(iter(wrong))} is .*must be one"):
+            Metric("own", lambda rows: rows.targets, "own", **wrong)
+    with pytest.raises(MidusError, match=r"metric is \['loss'\]"):
+        head_importance(tiny("llama"), random_texts([12]), metric=["loss"])
+
+    def accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (logits.argmax(-1) == targets).float()
+
+    tasks = random_tasks([12, 9], [2, 1])
+    table = head_importance(tiny("llama"), tasks, metric=accuracy)
+    assert table.attrs["weighting"] == "tokens", "a user's own is not ours of that name"
+    with pytest.raises(MidusError, match="'accuracy' has no gradient.*ablation"):
+        head_importance(tiny("llama"), tasks, metric=accuracy, method="taylor")
+
+
+def test_a_short_prompt_is_a_task_too_and_texts_are_none() -> None:
+    tasks = random_tasks([12, 9, 3], [3, 1, 2])
+    short = Document("short", tasks[2].ids, "0" * 64, task=True)
+    data = Documents("tasks", [*tasks.items[:2], short], 20)
+    table = head_importance(tiny("llama"), data, metric="accuracy")
+    assert table.attrs["weighting"] == "documents"
+    mixed = Documents("mixed", [*tasks.items[:2], *random_texts([12]).items], 20)
+    with pytest.raises(DataError, match="mixed has 2 tasks and 1 texts"):
+        head_importance(tiny("llama"), mixed, metric="accuracy")
+
+
 def test_tasks_without_foils() -> None:
     for data, why in (
         (random_tasks([12, 9], [2, 1]), "no foil"),

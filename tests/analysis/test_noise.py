@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import head_importance
+from analysis import head_importance, prune_curve
 from analysis.noise import WINDOWS
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
@@ -32,6 +32,14 @@ def test_the_difference_from_fp32_is_reported(method: str, baseline: str) -> Non
     assert half["below_noise"].tolist() == (half["score"].abs() < noise["p95"]).tolist()
     assert half.attrs["dtype"] == "bfloat16" and "below_noise" not in whole.columns
     assert "dtype_noise" not in whole.attrs
+
+
+def test_open_gates_are_the_clean_run_in_half_precision() -> None:
+    model, data = tiny("llama", torch.bfloat16), random_texts(LENGTHS)
+    clean = head_importance(model, data).attrs["clean_loss"]
+    assert head_importance(model, data, method="taylor").attrs["clean_loss"] == clean
+    curve = prune_curve(model, None, data, steps=1, draws=1)
+    assert curve["score"][0] == clean
 
 
 def test_a_head_without_effect_is_below_the_noise() -> None:

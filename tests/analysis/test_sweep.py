@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,44 @@ def test_a_checkpoint_of_another_measurement_is_refused(
         head_importance(model, data, checkpoint=path)
 
 
+def test_what_the_weights_do_not_show_tells_checkpoints_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.sweep.SAVE_SECONDS", 0)
+    model, data, path = tiny("llama"), random_texts(LENGTHS), tmp_path / "kept"
+    with pytest.raises(Killed):
+        head_importance(model, data, checkpoint=path, progress=killer(200))
+    other = tiny("llama", rope_theta=77.0)
+    assert tables.model_hash(other) == tables.model_hash(model)
+    with pytest.raises(DataError, match="belongs to another measurement"):
+        head_importance(other, data, checkpoint=path)
+    with pytest.raises(DataError, match="functions called 'f' cannot be told apart"):
+
+        def f(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return logits.new_zeros(targets.shape)
+
+        head_importance(model, data, metric=f, checkpoint=tmp_path / "other")
+    with pytest.raises(DataError, match="is a folder"):
+        head_importance(model, data, checkpoint=tmp_path)
+
+
+def test_a_failure_after_the_sweep_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("analysis.importance.with_noise", fail)
+    model, data, path = tiny("llama"), random_texts(LENGTHS), tmp_path / "kept"
+    with pytest.raises(RuntimeError):
+        head_importance(model, data, checkpoint=path)
+    assert path.is_file()
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "_resume", lambda *_: pytest.fail("measured again"))
+    head_importance(model, data, checkpoint=path)
+    assert not path.exists()
+
+
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write the checkpoint"):
@@ -165,7 +204,7 @@ def test_memory_that_holds_nothing_and_other_errors(monkeypatch: pytest.MonkeyPa
         raise RuntimeError(message)
 
     monkeypatch.setattr(engine, "_resume", fail)
-    with pytest.raises(ModelError, match="memory does not hold one batch"):
+    with pytest.raises(ModelError, match="memory does not hold a batch"):
         head_importance(tiny("llama"), random_texts([12]))
     message = "shapes do not fit"
     with pytest.raises(RuntimeError, match="shapes do not fit"):
@@ -262,6 +301,21 @@ def hooked_loss(model: Any, data: Any, sites: list[Any]) -> np.ndarray:
     return np.array(found)
 
 
+def replaced_loss(model: Any, data: Any, sites: Any, baseline: str) -> np.ndarray:
+    """Loss of every window with these heads at their baseline, by a hook each."""
+    fixed = prepared(model, data, baseline=baseline).baseline.fixed
+    with ExitStack() as stack:
+        for site in sites:
+
+            def put(_: Any, args: tuple, site: Any = site) -> tuple:
+                outputs, span = args[0].clone(), slice(site.start, site.stop)
+                outputs[..., span] = fixed[site.layer][..., span]
+                return (outputs, *args[1:])
+
+            stack.callback(site.module.register_forward_pre_hook(put).remove)
+        return hooked_loss(model, data, [])
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3-wide"])
 def test_key_value_groups(family: str) -> None:
     model, data = memory_model(family), random_texts([12, 20, 7])
@@ -300,9 +354,9 @@ def test_pairs_of_heads(baseline: str) -> None:
         assert row["first"] == pytest.approx(single[one], abs=1e-12)
         assert row["second"] == pytest.approx(single[two], abs=1e-12)
         assert row["score"] == pytest.approx(row["both"] - row["first"] - row["second"])
-        if baseline == "zero":
-            both = hooked_loss(model, data, [sites[one], sites[two]]) - clean
-            assert row["both"] == pytest.approx(both.sum() / tokens.sum(), abs=1e-9)
+        two_heads = {sites[one], sites[two]}
+        both = replaced_loss(model, data, two_heads, baseline) - clean
+        assert row["both"] == pytest.approx(both.sum() / tokens.sum(), abs=1e-9)
     assert table["score"].abs().max() > 1e-5
 
 

@@ -95,5 +95,8 @@ def test_memory_blocks_and_what_is_looked_into_take_the_plain_way() -> None:
     end.changed(changes)
     hook.remove()
     assert not end.low_rank and seen, "a hook is called"
+    block.mlp.forward = block.mlp.forward
+    assert not BlockEnd(block, hidden, heads).low_rank, "another forward is not passed by"
+    del block.mlp.forward
     block.mlp.gate_proj = torch.nn.Sequential(block.mlp.gate_proj)
     assert not BlockEnd(block, hidden, heads).low_rank

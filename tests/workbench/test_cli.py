@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import subprocess
 import sys
 from importlib import metadata
@@ -17,7 +18,7 @@ from workbench.cli import app, common, explore
 from workbench.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-ALPHABET = [chr(c) for c in range(97, 123)]
+ALPHABET = list(string.ascii_letters)
 SMALL = ["--num-keys", "4", "--top-k", "2", "--latent-dim", "4"]
 
 
@@ -26,7 +27,7 @@ def model(tmp_path_factory) -> Path:
     """A tiny random Llama on disc, with a tokenizer of single letters."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     config = LlamaConfig(
-        vocab_size=28, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        vocab_size=54, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -258,6 +259,45 @@ def test_an_interrupted_measurement_goes_on(model, texts, tmp_path, monkeypatch)
     )
     assert one["score"].equals(two["score"]) and not (tmp_path / "cut" / "partial").exists()
     refused(midus(*line, "-o", tmp_path / "cut"), "holds a run already")
+
+
+def test_several_processes_go_on_together(model, texts, tmp_path, monkeypatch):
+    """Interrupted alone before its second model, finished by two processes."""
+    grown = tmp_path / "grown"
+    assert midus("upscale", model, "-o", grown, *SMALL).exit_code == 0
+    line = ("importance", model, "--after", grown, "--data", texts, "-o", tmp_path / "run")
+    from analysis import engine
+
+    resume, calls = engine._resume, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(args[0].model.layers) == 3:
+            raise KeyboardInterrupt
+        return resume(*args)
+
+    monkeypatch.setattr(engine, "_resume", interrupted)
+    assert midus(*line).exit_code == 130 and calls
+    assert RunFolder.open(tmp_path / "run").tables == ["importance_before"]
+    several = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "workbench.cli")
+    done = subprocess.run(
+        [sys.executable, *several, *map(str, line)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Saved in") == 1
+    run = RunFolder.open(tmp_path / "run")
+    assert run.done and "amplification" in run.tables
+    monkeypatch.setattr(engine, "_resume", resume)
+    assert midus(*line[:-1], tmp_path / "alone").exit_code == 0
+    one, two = (
+        RunFolder.open(tmp_path / name).load_table("importance_after") for name in ("alone", "run")
+    )
+    assert (one["score"] - two["score"]).abs().max() < 1e-9
+
+
+def test_before_and_after_are_compared_as_measured(model, texts):
+    for more in (("--normalise", "share"), ("--convention", "michel")):
+        refused(midus("importance", model, "--after", model, "--data", texts, *more), "--after")
 
 
 def test_roles(model, texts, tmp_path):

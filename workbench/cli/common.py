@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 import sys
 import tempfile
 import warnings
@@ -102,7 +103,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     )
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _plain_progress
+        yield _plain_progress()
         return
     state: dict[str, Any] = {"total": None, "stage": ""}
     with Progress(*columns, console=console, transient=True) as bar:
@@ -122,12 +123,21 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
         yield report
 
 
-def _plain_progress(done: int, total: int, text: str) -> None:
+def _plain_progress() -> Callable[[int, int, str], None]:
     """Where no bar can be drawn (a log file, a pipe): a line a stage and a tenth."""
-    if total == 0:
-        typer.echo(text, err=True)
-    elif total >= 10 and done and done % (total // 10) == 0:
-        typer.echo(f"{text} {done}/{total}", err=True)
+    told: dict[str, int] = {}
+
+    def report(done: int, total: int, text: str) -> None:
+        if total == 0:
+            typer.echo(text, err=True)
+            told.clear()
+            return
+        tenth = 10 * done // total
+        if total >= 10 and tenth > told.get(text, 0):
+            typer.echo(f"{text} {done}/{total}", err=True)
+        told[text] = tenth
+
+    return report
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -187,14 +197,19 @@ def begin(
     Of several processes the first has the run folder; the others work in a folder that is thrown
     away and print nothing, but keep their checkpoints in the run's.
     """
-    from analysis.distributed import barrier, is_main
+    from analysis.distributed import barrier, is_main, rank_and_size
     from midus_model.errors import RunError
     from workbench.runs import RunFolder, free_place
 
+    if output is None and rank_and_size()[1] > 1:
+        raise RunError("several processes need one run folder: give it with --output")
     place = output or free_place("runs", f"{kind}-{Path(name).name}")
     if not is_main():
+        barrier()
         with tempfile.TemporaryDirectory() as folder, _silent():
-            run = RunFolder.create(Path(folder) / place.name, kind, None, parameters)
+            copied = Path(folder) / place.name  # with the tables that are there already
+            shutil.copytree(place, copied, ignore=shutil.ignore_patterns("partial", "models"))
+            run = RunFolder.open(copied)
             run.shared = place
             barrier()
             yield run
@@ -203,6 +218,7 @@ def begin(
     if run.done:
         raise RunError(f"{place} holds a run already; give another folder, or --overwrite")
     run.resume()
+    barrier()  # the others copy what is there
     barrier()
     with run:
         yield run

@@ -72,7 +72,12 @@ def importance(
     from analysis import amplification, head_importance
     from analysis.documents import documents
     from midus_model import load
+    from midus_model.errors import MidusError
 
+    if after is not None and (normalise != "none" or convention is not None):
+        raise MidusError(
+            "--after compares scores as they were measured; leave --normalise and --convention out"
+        )
     options: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "stage": stage, "group": group,
         "convention": convention, "normalise": normalise, "seed": seed,
