@@ -1,31 +1,30 @@
 """A ranking of heads that says how sure it is: exact ablation, raced window by window.
 
-Windows are drawn at random without replacement and every head still in the race is ablated on
-each. The intervals are asymptotic confidence sequences (Waudby-Smith et al. 2021, arXiv
-2103.06476, theorem 2.2), valid whenever one stops, at level (1 - confidence) / heads each.
-A head leaves the race once it is settled: surely among the top, or surely not.
+The statistics are in `analysis.race`, the reasons and the evidence in `docs/ranking.md`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.documents import Documents
+from analysis.distributed import is_main, rank_and_size, reduced, share
 from analysis.engine import Progress
 from analysis.importance import head_importance
+from analysis.memory_plan import plan_for
 from analysis.methods import METHODS
-from analysis.subject import Subject, check_choice, prepared
+from analysis.metrics import LOSS
+from analysis.noise import with_noise
+from analysis.race import DRAWS, MINIMUM, Race, least_budget
+from analysis.subject import Subject, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
-from midus_model.errors import MidusError, ModelError
+from midus_model.errors import MidusError
 
-ROUND = 4  # windows between two looks at the intervals
-MINIMUM = 16  # exact windows every head gets
-DRAWS = 4000  # draws behind p_top
-ORDERING = 8  # windows of gradients that set the order
+PER_HEAD = 64  # evaluations a head, on average, of the default budget
+SCREENING = 32  # windows of gradients behind a screen
 
 
 def rank_heads(
@@ -34,10 +33,10 @@ def rank_heads(
     *,
     method: str = "ablation",
     baseline: str = "mean",
-    metric: str = "loss",
+    metric: Any = "loss",
     top: int = 16,
     confidence: float = 0.95,
-    budget: int | None = None,
+    budget: int | float | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -45,224 +44,155 @@ def rank_heads(
 
     Args:
         model: what `midus_model.load` takes; by default "pico".
-        data: what `analysis.documents` takes; by default pico's held-out text.
+        data: what `analysis.documents` takes, a task included; by default pico's held-out text.
         method: "ablation" (exact, raced), or another of `head_importance`, whose table is sorted.
-        baseline: "mean" or "zero"; see `head_importance`.
-        metric: "loss", next-token loss in nats a token.
+        baseline, metric: as `head_importance` takes them.
         top: size of the top set, at least 1 and below the number of heads.
-        confidence: that the whole top set is right, when the race ends by itself.
-        budget: exact evaluations, a head on a window each; by default a sixteenth of all there are,
-            and 64 windows a head where that is less.
+        confidence: that the whole top set is right, where the race ends settled.
+        budget: exact evaluations at most, a head on a window each: a whole number, a share of all
+            there are (0.25), or "all", the exhaustive sweep without a race. By default 64 a head.
         seed: of the order of windows.
         progress: called with (done, total, text).
 
     Returns:
         A row a head, columns of `head_importance` (`by_document` holds NaN where a document was not
-        reached) and `p_top`, `exact` (windows measured), `tied_with_next` (the paired 95% interval
-        of the difference to the next row contains 0). `.attrs["stopped"]` says why the race ended:
-        "settled", "budget" or "documents"; `.attrs["evaluations"]` what it cost;
-        `.attrs["design_effect"]` the variance of the mean by documents over that by windows.
+        reached; intervals are confidence sequences for the mean over these documents, together
+        right with `confidence`) and `p_top`, `exact` (windows measured), `tied_with_next` (the
+        paired 95% interval of the difference to the next row, documents being the unit, contains
+        0). `.attrs["stopped"]` says why the race ended: "settled", "budget", or "documents" (the
+        last contenders were measured on every window); `.attrs["evaluations"]` what it cost;
+        `.attrs["design_effect"]` how many times larger the variance of a score is when documents
+        are drawn rather than windows. Every head has at least 16 exact windows; where a budget
+        does not pay them, gradients choose the heads that get them, and `.attrs["screened"]` counts
+        the others, given two windows each and ranked last: the confidence is conditional on that
+        choice.
+
+    Under `torchrun` or `accelerate launch` the windows are shared out.
 
     Raises:
         MidusError: where an argument, the model or the data cannot be used.
     """
     check_choice("method", method, METHODS)
-    subject = prepared(
-        model, data, baseline=baseline, metric=metric, seed=seed, progress=progress
-    )
-    docs, sites = subject.docs, subject.units
-    if not 1 <= top < len(sites):
-        raise MidusError(
-            f"top is {top}; it must be between 1 and {len(sites) - 1} (heads less one)"
-        )
+    network, docs = loaded_with(model, data)
+    heads, windows = len(units_of(network)), len(docs.windows)
+    if not 1 <= top < heads:
+        raise MidusError(f"top is {top}; it must be between 1 and {heads - 1} (heads less one)")
     if not 0 < confidence < 1:
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
-    if method != "ablation":
-        table = head_importance(
-            subject.model,
-            docs,
-            method=method,
-            baseline=baseline,
-            metric=metric,
-            seed=seed,
-            progress=progress,
-        )
-        return _sorted(table, top, confidence)
-    race = _Race(len(sites), docs, top, confidence, seed)
-    full = len(sites) * len(docs.windows)
-    allowed = min(full, max(full // 16, 64 * len(sites))) if budget is None else budget
-    if allowed < len(sites):
-        raise MidusError(
-            f"budget is {allowed}; it must pay a window for each of {len(sites)} heads"
-        )
+    allowed = _allowed(budget, top, heads, windows)
+    how: dict[str, Any] = {
+        "baseline": baseline, "metric": metric, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    if method != "ablation" or allowed is None:
+        table = head_importance(network, docs, method=method, **how)
+        return _sorted(table, top, confidence, windows if method == "ablation" else 0)
+    subject = prepared(network, docs, **how)
+    clusters = [window.unit for window in docs.windows]
+    race = Race(heads, subject.window_weights, clusters, top, confidence, seed)
     _run(race, subject, allowed, progress)
-    attrs = subject.describe(method=method) | race.attrs()
+    return _table(race, subject)
+
+
+def _allowed(budget: Any, top: int, heads: int, windows: int) -> int | None:
+    """Evaluations allowed; None for all of them, without a race."""
+    full = heads * windows
+    if budget is None:
+        return min(full, PER_HEAD * heads)
+    if isinstance(budget, str) and budget == "all":
+        return None
+    least = least_budget(top, heads, windows)
+    whole = isinstance(budget, int | np.integer) and not isinstance(budget, bool)
+    share = isinstance(budget, float | np.floating) and 0 < budget <= 1
+    allowed = int(budget) if whole else int(budget * full) if share else 0
+    if allowed < least:
+        raise MidusError(
+            f"budget is {budget!r}; it must be at least {least} evaluations (that pays "
+            f"{min(MINIMUM, windows)} windows for {top + 1} of {heads} heads and a look at the "
+            "others), a share such as 0.25 of all there are, or 'all'"
+        )
+    return min(full, allowed)
+
+
+# ---------------------------------------------------------------- the race on a model
+
+
+def _run(race: Race, subject: Subject, allowed: int, progress: Progress | None) -> None:
+    """Race the subject's heads."""
+
+    def told(spent: int, racing: int) -> None:
+        if progress and is_main():
+            progress(spent, allowed, f"exact ablation, {racing} heads in the race")
+
+    if allowed < race.heads * race.minimum:
+        race.screen(_by_gradient(subject, race.order[:SCREENING]), allowed)
+    race.run(lambda heads, windows: measured(subject, heads, windows), allowed, told)
+
+
+def measured(subject: Subject, heads: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """What ablating each head adds to each window's metric: [heads, windows]."""
+    _, processes = rank_and_size()
+    values = np.zeros((len(heads), len(windows)))
+    for part in share(
+        _parts(len(windows), min(subject.plan.windows, -(-len(windows) // processes)))
+    ):
+        values[:, part], _ = subject.ablated(windows[part].tolist(), heads.tolist())
+    return reduced(values)
+
+
+def _by_gradient(subject: Subject, windows: np.ndarray) -> np.ndarray:
+    """Heads by the mean size of the loss's gradient (Michel et al.), largest first."""
+    longest = max(len(window.ids) for window in subject.docs.windows)
+    plan = plan_for(subject.model, longest, LOSS, gradients=True)
+    smooth = replace(subject, metric=LOSS, plan=plan)
+    size = np.zeros(len(subject.units))
+    for part in _parts(len(windows), plan.windows):
+        size += np.abs(smooth.gradients(windows[part].tolist())).sum(1)
+    return np.argsort(-size, kind="stable")
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _table(race: Race, subject: Subject) -> pd.DataFrame:
+    order = race.ranking()
+    screened = int(race.screened.sum())
+    attrs = subject.describe(method="ablation") | {
+        "table": "ranking",
+        "top": race.top,
+        "confidence": race.confidence,
+        "stopped": race.stopped,
+        "evaluations": race.spent,
+        "exhaustive": race.heads * race.windows,
+        "minimum": race.minimum,
+        "screened": screened,
+        "interval": "confidence sequence over these documents, corrected over heads",
+        "design_effect": race.design_effect(),
+    }
+    if screened:
+        attrs["conditional"] = f"on a screen by gradient that left out {screened} heads"
     table = head_table(
-        sites, race.by_document(), race.tokens, attrs, intervals=race.intervals(), seed=seed
+        subject.units,
+        race.by_cluster(len(subject.docs.units)),
+        subject.weights,
+        attrs,
+        intervals=race.intervals(),
+        seed=race.seed,
     )
     table["p_top"] = race.p_top()
     table["exact"] = race.counts
-    order = np.argsort(-table["score"].to_numpy(), kind="stable")
     attrs = table.attrs
     table = table.iloc[order].reset_index(drop=True)
     table["tied_with_next"] = race.ties(order)
     table.attrs = attrs
-    return table
+    return with_noise(table, subject, name="ablation")
 
 
-@dataclass
-class _Race:
-    """What has been measured: y[h, i], head h on the i-th window drawn, NaN where it was not.
-
-    y is the extra loss on a window over the mean tokens of a window, so that the mean of y over
-    all windows is exactly the token-weighted score.
-    """
-
-    heads: int
-    docs: Documents
-    top: int
-    confidence: float
-    seed: int
-    y: np.ndarray = field(init=False)
-    stopped: str = "documents"
-
-    def __post_init__(self) -> None:
-        windows = self.docs.windows
-        self.order = np.random.default_rng(self.seed).permutation(len(windows))
-        self.tokens = np.array([unit["tokens"] for unit in self.docs.units], dtype=float)
-        self.mean_tokens = self.tokens.sum() / len(windows)
-        self.y = np.full((self.heads, len(windows)), np.nan)
-        self.counts = np.zeros(self.heads, dtype=int)  # every head's windows are a prefix of order
-        self.accepted = np.zeros(self.heads, dtype=bool)
-        self.rejected = np.zeros(self.heads, dtype=bool)
-
-    @property
-    def active(self) -> np.ndarray:
-        return ~(self.accepted | self.rejected)
-
-    def record(self, chosen: np.ndarray, start: int, nats: np.ndarray) -> None:
-        """Extra nats [len(chosen), windows] on the windows drawn from `start` on."""
-        if not np.isfinite(nats).all():
-            raise ModelError("the losses are not finite: the weights or the dtype are at fault")
-        stop = start + nats.shape[1]
-        self.y[chosen, start:stop] = nats / self.mean_tokens
-        self.counts[chosen] = stop
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.nanmean(self.y, axis=1), np.nanstd(self.y, axis=1, ddof=1)
-
-    def radius(self) -> np.ndarray:
-        """Half widths of the confidence sequences, [heads]; none are left where all was seen."""
-        alpha = (1 - self.confidence) / self.heads
-        _, deviation = self.moments()
-        t = self.counts.astype(float)
-        # rho makes the sequence tightest near 256 windows (their eq. 12, to first order).
-        rho2 = (2 * np.log(1 / alpha) + np.log(1 + 2 * np.log(1 / alpha))) / 256
-        width = np.sqrt((t * rho2 + 1) / (t**2 * rho2) * 2 * np.log(np.sqrt(t * rho2 + 1) / alpha))
-        return np.where(t >= len(self.order), 0.0, deviation * width)
-
-    def settle(self) -> bool:
-        """Accept and reject what is certain; True when the top set is settled."""
-        mean, _ = self.moments()
-        radius = self.radius()
-        low, high = mean - radius, mean + radius
-        # In the top: fewer than `top` others can reach it. Out: `top` others surely exceed it.
-        can_reach = (high[None, :] >= low[:, None]).sum(1) - 1
-        exceed = (low[None, :] > high[:, None]).sum(1)
-        self.accepted |= can_reach < self.top
-        self.rejected |= exceed >= self.top
-        return not self.active.any()
-
-    def intervals(self) -> dict[str, np.ndarray]:
-        mean, deviation = self.moments()
-        radius, stderr = self.radius(), deviation / np.sqrt(self.counts)
-        names = ("score", "stderr", "ci_low", "ci_high")
-        return dict(zip(names, (mean, stderr, mean - radius, mean + radius), strict=True))
-
-    def p_top(self) -> np.ndarray:
-        """Chance of the top set: normal draws, correlated as on the windows all heads share."""
-        mean, deviation = self.moments()
-        stderr = deviation / np.sqrt(self.counts)
-        shared = self.y[:, : self.counts.min()]
-        correlation = np.nan_to_num(np.corrcoef(shared))
-        np.fill_diagonal(correlation, 1.0)
-        rng = np.random.default_rng(self.seed)
-        covariance = correlation * stderr[:, None] * stderr[None, :]
-        draws = rng.multivariate_normal(mean, covariance, DRAWS, method="eigh")
-        best = np.argsort(-draws, axis=1)[:, : self.top]
-        return np.bincount(best.ravel(), minlength=self.heads) / DRAWS
-
-    def ties(self, order: np.ndarray) -> list[bool]:
-        tied = []
-        for above, below in zip(order, order[1:], strict=False):
-            shared = min(self.counts[above], self.counts[below])
-            gap = self.y[above, :shared] - self.y[below, :shared]
-            tied.append(bool(gap.mean() <= 1.96 * gap.std(ddof=1) / np.sqrt(shared)))
-        return [*tied, False]
-
-    def by_document(self) -> np.ndarray:
-        """Extra loss a token on each document's measured windows, [heads, units]."""
-        windows = [self.docs.windows[i] for i in self.order]
-        units = np.array([window.unit for window in windows])
-        size = np.array([int(window.scored.sum()) for window in windows], dtype=float)
-        seen = np.isfinite(self.y)
-        nats, tokens = np.zeros((2, len(self.tokens), self.heads))
-        np.add.at(nats, units, np.nan_to_num(self.y).T * self.mean_tokens)
-        np.add.at(tokens, units, seen.T * size[:, None])
-        return np.divide(nats, tokens, out=np.full_like(nats, np.nan), where=tokens > 0).T
-
-    def design_effect(self) -> float:
-        """Median over heads: variance of the mean clustered by document over that by windows."""
-        count = self.counts.min()
-        units = np.array([self.docs.windows[i].unit for i in self.order[:count]])
-        centred = self.y[:, :count] - self.y[:, :count].mean(1, keepdims=True)
-        sums = np.zeros((units.max() + 1, self.heads))
-        np.add.at(sums, units, centred.T)
-        return float(np.median((sums**2).sum(0) / (centred**2).sum(1)))
-
-    def attrs(self) -> dict[str, Any]:
-        return {
-            "table": "ranking",
-            "top": self.top,
-            "confidence": self.confidence,
-            "stopped": self.stopped,
-            "evaluations": int(self.counts.sum()),
-            "exhaustive": self.heads * len(self.order),
-            "interval": "confidence sequence, corrected over heads",
-            "design_effect": self.design_effect(),
-        }
-
-
-def _run(race: _Race, subject: Subject, budget: int, progress: Progress | None) -> None:
-    order = _effort_order(subject, race.order)
-    spent = start = 0
-    while start < len(race.order):
-        chosen = order[race.active[order]]
-        size = min(ROUND, len(race.order) - start, (budget - spent) // len(chosen))
-        if size < 1:
-            race.stopped = "budget"
-            return
-        extra, _ = subject.ablated(race.order[start : start + size].tolist(), chosen.tolist())
-        race.record(chosen, start, extra)
-        start += size
-        spent += size * len(chosen)
-        if progress:
-            progress(spent, budget, f"exact ablation, {len(chosen)} heads in the race")
-        if start >= MINIMUM and race.settle():
-            race.stopped = "settled"
-            return
-
-
-def _effort_order(subject: Subject, windows: np.ndarray) -> np.ndarray:
-    """Heads by the size of their gradient on the first windows drawn."""
-    if not subject.metric.smooth:
-        return np.arange(len(subject.units))
-    gradients = subject.gradients(windows[:ORDERING].tolist())
-    return np.argsort(-np.abs(gradients).mean(1), kind="stable")
-
-
-def _sorted(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
-    """A table of another method as a ranking: documents are resampled for `p_top` and ties."""
+def _sorted(table: pd.DataFrame, top: int, confidence: float, exact: int) -> pd.DataFrame:
+    """A table of all documents as a ranking: documents are resampled for `p_top` and ties."""
     attrs = table.attrs
     scores = np.array(table["by_document"].tolist())  # [heads, documents]
     count = scores.shape[1]
@@ -270,9 +200,9 @@ def _sorted(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
     rng = np.random.default_rng(attrs["seed"])
     drawn = rng.multinomial(count, [1 / count] * count, DRAWS) * weights
     means = drawn @ scores.T / drawn.sum(1, keepdims=True)  # [draws, heads]
-    best = np.argsort(-means, axis=1)[:, :top]
+    best = np.argsort(-means, axis=1, kind="stable")[:, :top]
     table["p_top"] = np.bincount(best.ravel(), minlength=len(table)) / DRAWS
-    table["exact"] = 0
+    table["exact"] = exact
     order = np.argsort(-table["score"].to_numpy(), kind="stable")
     gaps = means[:, order[:-1]] - means[:, order[1:]]
     tied = np.quantile(gaps, 0.025, axis=0) <= 0
@@ -283,6 +213,8 @@ def _sorted(table: pd.DataFrame, top: int, confidence: float) -> pd.DataFrame:
         "top": top,
         "confidence": confidence,
         "stopped": "documents",
-        "evaluations": 0,
+        "evaluations": exact * len(table),
+        "screened": 0,
+        "interval": "bootstrap over documents",
     }
     return table

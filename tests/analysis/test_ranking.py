@@ -1,17 +1,25 @@
-"""The ranking: the exhaustive sweep when it may see all; right and cheap when it may not."""
+"""The ranking: the exhaustive sweep when it may see all; frugal and honest when it may not."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from analysis import ranking as module
 from analysis.documents import documents
 from analysis.importance import head_importance
-from analysis.ranking import _Race, rank_heads
+from analysis.ranking import rank_heads
 from midus_model import upscale
-from midus_model.errors import MidusError
+from midus_model.errors import MidusError, ModelError
+from tests.analysis.samples import random_tasks
 from tests.models import tiny, tokens
+
+HEADS = 24
 
 
 @pytest.fixture(scope="module")
@@ -30,47 +38,121 @@ def texts():
     return documents(rows, context=24, tokenizer=None, model=tiny("llama"))
 
 
-@pytest.mark.parametrize("baseline", ["zero", "mean"])
-def test_with_every_window_the_ranking_is_the_sweep_sorted(model, texts, baseline):
-    full = 24 * len(texts.windows)
-    ranking = rank_heads(model, texts, baseline=baseline, top=5, confidence=0.999999, budget=full)
-    sweep = head_importance(model, texts, baseline=baseline)
-    order = np.argsort(-sweep["score"].to_numpy(), kind="stable")
+@pytest.fixture(scope="module")
+def sweep(model, texts):
+    return head_importance(model, texts)
+
+
+def pairs(table: pd.DataFrame) -> list[tuple[int, int]]:
+    return list(zip(table["layer"], table["head"], strict=True))
+
+
+@pytest.mark.parametrize("metric", ["loss", "kl"])
+@pytest.mark.parametrize("baseline", ["zero", "mean", "resample"])
+def test_with_every_window_the_ranking_is_the_sweep_sorted(model, texts, baseline, metric):
+    full = HEADS * len(texts.windows)
+    how = {"baseline": baseline, "metric": metric}
+    ranking = rank_heads(model, texts, top=5, confidence=0.999999, budget=full, **how)
+    sweep = head_importance(model, texts, **how)
     measured = ranking[ranking["exact"] == len(texts.windows)]
-    assert len(measured) >= 5
-    exact = {(r.layer, r.head): r for r in sweep.itertuples()}
+    assert len(measured) >= 4
+    exact = {(row.layer, row.head): row for row in sweep.itertuples()}
     for row in measured.itertuples():
         twin = exact[row.layer, row.head]
         assert row.score == pytest.approx(twin.score, abs=1e-5)
         np.testing.assert_allclose(row.by_document, twin.by_document, atol=1e-5)
-    top = sweep.iloc[order[:5]]
-    chosen = ranking.iloc[:5]
-    assert {*zip(chosen["layer"], chosen["head"], strict=True)} == {
-        *zip(top["layer"], top["head"], strict=True)
-    }
+    assert set(pairs(ranking[:5])) == set(pairs(sweep.nlargest(5, "score")))
 
 
-def test_same_seed_same_ranking(model, texts):
-    first, second = (rank_heads(model, texts, top=4, budget=600, seed=3) for _ in range(2))
+def test_all_is_the_sweep_itself(model, texts, sweep):
+    ranking = rank_heads(model, texts, top=5, budget="all")
+    windows = len(texts.windows)
+    assert pairs(ranking) == pairs(sweep.sort_values("score", ascending=False, kind="stable"))
+    assert (ranking["exact"] == windows).all()
+    assert ranking.attrs["evaluations"] == HEADS * windows
+    assert ranking.attrs["stopped"] == "documents"
+    assert ranking.attrs["interval"] == "bootstrap over documents"
+
+
+def test_a_race_measures_what_the_sweep_measures(model, texts, sweep):
+    """The intervals of a race that was cut short hold the sweep's scores, at high confidence."""
+    ranking = rank_heads(model, texts, top=4, confidence=0.9999, budget=0.6)
+    exact = dict(zip(pairs(sweep), sweep["score"], strict=True))
+    truth = np.array([exact[pair] for pair in pairs(ranking)])
+    slack = 1e-6
+    assert (ranking["ci_low"] - slack <= truth).all() and (
+        truth <= ranking["ci_high"] + slack
+    ).all()
+    # Documents that were seen whole carry the sweep's own score.
+    by_document = dict(zip(pairs(sweep), sweep["by_document"], strict=True))
+    whole = np.array([len(item.ids) <= texts.context for item in texts])
+    found = 0
+    for row in ranking.itertuples():
+        here = np.array(row.by_document)
+        seen = whole & np.isfinite(here)
+        found += seen.sum()
+        expected = np.array(by_document[row.layer, row.head])
+        np.testing.assert_allclose(here[seen], expected[seen], atol=1e-5)
+    assert found > 20
+
+
+def test_same_seed_same_ranking_and_another_draws_others(model, texts):
+    first, second, other = (
+        rank_heads(model, texts, top=4, budget=600, seed=seed) for seed in (3, 3, 4)
+    )
     assert first.drop(columns="by_document").equals(second.drop(columns="by_document"))
+    assert not first["score"].equals(other["score"])
 
 
-def test_budget_is_kept_and_said(model, texts):
-    ranking = rank_heads(model, texts, top=4, budget=200)
-    assert ranking.attrs["evaluations"] == ranking["exact"].sum() <= 200
-    assert ranking.attrs["stopped"] == "budget"
+@pytest.mark.parametrize("budget", [450, 0.5, None])
+def test_budget_is_kept_and_said(model, texts, budget):
+    ranking = rank_heads(model, texts, top=4, budget=budget)
+    full = HEADS * len(texts.windows)
+    allowed = {450: 450, 0.5: full // 2, None: min(full, module.PER_HEAD * HEADS)}[budget]
+    assert ranking.attrs["evaluations"] == ranking["exact"].sum() <= allowed
+    assert ranking.attrs["stopped"] in ("settled", "budget", "documents")
+    assert (ranking.attrs["stopped"] == "budget") == (budget is not None)
+    assert ranking.attrs["exhaustive"] == full and ranking.attrs["screened"] == 0
+    assert (ranking["exact"] >= ranking.attrs["minimum"]).all()
     assert ranking["p_top"].sum() == pytest.approx(4)
+    json.dumps(ranking.attrs)
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_where_the_minimum_is_not_paid_gradients_choose_and_it_is_said(model, texts, metric):
+    ranking = rank_heads(model, texts, top=4, budget=200, metric=metric)
+    attrs = ranking.attrs
+    assert ranking["exact"].sum() <= 200 and attrs["stopped"] == "budget"
+    assert attrs["screened"] == HEADS - 5 and "screen by gradient" in attrs["conditional"]
+    kept = ranking[ranking["exact"] >= attrs["minimum"]]
+    assert pairs(kept) == pairs(ranking[:5])
+    gradients = head_importance(model, texts, method="gradient")
+    assert len(set(pairs(kept)) & set(pairs(gradients.nlargest(8, "score")))) >= 4
 
 
 def test_gradient_ranking_is_the_gradient_table_sorted(model, texts):
     ranking = rank_heads(model, texts, method="gradient", top=4)
     sweep = head_importance(model, texts, method="gradient")
     assert ranking["score"].tolist() == sorted(sweep["score"], reverse=True)
+    assert (ranking["exact"] == 0).all() and ranking["p_top"].sum() == pytest.approx(4)
+
+
+def test_a_task_is_ranked_by_its_documents():
+    base, docs = tiny("llama"), random_tasks([9 + i % 5 for i in range(24)], [2] * 24, [2] * 24)
+    how: dict[str, Any] = {"metric": "logit_difference", "baseline": "zero"}
+    ranking = rank_heads(base, docs, top=3, budget=1.0, confidence=0.999999, **how)
+    sweep = head_importance(base, docs, **how)
+    exact = dict(zip(pairs(sweep), sweep["score"], strict=True))
+    full = ranking[ranking["exact"] == 24]
+    assert len(full) >= 2 and ranking.attrs["unit"] == "logits/task"
+    for row in full.itertuples():
+        assert row.score == pytest.approx(exact[row.layer, row.head], abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("top", 0), ("top", 24), ("confidence", 1.0), ("budget", 3), ("method", "magic"),
+    [("top", 0), ("top", 24), ("confidence", 1.0), ("budget", 3), ("budget", 0.001),
+     ("budget", "some"), ("budget", True), ("budget", -5), ("method", "magic"),
      ("baseline", "median"), ("metric", "bleu")],
 )  # fmt: skip
 def test_bad_arguments_are_named(model, texts, argument, value):
@@ -78,35 +160,9 @@ def test_bad_arguments_are_named(model, texts, argument, value):
         rank_heads(model, texts, **{argument: value})
 
 
-def race_on(truth: np.ndarray, noise: float, windows: int, seed: int, top: int) -> _Race:
-    """A race on scores known by construction: head h scores truth[h] plus noise on each window."""
-    docs = documents([[1, 2, 3]] * windows, context=8, model=tiny("llama"))
-    race = _Race(len(truth), docs, top, 0.95, seed)
-    rng = np.random.default_rng(1000 + seed)
-    shared = rng.normal(0, noise, windows)
-    planted = truth[:, None] + shared + rng.normal(0, noise, (len(truth), windows))
-    for start in range(0, windows, 4):
-        active = np.flatnonzero(race.active)
-        race.record(active, start, planted[active, start : start + 4] * race.mean_tokens)
-        if start >= 16 and race.settle():
-            race.stopped = "settled"
-            break
-    return race
-
-
-def test_a_planted_top_set_is_found_without_seeing_everything():
-    truth = np.concatenate([np.full(4, 1.0), np.linspace(-0.2, 0.2, 12)])
-    for seed in range(20):
-        race = race_on(truth, 0.5, 800, seed, top=4)
-        assert race.stopped == "settled"
-        assert set(np.flatnonzero(race.accepted)) == {0, 1, 2, 3}
-        assert race.counts.sum() < 0.5 * 16 * 800
-
-
-def test_confidence_sequences_cover_the_truth_when_stopped_early():
-    truth = np.array([0.9, 0.8, 0.1, 0.0, -0.1, 0.05])
-    covered = []
-    for seed in range(60):
-        found = race_on(truth, 0.6, 600, seed, top=2).intervals()
-        covered.append(((found["ci_low"] <= truth) & (truth <= found["ci_high"])).all())
-    assert np.mean(covered) >= 0.95
+def test_losses_that_are_not_finite_are_refused(texts):
+    broken = tiny("llama")
+    with torch.no_grad():
+        broken.lm_head.weight[5] = float("nan")
+    with pytest.raises(ModelError, match="finite"):
+        rank_heads(broken, texts, top=4, baseline="zero")

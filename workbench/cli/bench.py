@@ -1,6 +1,11 @@
-"""`midus bench`: the kernel benchmark, and its figure."""
+"""`midus bench`: the kernel benchmark, its figure, and the benchmark of the head sweep."""
 
 from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import typer
 
@@ -18,17 +23,77 @@ PASSED_ON = {
 def bench(context: typer.Context) -> None:
     """Verify the memory kernels, then time them against their peers: `midus bench --help`.
 
+    `midus bench importance` does so for the sweep over all heads, its peers being TransformerLens
+    and nnsight: `midus bench importance --help`.
+
     Example: `midus bench --full --markdown docs/benchmarks.md`
     """
+    if context.args[:1] == ["importance"]:
+        _importance(context.args[1:])
+    else:
+        _kernels(context.args)
+
+
+def _kernels(arguments: Sequence[str]) -> None:
     from analysis.benchmark_figure import benchmark_ratios
     from analysis.paper import save
     from midus_model.bench.__main__ import checked, main
 
-    given = checked(context.args)
-    code = main(context.args)
+    given = checked(arguments)
+    code = main(arguments)
     if code:
         raise typer.Exit(code)
     figure = benchmark_ratios(given.out / "benchmark.json")
     if figure is not None:
         save(figure, given.out / "benchmark")
         typer.echo(f"drawn: {given.out / 'benchmark'}.pdf, .svg, .png")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line, as those of every command."""
+
+    def error(self, message: str) -> NoReturn:
+        common.stop(f"{message}; see {self.prog} --help")
+
+
+def _importance(arguments: Sequence[str]) -> None:
+    import torch
+
+    from midus_model.bench.report import around, fill_in
+    from midus_model.bench.verify import WrongResult
+    from workbench import importance_bench
+    from workbench.importance_bench import cases, report
+
+    parser = _Parser(prog="midus bench importance", description=importance_bench.__doc__)
+    parser.add_argument("--quick", action="store_true", help="a minute or two, rough")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
+    folder = Path("benchmark-importance")
+    parser.add_argument("--out", type=Path, default=folder, help="folder of the results")
+    parser.add_argument("--markdown", type=Path, help="page whose tables are filled in")
+    given = parser.parse_args(arguments)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, and torch sees no GPU; use --device cpu")
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads is {given.threads}; it must be at least 1")
+    try:  # now, not after a long run
+        given.out.mkdir(parents=True, exist_ok=True)
+        if given.markdown:
+            around(given.markdown, given.device)
+    except (OSError, ValueError) as error:
+        parser.error(f"{'--markdown' if isinstance(error, ValueError) else '--out'}: {error}")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    chosen, seconds = (cases.QUICK, 2.0) if given.quick else (cases.CASES, 20.0)
+    try:
+        result = report.run(
+            chosen, given.out, device=given.device, seconds=seconds, tell=typer.echo
+        )
+    except WrongResult as error:
+        common.stop(f"wrong result, the benchmark ends here: {error}", 1)
+    typer.echo(report.summary(result))
+    for table in report.tables(result):
+        common.print_table(*table)
+    if given.markdown:
+        fill_in(given.markdown, given.device, report.markdown(result))
+    typer.echo(f"written: {given.out / 'benchmark.json'}, {given.out / 'benchmark.csv'}")

@@ -1,0 +1,147 @@
+"""Every head on every window, measured once and kept: the truth that races are judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from analysis.documents import Documents
+from analysis.engine import batches
+from analysis.ranking import measured
+from analysis.subject import Subject, describe, loaded_with, prepared, units_of
+from midus_model.errors import RunError
+
+Progress = Callable[[int, int, str], None]
+BATCH = 8  # windows at once
+SAVE_EVERY = 8  # batches
+
+
+@dataclass(frozen=True)
+class Exhaustive:
+    """What ablating each head adds to each window's summed loss: H heads, N windows.
+
+    effects, first_order [H, N], nats; weights [N], scored tokens; clusters [N], documents;
+    heads [H, 2], layer and head; seconds: of the first-order and of the exact pass; about: the
+    model and data, as JSON.
+    """
+
+    effects: np.ndarray
+    first_order: np.ndarray
+    weights: np.ndarray
+    clusters: np.ndarray
+    heads: np.ndarray
+    seconds: tuple[float, float]
+    about: dict[str, Any]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The truth that races are judged by: nats a token over all windows, [H]."""
+        return self.effects.sum(1) / self.weights.sum()
+
+    @property
+    def evaluations(self) -> int:
+        return self.effects.size
+
+    def top_set(self, top: int) -> set[int]:
+        return set(np.argsort(-self.scores, kind="stable")[:top].tolist())
+
+
+def exhaustive(
+    place: Path,
+    model: Any = "pico",
+    data: Any = None,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Exhaustive:
+    """Every head on every window, read from `place` or measured and kept there as it grows."""
+    network, docs = loaded_with(model, data, limit)
+    units = units_of(network)
+    about = _about(network, docs)
+    kept = {name: about[name] for name in ("model_hash", "data_hash", "baseline", "context")}
+    identity = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    shape = len(units), len(docs.windows)
+    arrays = _read(place, identity) or {
+        "effects": np.full(shape, np.nan),
+        "first_order": np.full(shape, np.nan),
+        "seconds": np.zeros(2),
+    }
+    if not np.isfinite(arrays["effects"]).all():
+        subject = prepared(network, docs, gradients=True, progress=progress)
+        _measure(subject, arrays, lambda: _write(place, arrays, identity), progress)
+    return Exhaustive(
+        arrays["effects"],
+        arrays["first_order"],
+        np.array([int(window.scored.sum()) for window in docs.windows], dtype=float),
+        np.array([window.unit for window in docs.windows]),
+        np.array([(unit.layer, unit.head) for unit in units]),
+        (float(arrays["seconds"][0]), float(arrays["seconds"][1])),
+        about,
+    )
+
+
+def _about(network: Any, docs: Documents) -> dict[str, Any]:
+    found = describe(network, docs, baseline="mean", metric="loss")
+    names = ("model", "model_hash", "dtype", "data", "data_hash", "baseline", "metric", "context",
+             "versions")  # fmt: skip
+    return {name: found[name] for name in names} | {
+        "documents": len(docs),
+        "windows": len(docs.windows),
+        "full_windows": sum(len(window.ids) == docs.context for window in docs.windows),
+        "tokens": docs.tokens,
+    }
+
+
+def _measure(
+    subject: Subject,
+    arrays: dict[str, np.ndarray],
+    keep: Callable[[], None],
+    progress: Progress | None,
+) -> None:
+    """Fill in what `arrays` lack, batch by batch."""
+    every = np.arange(len(subject.units))
+    groups = batches(subject.docs.windows, min(BATCH, subject.plan.windows))
+    for number, group in enumerate(groups, 1):
+        if not np.isfinite(arrays["effects"][:, group]).all():
+            begun = time.perf_counter()
+            arrays["first_order"][:, group] = -subject.gradients(group)
+            half = time.perf_counter()
+            arrays["effects"][:, group] = measured(subject, every, np.array(group))
+            arrays["seconds"] += half - begun, time.perf_counter() - half
+            if number % SAVE_EVERY == 0 or number == len(groups):
+                keep()
+        if progress:
+            progress(number, len(groups), "every head on every window")
+
+
+def _read(place: Path, identity: str) -> dict[str, np.ndarray] | None:
+    if not place.exists():
+        return None
+    try:
+        with safe_open(place, framework="np") as file:
+            if (file.metadata() or {}).get("identity") == identity:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{place} is damaged ({error}); remove it to begin anew") from error
+    raise RunError(f"{place} is of another model or data; give another folder, or remove it")
+
+
+def _write(place: Path, arrays: dict[str, np.ndarray], identity: str) -> None:
+    draft = place.with_name(f".{place.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        save_file(arrays, draft, {"identity": identity})
+        draft.replace(place)
+    except OSError as error:
+        raise RunError(f"cannot write {place}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
