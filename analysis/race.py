@@ -91,6 +91,8 @@ class Race:
         # mean over all windows is the score.
         self.y = np.full((heads, len(self.order)), np.nan)
         self.counts = np.zeros(heads, dtype=int)  # y[h, :counts[h]] is measured
+        self.scores = np.zeros(heads)  # the mean of that
+        self.deviations = np.zeros(heads)  # its standard deviation; 0 of a single window
         self.accepted = np.zeros(heads, dtype=bool)
         self.rejected = np.zeros(heads, dtype=bool)
         self.screened = np.zeros(heads, dtype=bool)  # left out by a screen, not by measurement
@@ -164,6 +166,8 @@ class Race:
             )
         self.y[chosen, start:stop] = values / self.weights.mean()
         self.counts[chosen] = stop
+        self.scores[chosen] = self.y[chosen, :stop].mean(1)
+        self.deviations[chosen] = self.y[chosen, :stop].std(1, ddof=1) if stop > 1 else 0.0
         if told:
             told(self.spent, int(self.active.sum()))
 
@@ -196,7 +200,7 @@ class Race:
         index = np.arange(len(racing))
         first = complete & (gap == 0) & (index[:, None] < index)  # equal to the last: model order
         place = np.ix_(racing, racing)
-        self.better[place] |= (gap > radius) | self.apart(racing) | first
+        self.better[place] |= (gap > radius) | (self.apart(racing) & ~complete) | first
         with np.errstate(divide="ignore", invalid="ignore"):
             self.lead[place] = np.where(radius > 0, gap / radius, np.sign(gap) * np.inf)
 
@@ -256,52 +260,40 @@ class Race:
 
     # ------------------------------------------------------------ what was found
 
-    def scores(self) -> np.ndarray:
-        """Mean over the windows each head has seen, [H]."""
-        return np.array([self.y[h, :count].mean() for h, count in enumerate(self.counts)])
-
-    def deviations(self) -> np.ndarray:
-        """Standard deviation of a head's value on one window, [H]."""
-        pairs = enumerate(self.counts)
-        return np.array([self.y[h, :n].std(ddof=1) if n > 1 else np.nan for h, n in pairs])
-
     def ranking(self) -> np.ndarray:
         """Heads, best first: those surely in, the undecided, those out; within each by score."""
         group = np.select([self.accepted, self.active, self.rejected], [0, 1, 2], 3)
-        return np.lexsort((np.arange(self.heads), -self.scores(), group))
+        return np.lexsort((np.arange(self.heads), -self.scores, group))
 
     def intervals(self) -> dict[str, np.ndarray]:
         """score, stderr, ci_low, ci_high, [H] each: confidence sequences, corrected over heads."""
-        score, deviation = self.scores(), np.nan_to_num(self.deviations())
         alpha = (1 - self.confidence) / 2 / self.heads
-        radius = deviation * self.half_width(self.counts, alpha, sides=2)
-        stderr = deviation * np.sqrt(1 / self.counts - 1 / self.windows)
-        names = ("score", "stderr", "ci_low", "ci_high")
-        return dict(zip(names, (score, stderr, score - radius, score + radius), strict=True))
+        radius = self.deviations * self.half_width(self.counts, alpha, sides=2)
+        stderr = self.deviations * np.sqrt(1 / self.counts - 1 / self.windows)
+        low, high = self.scores - radius, self.scores + radius
+        return {"score": self.scores, "stderr": stderr, "ci_low": low, "ci_high": high}
 
     def p_top(self) -> np.ndarray:
         """Chance of the top set given what was measured, [H]: normal draws of all means together.
 
         Two heads' means covary as their values do on the windows they share.
         """
-        deviation = np.nan_to_num(self.deviations())
-        alone = np.diag(deviation**2)
-        covariance = np.array(alone)
+        covariance = np.zeros((self.heads, self.heads))
         for count in np.unique(self.counts[self.counts > 1]):
             rows = np.flatnonzero(self.counts >= count)
             columns = np.flatnonzero(self.counts == count)
             with np.errstate(divide="ignore", invalid="ignore"):
                 found = np.nan_to_num(np.corrcoef(self.y[rows, :count]))
             found = np.atleast_2d(found)[:, np.searchsorted(rows, columns)]
-            block = found * deviation[rows][:, None] * deviation[columns]
+            block = found * self.deviations[rows, None] * self.deviations[columns]
             covariance[np.ix_(rows, columns)] = block
             covariance[np.ix_(columns, rows)] = block.T
-        np.fill_diagonal(covariance, np.diag(alone))
+        np.fill_diagonal(covariance, self.deviations**2)
         covariance *= 1 / np.maximum.outer(self.counts, self.counts) - 1 / self.windows
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0))  # pairs seen apart may not fit together
         normal = np.random.default_rng(self.seed).standard_normal((DRAWS, self.heads))
-        draws = self.scores() + normal @ root.T
+        draws = self.scores + normal @ root.T
         best = np.argsort(-draws, axis=1, kind="stable")[:, : self.top]
         return np.bincount(best.ravel(), minlength=self.heads) / DRAWS
 

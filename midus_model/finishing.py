@@ -73,7 +73,7 @@ class BlockEnd:
         self.hidden, self.heads = hidden_states, head_outputs
         # With few tokens the products of weights would cost more than they save.
         size = head_outputs.shape[-1] // block.self_attn.config.num_attention_heads
-        many = head_outputs.shape[:2].numel() > 4 * size
+        many = head_outputs.shape[:2].numel() > 2 * size
         self.low_rank = _is_plain(block) and (many if low_rank is None else low_rank)
         if self.low_rank:
             self.scale = block.post_attention_layernorm.weight

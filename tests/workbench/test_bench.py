@@ -21,3 +21,10 @@ def test_bench_writes_results_and_figure(tmp_path: Path) -> None:
 def test_a_bad_option_ends_with_code_2() -> None:
     done = CliRunner().invoke(app, ["bench", "--tokens", "none"])
     assert done.exit_code == 2
+
+
+def test_the_head_sweep_has_a_benchmark_of_its_own() -> None:
+    done = CliRunner().invoke(app, ["bench", "importance", "--help"])
+    assert done.exit_code == 0
+    assert "midus bench importance" in done.output and "TransformerLens" in done.output
+    assert "--shape" not in done.output  # an option of the kernels' alone

@@ -90,7 +90,7 @@ CASES = (
     Case("sweep", NARROW, 1, 16, sample=64),
     Case("sweep", PICO, 4, 256, sample=12),
     Case("sweep", PICO, 1, 16),
-    Case("gradient", WIDE, 4, 256),
+    Case("gradient", WIDE, 2, 256),
     Case("gradient", PICO, 16, 256),
     *(Case("memory", NARROW, 4, 128, budget=size * MIB) for size in (16, 64, 256)),
     *(Case("memory", PICO, 8, 256, budget=size * MIB) for size in (32, 128)),

@@ -22,7 +22,6 @@ from workbench.importance_bench.cases import Case, windows_of
 from workbench.importance_bench.peers import LOOPS, Head, Loop, clean_losses
 
 TOLERANCE = 1e-5  # nats a token
-VERIFIED = 64  # tokens on which every head is compared; those that are timed are on all
 SHORT = 16  # tokens of a sweep that is run for what a call does beside it
 REQUIRED = {"compute-bound": 2.0, "overhead-bound": 5.0}  # times as fast as a peer's loop
 REQUIRED_OF = ("transformer_lens", "nnsight")
@@ -88,7 +87,7 @@ def _sweep(
     """Verify, then time ours and the peers in turn, and say what a forward pass is bound by."""
     heads = [(site.layer, site.head) for site in head_sites(model)]
     loops = {name: make(model) for name, make in LOOPS.items()}
-    row = _verified(model, loops, ids[:1, :VERIFIED], heads)
+    row = _verified(model, loops, ids[:1], heads)
     timed = sorted(random.Random(0).sample(range(len(heads)), sample or len(heads)))
     scores: dict[str, torch.Tensor] = {}
     docs = _documents(model, ids)

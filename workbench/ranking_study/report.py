@@ -38,10 +38,12 @@ def races(found: dict[str, Any]) -> str:
     """The race as shipped, by budget."""
     rows = [row for row in found["races"] if row["race"] == "as shipped"]
     return _table(
-        ["budget", "same set", "tied swaps", "success (95% interval)", "settled", "cost (most)",
-         "forwards", "all intervals right", "an interval right", "worst head"],
+        ["budget", "same set", "tied swaps", "success (95% interval)", "ties by windows",
+         "settled", "cost (most)", "forwards", "all intervals right", "an interval right",
+         "worst head"],
         [[_budget(row, found), _share(row["same_set"]), _share(row["tied_swaps"]), _success(row),
-          _share(row["settled"]), _cost(row), _share(row["forwards"], 1),
+          _share(row["success_ties_by_window"]), _share(row["settled"]), _cost(row),
+          _share(row["forwards"], 1),
           _share(row["covered_together"]), _share(row["covered_head"], 2),
           _share(row["covered_worst"])] for row in rows],
     )  # fmt: skip
@@ -53,11 +55,11 @@ def parts(found: dict[str, Any]) -> str:
     rows = [row for row in found["races"] if row["budget"] in budgets]
     rows.sort(key=lambda row: row["budget"] is None)
     return _table(
-        ["race", "budget", "same set", "success", "settled", "wrong though settled", "cost",
-         "all intervals right"],
+        ["race", "budget", "same set", "success", "settled", "wrong though settled", "cost (most)",
+         "forwards", "all intervals right"],
         [[row["race"], _budget(row, found), _share(row["same_set"]), _success(row),
           _share(row["settled"]), str(row["settled_wrong"]), _cost(row),
-          _share(row["covered_together"])] for row in rows],
+          _share(row["forwards"], 1), _share(row["covered_together"])] for row in rows],
     )  # fmt: skip
 
 
