@@ -11,7 +11,7 @@ import torch
 
 from analysis.distributed import reduced, share
 from analysis.documents import Documents, Window
-from analysis.engine import Batch, Progress, Replacement, batch_of, batches, clean_run
+from analysis.engine import Batch, Progress, Replacement, batch_of, batches, head_outputs
 from analysis.memory_plan import Plan
 from midus_model import HeadSite
 from midus_model.config import head_dim_of
@@ -58,11 +58,11 @@ class Baseline:
             replace(w, ids=w.ids[:length], scored=w.scored[: length - 1], foil=None)
             for w in windows
         ]
-        run = clean_run(self.model, batch_of(cut, batch.ids.device), self.sites, None)
+        found = head_outputs(self.model, batch_of(cut, batch.ids.device), self.sites)
         # Past a shorter document's end its positions begin anew.
         places = torch.arange(length) % torch.tensor([[len(w.ids)] for w in cut])  # [W, T]
         rows = torch.arange(len(cut))[:, None]
-        return {layer: heads[rows, places] for layer, heads in run.heads.items()}
+        return {layer: heads[rows, places] for layer, heads in found.items()}
 
 
 def zero_outputs(model: Any, sites: Sequence[HeadSite]) -> dict[int, torch.Tensor]:
@@ -99,7 +99,7 @@ def mean_outputs(
         starts = [(windows[i].document, windows[i].start) for i in indices]
         fresh = [start not in ends for start in starts]
         counted[:, 0] = torch.tensor(fresh, device=parameter.device)
-        heads = clean_run(model, batch, sites, None).heads
+        heads = head_outputs(model, batch, sites)
         for row, layer in enumerate(layers):
             sums[row] += heads[layer][counted].double().sum(0).cpu().numpy()
         count += int(counted.sum())

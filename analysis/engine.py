@@ -7,7 +7,7 @@ G gated units (heads, or groups of heads), F units folded into one batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,32 @@ class CleanRun:
     calls: list[dict[str, Any]]
     hidden: torch.Tensor
     values: torch.Tensor
+
+
+class _Enough(Exception):
+    """Raised to end a forward pass whose rest nobody asked for."""
+
+
+@torch.no_grad()
+def head_outputs(model: Any, batch: Batch, sites: Sequence[HeadSite]) -> dict[int, torch.Tensor]:
+    """By block, the input of its site [W, T, H*D]; the forward pass ends at the last of them."""
+    heads: dict[int, torch.Tensor] = {}
+    modules = {site.layer: site.module for site in sites}
+
+    def keep(layer: int) -> Callable[[nn.Module, tuple], None]:
+        def hook(_: nn.Module, args: tuple) -> None:
+            heads[layer] = args[0]
+            if layer == max(modules):
+                raise _Enough
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(keep(layer)).remove)
+        with suppress(_Enough):
+            model.model(input_ids=batch.ids, use_cache=False)
+    return heads
 
 
 @torch.no_grad()

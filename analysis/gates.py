@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from analysis.engine import Batch, Replacement, clean_run, window_values
+from analysis.engine import Batch, Replacement, head_outputs, window_values
 from analysis.memory_plan import Plan
 from analysis.metrics import LOSS, Metric
 from midus_model import HeadSite
@@ -176,7 +176,7 @@ def gate_gradients(
 def clean_retrieval(view: Gated, batch: Batch) -> Retrieval:
     """What memory reads in the clean run, by block."""
     memories = [site for site in view.sites if site.kind == "memory"]
-    return clean_run(view.model, batch, memories, None).heads if memories else {}
+    return head_outputs(view.model, batch, memories) if memories else {}
 
 
 def integrated_gradients(

@@ -23,7 +23,7 @@ from analysis.subject import Subject, check_choice, loaded_with, prepared, units
 from analysis.tables import head_table, weights_of
 from midus_model.errors import MidusError
 
-PER_HEAD = 64  # evaluations a head, on average, of the default budget
+PER_HEAD = 56  # evaluations a head, on average, of the default budget
 SCREENING = 32  # windows of gradients behind a screen
 
 
@@ -50,7 +50,7 @@ def rank_heads(
         top: size of the top set, at least 1 and below the number of heads.
         confidence: that the whole top set is right, where the race ends settled.
         budget: exact evaluations at most, a head on a window each: a whole number, a share of all
-            there are (0.25), or "all", the exhaustive sweep without a race. By default 64 a head.
+            there are (0.25), or "all", the exhaustive sweep without a race. By default 56 a head.
         seed: of the order of windows.
         progress: called with (done, total, text).
 

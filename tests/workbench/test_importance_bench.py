@@ -216,3 +216,13 @@ def test_pico_is_measured_on_its_text_and_a_large_model_has_the_shape() -> None:
     config = cases.NARROW.make().config
     assert (config.num_hidden_layers, config.num_attention_heads) == (16, 16)
     assert config.num_key_value_heads == 4
+
+
+def test_counting_flops_leaves_the_sweep_its_cheap_end() -> None:
+    """A block somebody watches is finished in full; counting must not be such a watch."""
+    model = TINY.make()
+    docs = measure._documents(model, torch.arange(60)[None] % model.config.vocab_size)
+    found = measure._flops(lambda: measure._importance(model, docs))
+    for block in model.model.layers:
+        block.mlp.register_forward_hook(lambda *_: None)
+    assert found < 0.95 * measure._flops(lambda: measure._importance(model, docs))
