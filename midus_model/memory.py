@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from kernels import headwise_memory
-from kernels.headwise_memory import can_fuse
+from kernels import headwise_memory, product_key_select
+from kernels.headwise_memory import can_fuse, realised
 from midus_model.config import MidusConfig, head_dim_of, layer_map_of
 
 
@@ -22,6 +22,19 @@ class HeadOutputs(nn.Module):
 
     def forward(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs
+
+
+class Retrieved(nn.Module):
+    """Passes on what the heads retrieve, [positions, M, k] each: where it can be seen and changed.
+
+    `weights` come best first and sum to 1 over k; `slots` are int64. What a forward hook returns,
+    (weights, slots), is read in their place.
+    """
+
+    def forward(
+        self, weights: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return weights, slots
 
 
 class HeadwiseMemory(nn.Module):
@@ -46,6 +59,7 @@ class HeadwiseMemory(nn.Module):
         self.col_keys = nn.Parameter(torch.empty(count, n, size // 2))
         self.bank = nn.Parameter(torch.empty(n * n, r))
         self.head_proj = nn.Parameter(torch.empty(count, r, size))
+        self.retrieved = Retrieved()
         self.out = HeadOutputs()
         self.out_proj = (
             nn.Linear(self.num_heads * size, config.hidden_size, bias=False)
@@ -84,22 +98,30 @@ class HeadwiseMemory(nn.Module):
         return stream.reshape(-1, self.num_heads, self.head_dim)
 
     def _read(self, query: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        parameters = self.row_keys, self.col_keys, self.bank, self.head_proj
-        return headwise_memory(
-            query, *parameters, self.top_k, residual=residual, bank_grad=self.bank_grad
-        )
+        keys = self.row_keys, self.col_keys
+        if not _is_watched(self.retrieved):
+            parameters = *keys, self.bank, self.head_proj
+            return headwise_memory(
+                query, *parameters, self.top_k, residual=residual, bank_grad=self.bank_grad
+            )
+        weights, slots = self.retrieved(*product_key_select(query, *keys, self.top_k))
+        read = realised(weights, slots, self.bank, self.head_proj, self.bank_grad).to(query.dtype)
+        return read if residual is None else residual + read
 
     def _unseen(self, head_outputs: torch.Tensor) -> bool:
-        """Whether the sum may be fused: a kernel can, and `out` is neither hooked nor replaced."""
+        """Whether the sum may be fused: a kernel can, and nobody looks at what is between."""
         if self.out_proj is not None or len(self.heads) != self.num_heads:
             return False
-        watched = any(
-            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-            for module in (self, self.out)
-        )
-        watched = watched or bool(_global_forward_hooks or _global_forward_pre_hooks)
+        if any(map(_is_watched, (self, self.out, self.retrieved))):
+            return False
         parameters = self.row_keys, self.col_keys, self.bank, self.head_proj
-        return type(self.out) is HeadOutputs and not watched and can_fuse(head_outputs, *parameters)
+        return type(self.out) is HeadOutputs and can_fuse(head_outputs, *parameters)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes in or out, or put in a forward of theirs."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return bool(hooks or _global_forward_hooks or _global_forward_pre_hooks)
 
 
 def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:

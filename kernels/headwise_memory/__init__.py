@@ -6,8 +6,12 @@ import torch
 
 from kernels.backend import resolve
 from kernels.headwise_memory import eager, op
+from kernels.headwise_memory.eager import realised
 from kernels.latent_bag import check_bank_grad
 from kernels.product_key_select import check_keys
+
+
+__all__ = ["can_fuse", "headwise_memory", "realised"]
 
 
 def headwise_memory(

@@ -20,7 +20,17 @@ def headwise_memory(
 ) -> torch.Tensor:
     """[T, H, D] -> [T, H, D]; see `kernels.headwise_memory`."""
     weights, indices = product_key_select(query, row_keys, col_keys, k)
-    read = latent_bag(bank, indices, weights, bank_grad=bank_grad)  # [T, H, r]
-    values = torch.bmm(read.transpose(0, 1), head_proj).transpose(0, 1)  # one product a head
-    values = values.to(query.dtype)
+    values = realised(weights, indices, bank, head_proj, bank_grad).to(query.dtype)
     return values if residual is None else residual + values
+
+
+def realised(
+    weights: torch.Tensor,
+    indices: torch.Tensor,
+    bank: torch.Tensor,
+    head_proj: torch.Tensor,
+    bank_grad: str = "sorted",
+) -> torch.Tensor:
+    """What each head makes of the slots it retrieved: [T, H, k] twice -> [T, H, D]."""
+    read = latent_bag(bank, indices, weights, bank_grad=bank_grad)  # [T, H, r]
+    return torch.bmm(read.transpose(0, 1), head_proj).transpose(0, 1)  # one product a head
