@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.engine import Progress
 from analysis.importance import head_importance
-from analysis.statistics import bootstrap, concentration, shares
+from analysis.statistics import bootstrap, concentration, shares, weighted_mean
 from analysis.tables import SCHEMA, comparable, json_attrs, weights_of
 from midus_model.errors import IncomparableTables
 
@@ -44,7 +44,8 @@ def amplification(
         A row a base head: `before`; `after_base` (the head itself), `after_memory` and
         `after_copy` (inserted heads from it), `after` their sum; `score` = after - before in nats
         a token with a paired 95% interval; the same in shares of the positive total; `ratio` only
-        where the share before is distinguishable from zero; `by_document`, after - before.
+        where the share before is distinguishable from zero; `by_document`, after - before, and
+        `share_by_document`, the shares' change linearised, so that its mean is `share_score`.
         `.attrs["concentration"]`: Gini, entropy and effective number of heads, before and after.
 
     Raises:
@@ -124,10 +125,30 @@ def _compare(
             "share_ci_high": found.high[:, 2],
             "ratio": ratio,
             "by_document": (together @ last - first).tolist(),
+            "share_by_document": (
+                _share_by_document(last, weights, together)
+                - _share_by_document(first, weights, np.eye(len(first)))
+            ).tolist(),
         }
     )
     table.attrs = _attrs(before, after, chosen, seed)
     return table
+
+
+def _share_by_document(scores: np.ndarray, weights: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Shares of base heads to first order in the documents' weights: [base heads, documents].
+
+    A share is a ratio of means over documents; its mean over documents is here the share itself,
+    and its spread over them that of the share (the influence function; Hampel 1974).
+
+    scores: [heads, documents]; owners: [base heads, heads], 1 where a head counts for a base head.
+    """
+    mean = weighted_mean(scores, weights)
+    positive = scores * (mean > 0)[:, None]
+    total = np.maximum(mean, 0).sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = (owners @ np.maximum(mean, 0) / total)[:, None]
+        return share + (owners @ positive - share * positive.sum(0)) / total
 
 
 def _owners(before: pd.DataFrame, after: pd.DataFrame) -> np.ndarray:

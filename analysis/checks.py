@@ -112,16 +112,31 @@ def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) 
         for hook in hooks:
             hook.remove()
     clean, raised = seen[0][:1], seen[0][1:]
-    rise = (raised - clean).unflatten(-1, (-1, size))  # [K, T, H, D]
+    rise = (raised - clean).unflatten(-1, (-1, size))  # [K, T, heads of this attention, D]
     expected = torch.zeros_like(rise)
-    for site in sites:
-        expected[site.kv_head, :, site.head] = step[0]
-    measured = [site.head for site in sites]
+    places = _places(sites, rise.shape[-2] == model.config.num_attention_heads, groups)
+    for own, place in places:
+        expected[own, :, place] = step[0]
+    measured = [place for _, place in places]
     if not _close(rise[:, :, measured], expected[:, :, measured]):
         raise UnsupportedArchitecture(
             f"model.layers.{layer}: raising a key-value head's values does not raise the outputs "
             "of its own query heads alone; the heads are not where they should be"
         )
+
+
+def _places(sites: list[HeadSite], whole: bool, groups: int) -> list[tuple[int, int]]:
+    """Each site's value head and query head in its block's own attention.
+
+    Attention for chosen heads alone has no others, and value heads of its own where groups are
+    used unevenly.
+    """
+    if whole:
+        return [(site.kv_head, site.head) for site in sites]
+    if groups == len(sites):
+        return [(row, row) for row in range(groups)]
+    used = sorted({site.kv_head for site in sites})
+    return [(used.index(site.kv_head), row) for row, site in enumerate(sites)]
 
 
 def _check_hooks(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 import midus_model
 from analysis import tables
 from analysis.documents import MAX_CONTEXT
-from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of
+from midus_model.budgets import attention_parameters, block_parameters
+from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of, sizes_of
 from midus_model.errors import MidusError, UnsupportedArchitecture
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks as blocks_of
@@ -124,25 +125,19 @@ def parameter_formula(config: PreTrainedConfig) -> int:
         )
     embeddings = config.vocab_size * config.hidden_size
     total = embeddings * (1 if config.tie_word_embeddings else 2) + config.hidden_size
-    for entry in layer_map_of(config):
-        total += _head_outputs_formula(config, name)
+    for entry, sizes in zip(layer_map_of(config), sizes_of(config), strict=True):
         if entry["kind"] == "memory":
-            total += _memory_formula(config, entry["heads"])
+            n, r = config.num_keys, config.latent_dim
+            if sizes is not None:
+                n, r = sizes["num_keys"], max(sizes["latent_dim"])
+            total += block_parameters(config, entry["heads"], n, r, config.output_mixing)
         elif entry["kind"] == "dense":
             raise UnsupportedArchitecture(
                 "there is no formula for blocks of kind 'dense'; costs() counts them"
             )
         else:
-            total += _rest_of_layer_formula(config)
+            total += attention_parameters(config) + _rest_of_layer_formula(config)
     return total
-
-
-def _head_outputs_formula(config: Any, name: str) -> int:
-    """Input norm and attention up to its heads' outputs, which every block has."""
-    d, size = config.hidden_size, head_dim_of(config)
-    width = (config.num_attention_heads + 2 * config.num_key_value_heads) * size
-    bias = width if getattr(config, "attention_bias", False) else 0
-    return d + d * width + bias + (2 * size if name == "qwen3" else 0)
 
 
 def _rest_of_layer_formula(config: Any) -> int:
@@ -152,15 +147,6 @@ def _rest_of_layer_formula(config: Any) -> int:
     output += d if getattr(config, "attention_bias", False) else 0
     biases = 2 * f + d if getattr(config, "mlp_bias", False) else 0
     return output + d + 3 * d * f + biases
-
-
-def _memory_formula(config: Any, heads: list[int] | None) -> int:
-    """Keys, bank, head projections, and the output projection where heads are mixed."""
-    size, n, r = head_dim_of(config), config.num_keys, config.latent_dim
-    count = config.num_attention_heads if heads is None else len(heads)
-    mixed = config.output_mixing == "linear"
-    output = config.num_attention_heads * size * config.hidden_size if mixed else 0
-    return count * n * size + n * n * r + count * r * size + output
 
 
 # ---------------------------------------------------------------- what is measured
@@ -254,15 +240,18 @@ def _flops(model: Any, context: int) -> Counter[str]:
             found[_component(name)] += 2 * module.weight.numel()
         elif isinstance(module, HeadwiseMemory):
             found["memory"] += memory_flops(module)
-    width = model.config.num_attention_heads * head_dim_of(model.config)
-    for window in _attention_windows(model):
+    for (width, _), window in zip(_widths(model), _attention_windows(model), strict=True):
         # scores and weighted values, a multiply-add each per key and channel
         found["attention"] += round(4 * width * mean_keys(context, window))
     return found
 
 
 def memory_flops(memory: HeadwiseMemory) -> int:
-    """FLOPs of one token's read by all of a memory's heads; output mixing is counted apart."""
+    """FLOPs of one token's read by all of a memory's heads; output mixing is counted apart.
+
+    As they are done: a head with fewer slots or columns than its block's largest is masked, so it
+    costs as much as that one.
+    """
     heads, n, half = memory.row_keys.shape
     r, k = memory.bank.shape[1], memory.top_k
     scores, pairs = 4 * heads * n * half, heads * k * k
@@ -274,6 +263,15 @@ def mean_keys(context: int, window: int | None = None) -> float:
     """Keys that a token sees, mean over positions 1..C, with attention to `window` at most."""
     seen = min(context, window or context)
     return (seen * (seen + 1) / 2 + (context - seen) * seen) / context
+
+
+def _widths(model: Any) -> list[tuple[int, int]]:
+    """Each block's heads * D of queries, and of the keys that its cache holds."""
+    found = []
+    for block in blocks_of(model):
+        width = block.self_attn.q_proj.out_features
+        found.append((width, width // block.self_attn.num_key_value_groups))
+    return found
 
 
 def _attention_windows(model: Any) -> list[int | None]:
@@ -297,8 +295,8 @@ def _weights_read(model: Any, size: int) -> dict[str, int]:
 
 
 def _cache_read(model: Any, context: int, size: int) -> int:
-    row = 2 * model.config.num_key_value_heads * head_dim_of(model.config) * size
-    return sum(row * min(context, window or context) for window in _attention_windows(model))
+    pairs = zip(_widths(model), _attention_windows(model), strict=True)
+    return sum(2 * width * size * min(context, window or context) for (_, width), window in pairs)
 
 
 def _table(model: Any, measures: dict[str, Any]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from torch import nn
 from analysis.documents import Window
 from analysis.memory_plan import Plan, is_out_of_memory
 from analysis.metrics import LOSS, Metric, Rows
-from midus_model import BlockEnd, Change, HeadSite, blocks
+from midus_model import BlockEnd, Change, HeadSite, blocks, lean_blocks
 
 Progress = Callable[[int, int, str], None]
 # By block, what stands in for its head outputs: [1 or W, 1 or T, H*D].
@@ -150,6 +150,7 @@ def head_outputs(model: Any, batch: Batch, sites: Sequence[HeadSite]) -> dict[in
         return hook
 
     with ExitStack() as stack:
+        stack.enter_context(lean_blocks(blocks(model)))
         for layer, module in modules.items():
             stack.callback(module.register_forward_pre_hook(keep(layer)).remove)
         with suppress(_Enough):
@@ -179,6 +180,7 @@ def clean_run(
         calls.append(call)
 
     with ExitStack() as stack:
+        stack.enter_context(lean_blocks(blocks(model)))
         for block in blocks(model):
             handle = block.register_forward_pre_hook(keep_call, with_kwargs=True)
             stack.callback(handle.remove)
@@ -260,7 +262,7 @@ def _resume(
     folds, windows = len(units), run.batch.ids.shape[0]
     stack = blocks(model)
     hidden = end.changed([_changes(unit, layer, replacement) for unit in units])
-    with _replacing_later(model, layer, units, replacement):
+    with lean_blocks(stack[layer + 1 :]), _replacing_later(model, layer, units, replacement):
         for later in range(layer + 1, len(stack)):
             hidden = stack[later](hidden, **_folded(run.calls[later], folds, windows))
     return window_values(model, model.model.norm(hidden), run.batch, metric, run.hidden, plan.rows)

@@ -242,7 +242,7 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 def download(table: pd.DataFrame, run: Run, name: str) -> None:
     """A button that saves the table as CSV, without the scores by document."""
-    flat = table[[c for c in table.columns if c != "by_document"]]
+    flat = table[[c for c in table.columns if not c.endswith("by_document")]]
     st.download_button(
         "Download CSV",
         flat.to_csv(index=False).encode(),

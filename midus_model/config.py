@@ -12,6 +12,8 @@ from midus_model.errors import UnsupportedArchitecture, UpscaleError
 SUPPORTED_BASES = ("llama", "qwen3", "mistral")
 KINDS = ("base", "memory", "copy", "merged", "dense")
 OUTPUT_MIXINGS = ("none", "linear")
+KEY_INITS = ("uniform", "queries")
+SIZES = ("num_keys", "top_k", "latent_dim")
 
 
 def map_entry(kind: str, source: int, heads: list[int] | None = None) -> dict[str, Any]:
@@ -31,6 +33,12 @@ def head_dim_of(config: PreTrainedConfig) -> int:
     return given or config.hidden_size // config.num_attention_heads
 
 
+def sizes_of(config: PreTrainedConfig) -> list[dict[str, Any] | None]:
+    """`config.memory_sizes`, one entry a block; None where a block has the uniform sizes."""
+    known = getattr(config, "memory_sizes", None)
+    return known or [None] * len(layer_map_of(config))
+
+
 def is_whole(value: Any) -> bool:
     """Whether `value` is a whole number, numpy's too, and no bool."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
@@ -48,8 +56,12 @@ class MidusConfig(PreTrainedConfig):
         num_keys: sub-keys a half, n; the bank has N = n * n slots.
         memory_top_k: slots read by each head and token, k (plain `top_k` is a sampling setting).
         latent_dim: width of the bank, r.
+        memory_sizes: None where these three hold everywhere; else they are the largest, and each
+            memory block has an entry `{num_keys, top_k, latent_dim}`, the latter two lists with a
+            number a memory head; other blocks have None.
         output_mixing: "none" (heads write their own slice of the stream) or "linear".
-        key_init: how sub-keys start; "uniform" is +-(D/2)^-1/2 (Lample et al. 2019).
+        key_init: how sub-keys started; "uniform" is +-(D/2)^-1/2 (Lample et al. 2019), "queries"
+            from what the heads ask (see `midus_model.keys`).
     """
 
     model_type = "midus"
@@ -60,6 +72,7 @@ class MidusConfig(PreTrainedConfig):
     num_keys: int = 256
     memory_top_k: int = 32
     latent_dim: int = 128
+    memory_sizes: list | None = None
     output_mixing: str = "none"
     key_init: str = "uniform"
     rope_parameters: dict | None = None
@@ -91,26 +104,54 @@ class MidusConfig(PreTrainedConfig):
                 f"layer_map has {len(entries)} entries for {self.num_hidden_layers} blocks; "
                 "it needs one a block"
             )
-        asked = {
-            "num_keys": self.num_keys,
-            "top_k": self.memory_top_k,
-            "latent_dim": self.latent_dim,
-        }
-        for name, value in asked.items():
-            if not is_whole(value) or value < 1:
-                raise UpscaleError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if self.memory_top_k > self.num_keys:
-            raise UpscaleError(
-                f"top_k is {self.memory_top_k}; it must be between 1 and num_keys = {self.num_keys}"
-            )
+        _check_sizes(self.num_keys, [self.memory_top_k], [self.latent_dim])
+        self._check_memory_sizes(entries)
         if self.output_mixing not in OUTPUT_MIXINGS:
             raise UpscaleError(
                 f"output_mixing is {self.output_mixing!r}; it must be one of {OUTPUT_MIXINGS}"
             )
-        if self.key_init != "uniform":
-            raise UpscaleError(f"key_init is {self.key_init!r}; 'uniform' is what there is")
+        if self.key_init not in KEY_INITS:
+            raise UpscaleError(f"key_init is {self.key_init!r}; it must be one of {KEY_INITS}")
         if head_dim_of(self) % 2:
             raise UpscaleError(f"head size {head_dim_of(self)} is odd; product keys halve it")
+
+    def _check_memory_sizes(self, entries: list[dict[str, Any]]) -> None:
+        if self.memory_sizes is None:
+            return
+        if not isinstance(self.memory_sizes, list) or len(self.memory_sizes) != len(entries):
+            raise UpscaleError(
+                f"memory_sizes must be a list of {len(entries)} entries, one a block, or null"
+            )
+        for block, (entry, sizes) in enumerate(zip(entries, self.memory_sizes, strict=True)):
+            where = f"block {block} of memory_sizes: "
+            if entry["kind"] != "memory":
+                if sizes is not None:
+                    raise UpscaleError(f"{where}it has no memory, so its entry must be null")
+                continue
+            heads = entry["heads"]
+            count = self.num_attention_heads if heads is None else len(heads)
+            if not isinstance(sizes, dict) or set(sizes) != set(SIZES):
+                raise UpscaleError(f"{where}its entry must hold {', '.join(SIZES)}; got {sizes!r}")
+            by_head = sizes["top_k"], sizes["latent_dim"]
+            if not all(isinstance(value, list) and len(value) == count for value in by_head):
+                raise UpscaleError(
+                    f"{where}top_k and latent_dim must each list a number for its {count} heads"
+                )
+            _check_sizes(sizes["num_keys"], *by_head, where)
+
+
+def _check_sizes(num_keys: Any, top_k: list[Any], latent_dim: list[Any], where: str = "") -> None:
+    asked = [("num_keys", num_keys)]
+    asked += [("top_k", k) for k in top_k] + [("latent_dim", r) for r in latent_dim]
+    for name, value in asked:
+        if not is_whole(value) or value < 1:
+            raise UpscaleError(
+                f"{where}{name} is {value!r}; it must be a whole number of at least 1"
+            )
+    if max(top_k) > num_keys:
+        raise UpscaleError(
+            f"{where}top_k is {max(top_k)}; it must be between 1 and num_keys = {num_keys}"
+        )
 
 
 AutoConfig.register("midus", MidusConfig)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+
+from midus_model.lean import activated, ends_plainly, mean_square_ratio
 
 
 def finish_block(
@@ -74,7 +75,8 @@ class BlockEnd:
         # With few tokens the products of weights would cost more than they save.
         size = head_outputs.shape[-1] // block.self_attn.config.num_attention_heads
         many = head_outputs.shape[:2].numel() > 2 * size
-        self.low_rank = _is_plain(block) and (many if low_rank is None else low_rank)
+        plain = ends_plainly(block) and not torch.is_grad_enabled()
+        self.low_rank = plain and (many if low_rank is None else low_rank)
         if self.low_rank:
             self.scale = block.post_attention_layernorm.weight
             self.stream = hidden_states + block.self_attn.o_proj(head_outputs)  # [W, T, d]
@@ -100,28 +102,10 @@ class BlockEnd:
         delta = torch.cat([c.values - self.heads[..., c.span] for c in changes], -1)
         columns = torch.cat([mixing[:, c.span] for c in changes], -1)  # [d, D]
         stream = self.stream + delta @ columns.T
-        ratio = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        ratio = mean_square_ratio(stream, norm.variance_epsilon)
         weighted = self.scale[:, None] * columns
         made = []
         for linear, clean in zip((mlp.gate_proj, mlp.up_proj), self.clean, strict=True):
             value = torch.add(clean, delta @ (linear.weight @ weighted).T).mul_(ratio)
             made.append(value if linear.bias is None else value.add_(linear.bias))
-        return stream.add_(mlp.down_proj(mlp.act_fn(made[0]).mul_(made[1])))
-
-
-def _is_plain(block: Any) -> bool:
-    """Whether a block ends as `BlockEnd` says, and nobody looks in."""
-    if getattr(block, "memory", None) is not None:
-        return False
-    mlp, norm = block.mlp, block.post_attention_layernorm
-    linear = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    linear.append(block.self_attn.o_proj)
-    if any(type(part) is not nn.Linear for part in linear):
-        return False
-    if not hasattr(norm, "variance_epsilon") or not hasattr(mlp, "act_fn"):
-        return False
-    if norm.weight.dtype not in (torch.float32, torch.float64) or torch.is_grad_enabled():
-        return False  # in half precision each product is rounded, and rounds otherwise here
-    parts = (mlp, norm, mlp.act_fn, *linear)
-    watched = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in parts)
-    return not (watched or _global_forward_hooks or _global_forward_pre_hooks)
+        return stream.add_(mlp.down_proj(activated(mlp.act_fn, made[0]).mul_(made[1])))

@@ -14,7 +14,8 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from kernels import headwise_memory, product_key_select
 from kernels.headwise_memory import can_fuse, realised
-from midus_model.config import MidusConfig, head_dim_of, layer_map_of
+from midus_model.attention import narrow
+from midus_model.config import MidusConfig, head_dim_of, layer_map_of, sizes_of
 
 
 class HeadOutputs(nn.Module):
@@ -40,21 +41,27 @@ class Retrieved(nn.Module):
 class HeadwiseMemory(nn.Module):
     """Head outputs in, [B, T, H*D]; each memory head's read of the shared bank out, [B, T, d].
 
-    `bank_grad` is how the bank's gradient is made: see `kernels.latent_bag`.
+    `sizes` is the block's entry of `config.memory_sizes`, if any. Heads may differ in the slots
+    that they read and in the columns of the bank that they see: `head_top_k` and `head_latent_dim`
+    are None where they do not, and else hold a number a head, `top_k` and the bank's r being the
+    largest. `bank_grad` is how the bank's gradient is made: see `kernels.latent_bag`.
     """
 
     bank_grad = "sorted"
 
-    def __init__(self, config: MidusConfig, heads: list[int] | None):
+    def __init__(
+        self, config: MidusConfig, heads: list[int] | None, sizes: dict[str, Any] | None = None
+    ):
         super().__init__()
-        n, r, size = config.num_keys, config.latent_dim, head_dim_of(config)
-        self.num_heads, self.head_dim, self.top_k = (
-            config.num_attention_heads,
-            size,
-            config.memory_top_k,
-        )
+        self.num_heads, self.head_dim = config.num_attention_heads, head_dim_of(config)
         self.heads = list(range(self.num_heads)) if heads is None else sorted(heads)
-        count = len(self.heads)
+        count, size = len(self.heads), self.head_dim
+        n = config.num_keys if sizes is None else sizes["num_keys"]
+        slots = [config.memory_top_k] if sizes is None else sizes["top_k"]
+        columns = [config.latent_dim] if sizes is None else sizes["latent_dim"]
+        self.top_k, r = max(slots), max(columns)
+        self.head_top_k = slots if min(slots) < self.top_k else None
+        self.head_latent_dim = columns if min(columns) < r else None
         self.row_keys = nn.Parameter(torch.empty(count, n, size // 2))
         self.col_keys = nn.Parameter(torch.empty(count, n, size // 2))
         self.bank = nn.Parameter(torch.empty(n * n, r))
@@ -75,6 +82,31 @@ class HeadwiseMemory(nn.Module):
         nn.init.uniform_(self.row_keys, -bound, bound)
         nn.init.uniform_(self.col_keys, -bound, bound)
         nn.init.normal_(self.head_proj, std=self.head_proj.shape[1] ** -0.5)
+        if self.head_latent_dim is not None:  # as wide as if each head had a bank of its own size
+            own = self.head_proj.new_tensor(self.head_latent_dim)[:, None, None]
+            self.head_proj.mul_(self._columns() * (self.head_proj.shape[1] / own).sqrt())
+
+    def select(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the memory heads retrieve: [positions, M, D] -> weights and slots [.., M, k].
+
+        Best first. A head that reads fewer slots than `top_k` has weight 0 beyond its own, and the
+        softmax is over its own: normalising anew what is kept of a softmax gives just that.
+        """
+        weights, slots = product_key_select(query, self.row_keys, self.col_keys, self.top_k)
+        if self.head_top_k is not None:
+            weights = weights * _first(self.head_top_k, self.top_k, weights)
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights, slots
+
+    @property
+    def projections(self) -> torch.Tensor:
+        """`head_proj` [M, r, D] as it is read: rows beyond a head's own r are zero, and stay so."""
+        return self.head_proj if self.head_latent_dim is None else self.head_proj * self._columns()
+
+    def _columns(self) -> torch.Tensor:
+        """[M, r, 1], one where a head sees the bank's column."""
+        assert self.head_latent_dim is not None
+        return _first(self.head_latent_dim, self.head_proj.shape[1], self.head_proj)[..., None]
 
     def forward(self, head_outputs: torch.Tensor) -> torch.Tensor:
         every = self._by_head(head_outputs)
@@ -98,24 +130,32 @@ class HeadwiseMemory(nn.Module):
         return stream.reshape(-1, self.num_heads, self.head_dim)
 
     def _read(self, query: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        keys = self.row_keys, self.col_keys
-        if not _is_watched(self.retrieved):
-            parameters = *keys, self.bank, self.head_proj
+        projections = self.projections
+        if self.head_top_k is None and not _is_watched(self.retrieved):
+            parameters = self.row_keys, self.col_keys, self.bank, projections
             return headwise_memory(
                 query, *parameters, self.top_k, residual=residual, bank_grad=self.bank_grad
             )
-        weights, slots = self.retrieved(*product_key_select(query, *keys, self.top_k))
-        read = realised(weights, slots, self.bank, self.head_proj, self.bank_grad).to(query.dtype)
+        weights, slots = self.retrieved(*self.select(query))
+        read = realised(weights, slots, self.bank, projections, self.bank_grad).to(query.dtype)
         return read if residual is None else residual + read
 
     def _unseen(self, head_outputs: torch.Tensor) -> bool:
         """Whether the sum may be fused: a kernel can, and nobody looks at what is between."""
         if self.out_proj is not None or len(self.heads) != self.num_heads:
             return False
+        if self.head_top_k is not None:
+            return False
         if any(map(_is_watched, (self, self.out, self.retrieved))):
             return False
         parameters = self.row_keys, self.col_keys, self.bank, self.head_proj
         return type(self.out) is HeadOutputs and can_fuse(head_outputs, *parameters)
+
+
+def _first(counts: list[int], width: int, like: torch.Tensor) -> torch.Tensor:
+    """[M, width] of the dtype of `like`: ones in the first `counts[m]` columns, then zeros."""
+    limit = torch.tensor(counts, device=like.device)[:, None]
+    return (torch.arange(width, device=like.device) < limit).to(like.dtype)
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -125,20 +165,21 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:
-    """The memory block of a family: its decoder layer with the MLP gone and o_proj a pass-through.
+    """The memory block of a family: its decoder layer with the MLP and the output projection gone.
 
     A subclass, so that whatever the family does with its layers (gradient checkpointing, recording
     of hidden states, caches by `layer_idx`) it does with memory blocks too.
     """
 
     class MemoryBlock(decoder_layer):  # type: ignore[misc,valid-type]
-        """M(x) = x + memory(Attn'(norm(x))), Attn' without output projection."""
+        """M(x) = x + memory(Attn'(norm(x))), Attn' of the heads with memory, not projected."""
 
         def __init__(self, config: MidusConfig, layer_idx: int):
             super().__init__(config, layer_idx)
             del self.mlp, self.post_attention_layernorm
-            self.self_attn.o_proj = nn.Identity()
-            self.memory = HeadwiseMemory(config, layer_map_of(config)[layer_idx]["heads"])
+            heads = layer_map_of(config)[layer_idx]["heads"]
+            narrow(self.self_attn, config, heads)
+            self.memory = HeadwiseMemory(config, heads, sizes_of(config)[layer_idx])
 
         def forward(
             self, hidden_states: torch.Tensor, use_cache: bool | None = False, **kwargs: Any

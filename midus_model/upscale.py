@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers.initialization import no_init_weights
 
-from midus_model.config import MidusConfig, head_dim_of, is_whole, map_entry
+from midus_model.attention import chosen_state
+from midus_model.budgets import LATENT_DIM, NUM_KEYS, TOP_K, default_mixing, size_fields
+from midus_model.config import KEY_INITS, MidusConfig, head_dim_of, is_whole, map_entry
 from midus_model.errors import UpscaleError
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
@@ -26,10 +28,12 @@ def upscale(
     blocks: int | Sequence[int] | None = None,
     placement: str = "after",
     heads: Any = None,
-    num_keys: int = 256,
-    top_k: int = 32,
-    latent_dim: int = 128,
+    num_keys: int | Mapping[int, int] = NUM_KEYS,
+    top_k: int | Mapping[tuple[int, int], int] = TOP_K,
+    latent_dim: int | Mapping[tuple[int, int], int] = LATENT_DIM,
     output_mixing: str | None = None,
+    key_init: str = "uniform",
+    calibration: Any = None,
     seed: int = 0,
 ) -> Any:
     """A new, deeper model whose logits equal `model`'s bit for bit; `model` is left as it is.
@@ -42,17 +46,42 @@ def upscale(
             as many as layers, after layers 1, 3, 5, ...
         placement: "after" or "before" the source layer.
         heads: memory for these heads only: (layer, head) pairs, a ranking, or its JSON. One block
-            for each layer that holds one.
-        num_keys: sub-keys a half, n; each bank has n * n slots.
-        top_k: slots read by each head and token.
-        latent_dim: width of the bank, r.
+            for each layer that holds one; its attention has the projections of these heads only.
+        num_keys: sub-keys a half, n; each bank has n * n slots. Or by source layer, {3: 64, 5: 32}.
+        top_k: slots read by each head and token. Or by source layer and head, {(3, 1): 16, ...}.
+        latent_dim: width of the bank, r. Or how much of it each head sees, by layer and head; the
+            bank is as wide as the largest. `midus_model.budgets` makes all three from a ranking.
         output_mixing: "none", "linear" (an output projection, from the source's o_proj), or by
             default "none" where the heads fill the stream exactly and "linear" where not.
+        key_init: "uniform" (at random), or "queries" (from what the heads ask on `calibration`:
+            see `midus_model.keys`).
+        calibration: token ids for that, [W, T] or a list of [T] tensors.
         seed: of keys and head projections.
 
     Raises:
         UpscaleError, HeadError, UnsupportedArchitecture: saying what was wrong and what would do.
     """
+    _check_request(model, method, placement, key_init, calibration)
+    by_layer = _heads_by_layer(model, method, blocks, heads)
+    kind = "memory" if method == "midus" else "copy"
+    layer_map = _layer_map(model.config.num_hidden_layers, kind, by_layer, placement)
+    if method == "llama-pro":
+        return _build(model, _extended(model.config, layer_map), layer_map)
+    sizes = size_fields(model.config, layer_map, num_keys, top_k, latent_dim)
+    config = _midus_config(model.config, layer_map, output_mixing, key_init=key_init, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = _build(model, config, layer_map)
+    if key_init == "queries":
+        from midus_model.keys import set_query_keys
+
+        set_query_keys(new, calibration, seed=seed)
+    return new
+
+
+def _check_request(
+    model: Any, method: str, placement: str, key_init: str, calibration: Any
+) -> None:
     family(model)
     if getattr(model.config, "layer_map", None):
         raise UpscaleError("the model is up-scaled already; give its base")
@@ -60,22 +89,19 @@ def upscale(
         raise UpscaleError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     if placement not in ("after", "before"):
         raise UpscaleError(f"placement is {placement!r}; it must be 'after' or 'before'")
-    by_layer = _heads_by_layer(model, method, blocks, heads)
-    kind = "memory" if method == "midus" else "copy"
-    layer_map = _layer_map(model.config.num_hidden_layers, kind, by_layer, placement)
-    if method == "llama-pro":
-        return _build(model, _extended(model.config, layer_map), layer_map)
-    config = _midus_config(
-        model.config,
-        layer_map,
-        num_keys=num_keys,
-        memory_top_k=top_k,
-        latent_dim=latent_dim,
-        output_mixing=output_mixing,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _build(model, config, layer_map)
+    if key_init not in KEY_INITS:
+        raise UpscaleError(f"key_init is {key_init!r}; it must be one of {', '.join(KEY_INITS)}")
+    if key_init == "queries" and method != "midus":
+        raise UpscaleError(f"method {method!r} has no keys; key_init needs method 'midus'")
+    if key_init == "queries" and calibration is None:
+        raise UpscaleError(
+            "key_init is 'queries', which needs text: give calibration=, token ids [W, T] or a "
+            "list of [T] tensors"
+        )
+    if key_init != "queries" and calibration is not None:
+        raise UpscaleError(
+            f"calibration is given, but key_init is {key_init!r}; 'queries' makes use of it"
+        )
 
 
 def _heads_by_layer(
@@ -137,12 +163,11 @@ def _extended(config: Any, layer_map: list[dict[str, Any]]) -> Any:
 
 
 def _midus_config(
-    base: Any, layer_map: list[dict[str, Any]], output_mixing: str | None, **memory: int
+    base: Any, layer_map: list[dict[str, Any]], output_mixing: str | None, **memory: Any
 ) -> MidusConfig:
-    fills_stream = base.num_attention_heads * head_dim_of(base) == base.hidden_size
     if output_mixing is None:
-        output_mixing = "none" if fills_stream else "linear"
-    if output_mixing == "none" and not fills_stream:
+        output_mixing = default_mixing(base)
+    if output_mixing == "none" and default_mixing(base) != "none":
         raise UpscaleError(
             f"output_mixing is 'none', but {base.num_attention_heads} heads of {head_dim_of(base)} "
             f"do not fill the hidden size {base.hidden_size}; 'linear' would do"
@@ -173,7 +198,7 @@ def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
     new.lm_head = copy.deepcopy(model.lm_head)
     sources = blocks_of(model)
     for entry, block in zip(layer_map, new.model.layers, strict=True):
-        _fill(block, sources[entry["source"][0]], entry["kind"])
+        _fill(block, sources[entry["source"][0]], entry)
     new.tie_weights()
     new.generation_config = copy.deepcopy(model.generation_config)
     # The base's name finds the tokenizer until the new model is saved under its own.
@@ -182,10 +207,10 @@ def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
 
 
 @torch.no_grad()
-def _fill(block: Any, source: Any, kind: str) -> None:
-    if kind != "memory":
+def _fill(block: Any, source: Any, entry: dict[str, Any]) -> None:
+    if entry["kind"] != "memory":
         block.load_state_dict(source.state_dict())
-        if kind == "copy":
+        if entry["kind"] == "copy":
             for projection in (block.self_attn.o_proj, block.mlp.down_proj):
                 for parameter in projection.parameters():
                     parameter.zero_()
@@ -193,7 +218,7 @@ def _fill(block: Any, source: Any, kind: str) -> None:
     block.input_layernorm.load_state_dict(source.input_layernorm.state_dict())
     attention = source.self_attn.state_dict()
     block.self_attn.load_state_dict(
-        {name: value for name, value in attention.items() if not name.startswith("o_proj.")}
+        chosen_state(attention, source.self_attn.config, entry["heads"])
     )
     memory: HeadwiseMemory = block.memory
     memory.reset_parameters()

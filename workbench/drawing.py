@@ -25,6 +25,15 @@ FIGURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "slot_histogram": (("memory_slots",), ()),
     "costs": (("costs_before",), ("costs_after", "costs_baseline")),
     "training_curves": (("training",), ()),
+    "memory_map": (("memory_usage",), ()),
+    "memory_effects": (("memory_effects",), ()),
+    "memory_view": (("memory_view",), ()),
+    "realisations": (("realisations",), ()),
+    "dose_response": (("dose_response",), ()),
+    "role_slopes": (("role_slopes",), ("contrast",)),
+    "choice": (("choice",), ("choice_contrast",)),
+    "usage_curves": (("usage_log",), ()),
+    "key_coverage": (("key_study",), ()),
 }
 
 

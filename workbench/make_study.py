@@ -19,7 +19,10 @@ from workbench.runs import RunFolder
 from workbench.training import save_model
 
 STUDY_DIR = Path(__file__).resolve().parent / "study"
-STUDY = Recipe(steps=240, train_documents=None, excerpts=96, windows=2, baseline=True)
+STUDY = Recipe(
+    steps=240, train_documents=None, excerpts=96, windows=2, baseline=True, evidence=True,
+    choice_seeds=3,
+)  # fmt: skip
 
 
 def make(work: Path, recipe: Recipe, progress: Any = None) -> RunFolder:

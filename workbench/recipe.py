@@ -17,10 +17,26 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis import amplification, costs, head_importance, memory_usage, rank_heads, tables
+from analysis import (
+    amplification,
+    amplification_by_role,
+    amplification_contrast,
+    costs,
+    dose_response,
+    evidence,
+    head_importance,
+    head_roles,
+    memory_effects,
+    memory_realisations,
+    memory_usage,
+    prune_curve,
+    rank_heads,
+    tables,
+)
 from analysis.documents import Document, Documents, documents
 from midus_model import load, load_tokenizer, upscale
 from midus_model.optim import new_parameter_names
+from workbench import choice
 from workbench.drawing import draw
 from workbench.runs import RunFolder
 from workbench.training import evaluate, save_model, train
@@ -42,6 +58,10 @@ class Recipe:
             other layer; "top" the ranking's top set alone, in blocks after its layers.
         num_keys, top_k, latent_dim: the memory's size.
         baseline: whether LLaMA Pro is trained on the same rows beside MIDUS.
+        evidence: whether roles, prune curves, the agreement of methods, dose-response curves and
+            the effects of memory are measured too.
+        choice_seeds: how often memory for the top heads is trained against memory for random heads
+            and for all, at equal parameters; choice_steps: how long each.
     """
 
     steps: int = 150
@@ -57,6 +77,9 @@ class Recipe:
     top_k: int = 8
     latent_dim: int = 64
     baseline: bool = False
+    evidence: bool = False
+    choice_seeds: int = 0
+    choice_steps: int = 120
     seed: int = 0
     base: str = "pico"
     data: str = "packages"
@@ -91,7 +114,8 @@ class Study:
 
     def __init__(self, folder: RunFolder, recipe: Recipe, progress: Progress | None = None):
         self.folder, self.recipe, self.progress = folder, recipe, progress
-        self.stage, self.stages = 0, 11 if recipe.baseline else 9
+        self.stage = 0
+        self.stages = 9 + 2 * recipe.baseline + recipe.evidence + bool(recipe.choice_seeds)
 
     def run(self, html: bool = True) -> dict[str, Any]:
         """Every step in order; returns the summary, which is also written to the manifest."""
@@ -106,6 +130,10 @@ class Study:
         self._memory()
         self._losses()
         self._costs()
+        if self.recipe.evidence:
+            self._evidence()
+        if self.recipe.choice_seeds:
+            self._choice()
         self._stage("drawing figures")
         draw(self.folder, html=html)
         summary = summarise(self.folder)
@@ -132,6 +160,13 @@ class Study:
         """Text of the kind that the base was trained on, to see what is forgotten."""
         source = documents("heldout", model=self.recipe.base, limit=3 * self.recipe.excerpts)
         return excerpts(source, self.recipe.excerpts, self.recipe.windows, "heldout excerpts")
+
+    @cached_property
+    def training_texts(self) -> Documents:
+        recipe = self.recipe
+        return documents(
+            recipe.data, model=recipe.base, split="train", limit=recipe.train_documents
+        )
 
     def model(self, method: str) -> Any:
         return load(self.folder.path / "models" / method)
@@ -168,27 +203,31 @@ class Study:
         heads = None if recipe.memory_heads == "all" else self.folder.load_table("ranking")
         model = upscaled(self.base, recipe, method, heads)
         model.name_or_path = method
-        texts = documents(
-            recipe.data, model=recipe.base, split="train", limit=recipe.train_documents
-        )
-        work = self.folder.path / "training" / method
-        log = train(
-            model,
-            texts,
-            work,
-            steps=recipe.steps,
-            batch_size=recipe.batch_size,
-            lr=recipe.lr_midus if method == "midus" else recipe.lr_llama_pro,
-            eval_documents=self.measured[1],
-            seed=recipe.seed,
-            run=method,
-            progress=self.progress,
-        )
-        save_model(model, texts.tokenizer or load_tokenizer(recipe.base), place)
+        lr = recipe.lr_midus if method == "midus" else recipe.lr_llama_pro
+        log = self._trained_on(model, method, lr, recipe.seed, recipe.steps)
+        save_model(model, self.training_texts.tokenizer or load_tokenizer(recipe.base), place)
         self._add_log(log)
         self.folder.add_model("before", recipe.base)
         self.folder.add_model("after" if method == "midus" else "baseline", f"models/{method}")
         shutil.rmtree(self.folder.path / "training")
+
+    def _trained_on(
+        self, model: Any, name: str, lr: float, seed: int, steps: int, evaluated: bool = True
+    ) -> pd.DataFrame:
+        """Train a model in place on the recipe's rows; the log."""
+        recipe = self.recipe
+        return train(
+            model,
+            self.training_texts,
+            self.folder.path / "training" / name,
+            steps=steps,
+            batch_size=recipe.batch_size,
+            lr=lr,
+            eval_documents=self.measured[1] if evaluated else None,
+            seed=seed,
+            run=name,
+            progress=self.progress,
+        )
 
     def _trained(self, method: str) -> bool:
         return self.folder.has_table("training") and method in set(
@@ -227,9 +266,7 @@ class Study:
             models = {self.recipe.base: self.base, "midus": self.model("midus")}
             if self.recipe.baseline:
                 models["llama-pro"] = self.model("llama-pro")
-            self.folder.save_table(
-                "losses", losses(models, {"new": self.measured[1], "heldout": self.heldout})
-            )
+            self.folder.save_table("losses", losses(models, self._texts))
 
     def _costs(self) -> None:
         self._stage("costs")
@@ -242,6 +279,65 @@ class Study:
         for name, model in models.items():
             if not self.folder.has_table(name):
                 self.folder.save_table(name, costs(model(), latency=True))
+
+    def _evidence(self) -> None:
+        """How far to trust the ranking, and what amplification and memory are due to."""
+        self._stage("roles, evidence and causes")
+        base, midus = self.base, self.model("midus")
+        first, second = self.measured
+        best_first = self.folder.load_table("importance_before").sort_values(
+            "score", ascending=False
+        )
+        ranking, amplified = map(self.folder.load_table, ("ranking", "amplification"))
+        given: dict[str, Any] = {"seed": self.recipe.seed, "progress": self.progress}
+        others = {"heldout": self.heldout}
+        makers: dict[str, Callable[[], pd.DataFrame]] = {
+            "roles": lambda: head_roles(base, **given),
+            "prune_curve": lambda: prune_curve(base, best_first, first, **given),
+            "evidence": lambda: evidence(base, second, top=self.recipe.top, others=others, **given),
+            "contrast": lambda: amplification_contrast(amplified, seed=self.recipe.seed),
+            "role_slopes": lambda: amplification_by_role(
+                amplified, self.folder.load_table("roles")
+            ),
+            "dose_response": lambda: dose_response(base, ranking, second, draws=4, **given),
+            "memory_effects": lambda: memory_effects(midus, second, **given),
+            "realisations": lambda: memory_realisations(midus, second, **given),
+        }
+        for name, make in makers.items():
+            if not self.folder.has_table(name):
+                self.folder.save_table(name, make())
+
+    def _choice(self) -> None:
+        self._stage("memory for chosen heads, random heads and all")
+        arms = [(arm, seed) for seed in range(self.recipe.choice_seeds) for arm in choice.ARMS]
+        rows = []
+        if self.folder.has_table("choice"):
+            rows = self.folder.load_table("choice").to_dict("records")
+        for arm, seed in arms[len(rows) :]:
+            rows.append(self._arm(arm, seed))
+            self.folder.save_table("choice", choice.choice_table(rows, self._texts))
+        table = self.folder.load_table("choice")
+        self.folder.save_table("choice_contrast", choice.choice_contrast(table))
+
+    def _arm(self, arm: str, seed: int) -> dict[str, Any]:
+        """One model of the comparison, trained and measured; the model itself is not kept."""
+        recipe = self.recipe
+        top = [(layer, head) for layer, head in top_set(self.folder.load_table("ranking"))]
+        sizes = {"num_keys": recipe.num_keys, "top_k": recipe.top_k}
+        model, heads = choice.arm_model(
+            self.base, arm, top, seed, latent_dim=recipe.latent_dim, **sizes
+        )
+        model.name_or_path = f"{arm} {seed}"
+        steps = recipe.choice_steps
+        self._trained_on(model, f"{arm}-{seed}", recipe.lr_midus, seed, steps, evaluated=False)
+        before = self.folder.load_table("importance_before")
+        row = choice.arm_row(arm, seed, model, heads, self._texts, before)
+        shutil.rmtree(self.folder.path / "training")
+        return row
+
+    @property
+    def _texts(self) -> dict[str, Documents]:
+        return {"new": self.measured[1], "heldout": self.heldout}
 
     def _stage(self, text: str) -> None:
         self.stage += 1

@@ -22,15 +22,18 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from analysis import tables
+from analysis import memory_usage, tables
 from analysis.documents import Documents
 from midus_model import param_groups
 from midus_model.errors import DataError, MidusError, RunError
+from workbench import revival
+from workbench.revival import Balance, Revival
 
 Progress = Callable[[int, int, str], None]
 COLUMNS = ("run", "step", "loss", "eval_loss", "learning_rate")
 BETAS = (0.9, 0.95)
 IGNORED = -100  # label of a token whose loss does not count
+USAGE = "memory_usage"  # key of what `log_usage` leaves in the logs
 MOST_LOGGED = 10  # optimiser steps a logged loss is the mean of, at most
 
 
@@ -134,14 +137,27 @@ def evaluate(
 
 
 class _Trainer(Trainer):
-    """The Trainer with our optimiser groups and a token-weighted evaluation."""
+    """The Trainer with our optimiser groups, a token-weighted evaluation, and a balance loss."""
 
     optimizer: Any
     control: Any
 
-    def __init__(self, *, recipe: dict[str, Any], eval_documents: Documents | None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        recipe: dict[str, Any],
+        eval_documents: Documents | None,
+        balance: Balance | None,
+        log_usage: bool,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
-        self.recipe, self.eval_documents = recipe, eval_documents
+        self.recipe, self.eval_documents, self.balance = recipe, eval_documents, balance
+        self.log_usage = log_usage
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        return loss if self.balance is None else self.balance.added_to(loss)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -167,10 +183,19 @@ class _Trainer(Trainer):
         nats, count = self.accelerator.reduce(both, "sum").tolist()
         metrics = {"eval_loss": nats / count}
         self.log(metrics)
+        if self.log_usage:  # among the Trainer's own logs, so that a resumed training has it all
+            self.log({USAGE: _usage(self.model, self.eval_documents)})  # type: ignore[dict-item]
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+
+def _usage(model: Any, documents: Documents) -> list[dict[str, float]]:
+    """How each block's slots are used at this moment: means over its heads."""
+    usage = memory_usage(model, documents)
+    heads = usage.groupby("layer")[["coverage", "effective_slots"]].mean().reset_index()
+    return heads.rename(columns={"layer": "block"}).to_dict("records")
 
 
 class _Reporter(TrainerCallback):
@@ -208,7 +233,10 @@ def train(
     bank_lr_multiplier: float = 10.0,
     weight_decay: float = 0.1,
     train: str = "new",
+    revive_every: int | None = None,
+    balance_weight: float = 0.0,
     eval_documents: Documents | None = None,
+    log_usage: bool = False,
     eval_every: int | None = None,
     save_every: int | None = None,
     resume: bool = True,
@@ -226,8 +254,13 @@ def train(
         lr: learning rate, 5% warm-up and a cosine to zero; banks get `bank_lr_multiplier` times it.
         weight_decay: of matrices; never of norms, biases, keys and banks.
         train: "new" (inserted blocks only) or "all".
+        revive_every: steps after which sub-keys that a head hardly ever selected are moved to where
+            its queries are (see `workbench.revival`); None never moves any.
+        balance_weight: of the balance loss over each head's sub-keys, whose gradient is added; the
+            losses in the table are of the next token alone.
         eval_documents: their token-weighted loss is taken before, every `eval_every` steps (by
             default ten times in all), and at the end.
+        log_usage: also how memory is used on `eval_documents` at these steps: see `usage_log`.
         save_every: steps between checkpoints; by default ten in all, every 500 at the most.
         resume: go on from the newest whole checkpoint of the same training, if there is one.
         seed: of the rows' order.
@@ -237,15 +270,20 @@ def train(
 
     Returns:
         A table with columns run, step, loss (mean since the row before), eval_loss, learning_rate.
+        With `revive_every`, `attrs["revived"]` lists [step, sub-keys moved]; with `log_usage`,
+        `attrs["usage"]` has the rows of `usage_log`.
 
     Raises:
         DataError: too few tokens for a row.
         RunError: checkpoints of another training lie in `output_dir`, or it cannot be written.
+        UpscaleError: there are no memory blocks to revive or balance, or none to train.
     """
     place = Path(output_dir).expanduser()
     steps = _at_least_one("steps", steps)
     batch_size = _at_least_one("batch_size", batch_size)
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if log_usage and (eval_documents is None or world > 1):
+        raise MidusError("log_usage needs eval_documents to look at, and a single process")
     if batch_size % world:
         raise MidusError(f"batch_size is {batch_size}; with {world} processes give a multiple")
     rows = PackedRows(documents, batch_size * steps, seed)
@@ -257,15 +295,18 @@ def train(
     }
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     param_groups(model, **recipe)  # refuses what cannot be trained before anything is written
+    asked = revival.asked(model, revive_every, balance_weight)
     every = _cadence(steps, eval_every, save_every)
     model_hash = tables.model_hash(model)
     about = {"steps": steps, "batch_size": batch_size, "seed": seed, **recipe}
-    about |= {"rows": rows.sha256(), "model": model_hash, "context": documents.context}
+    about |= {"rows": rows.sha256(), "model": model_hash, "context": documents.context, **asked}
     name = run or tables.display_name(model)
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
         _claim(place, about, resume)
     arguments = _arguments(place, steps, batch_size // world, lr, every, eval_documents, bf16, seed)
+    reviving = None if revive_every is None else Revival(model, revive_every, seed)
+    balance = Balance(balance_weight) if balance_weight else None
     trainer = _Trainer(
         model=model.float(),
         args=arguments,
@@ -273,13 +314,16 @@ def train(
         eval_dataset=rows if eval_documents is not None else None,  # see _Trainer.evaluate
         recipe=recipe,
         eval_documents=eval_documents,
-        callbacks=[_Reporter(progress)],
+        balance=balance,
+        log_usage=log_usage,
+        callbacks=[_Reporter(progress), *([reviving] if reviving else [])],
     )
     trainer.remove_callback(PrinterCallback)
     last = _newest_checkpoint(place / "checkpoints") if resume else None
     arguments.eval_on_start = eval_documents is not None and last is None
     trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with revival.watching(model, [part.look for part in (reviving, balance) if part]):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     for parameter_name, parameter in model.named_parameters():
         parameter.grad = None
         parameter.requires_grad_(trainable[parameter_name])
@@ -298,12 +342,33 @@ def train(
             "eval_data": None if eval_documents is None else eval_documents.name,
             "unit": "nats/token",
             "tokens": steps * batch_size * documents.context,
-            "parameters": {**recipe, "steps": steps, "batch_size": batch_size},
+            "parameters": {**recipe, **asked, "steps": steps, "batch_size": batch_size},
+            **({"revived": reviving.revived} if reviving else {}),
+            **({"usage": _usage_rows(trainer.state.log_history)} if log_usage else {}),
             "context": documents.context,
             "seed": seed,
             "versions": tables.versions(),
         },
     )
+
+
+def _usage_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"step": entry["step"], **row} for entry in history for row in entry.get(USAGE, ())]
+
+
+def usage_log(log: pd.DataFrame) -> pd.DataFrame:
+    """Memory use along a training: run, step, block, coverage, effective slots (means over heads).
+
+    `log` is the table of a training with `log_usage`. Raises MidusError for another.
+    """
+    rows = log.attrs.get("usage")
+    if not rows:
+        raise MidusError("this training logged no memory use; train with log_usage=True")
+    table = pd.DataFrame(rows)
+    table.insert(0, "run", log["run"].iloc[0])
+    table.attrs = {key: value for key, value in log.attrs.items() if key != "usage"}
+    table.attrs |= {"table": "usage_log", "data": log.attrs["eval_data"]}
+    return table
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -11,7 +11,6 @@ import torch
 from nnsight import NNsight
 from nnsight.intervention.envoy import Envoy, eproperty
 
-from kernels import product_key_select
 from midus_model.errors import MidusError, ModelError
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import family
@@ -34,8 +33,7 @@ def _retrieved(envoy: Envoy, value: Any) -> list[torch.Tensor]:
     """Weights and slots, [B, T, M, k] each."""
     memory = envoy._module
     query = _by_head(envoy, value)[:, :, memory.heads]
-    keys = memory.row_keys, memory.col_keys
-    found = product_key_select(query.flatten(0, 1), *keys, memory.top_k)
+    found = memory.select(query.flatten(0, 1))
     return [part.unflatten(0, query.shape[:2]) for part in found]
 
 

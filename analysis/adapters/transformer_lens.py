@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformer_lens.conversion_utils.conversion_steps import RearrangeTensorConversion
+from transformer_lens.conversion_utils.param_processing_conversion import ParamProcessingConversion
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -28,8 +30,9 @@ from transformer_lens.model_bridge.supported_architectures import (
     Qwen3ArchitectureAdapter,
 )
 
-from kernels import latent_bag, product_key_select
+from kernels import latent_bag
 from midus_model import MidusForCausalLM
+from midus_model.attention import SpreadHeads
 from midus_model.errors import ModelError
 from midus_model.sites import family
 
@@ -72,13 +75,12 @@ class MemoryBridge(GeneralizedComponent):
     def _read(self, memory: Any, query: torch.Tensor) -> torch.Tensor:
         """[B, T, M, D] -> [B, T, M, D], the two ops and HIVE with hooks between."""
         shape = query.shape[:2]
-        keys = memory.row_keys, memory.col_keys
-        weights, slots = product_key_select(query.flatten(0, 1), *keys, memory.top_k)
+        weights, slots = memory.select(query.flatten(0, 1))
         slots = self.hook_slots(slots.unflatten(0, shape)).flatten(0, 1)
         weights = self.hook_weights(weights.unflatten(0, shape)).flatten(0, 1)
         latent = latent_bag(memory.bank, slots, weights, bank_grad=memory.bank_grad)
         latent = self.hook_latent(latent.unflatten(0, shape))
-        return torch.einsum("btmr,mrd->btmd", latent, memory.head_proj).to(query.dtype)
+        return torch.einsum("btmr,mrd->btmd", latent, memory.projections).to(query.dtype)
 
     def added_to(self, residual: torch.Tensor, head_outputs: torch.Tensor) -> torch.Tensor:
         """residual + memory(head_outputs), [B, T, d]; see `HeadwiseMemory.added_to`."""
@@ -86,16 +88,25 @@ class MemoryBridge(GeneralizedComponent):
 
 
 class MidusAttentionBridge(PositionEmbeddingsAttentionBridge):
-    """Attention that in a memory block has no output projection, so no result a head either."""
+    """Attention that in a memory block has no output projection, so no result a head either.
+
+    Where some heads only have memory, hook_q, hook_z and the pattern have those M heads, in order,
+    and the block has a configuration of its own that says so.
+    """
 
     def set_original_component(self, component: nn.Module) -> None:
         super().set_original_component(component)
-        self.supports_attn_result = not isinstance(component.o_proj, nn.Identity)
+        self.supports_attn_result = isinstance(component.o_proj, nn.Linear)
+        if isinstance(component.o_proj, SpreadHeads):
+            self.config = copy.copy(self.config)
+            self.config.n_heads = len(component.o_proj.heads)
+            shared = component.num_key_value_groups
+            self.config.n_key_value_heads = self.config.n_heads // shared
 
     def _compute_per_head_result(self, z_4d: torch.Tensor, *sizes: int) -> torch.Tensor:
         if self.supports_attn_result:
             return super()._compute_per_head_result(z_4d, *sizes)
-        return self.o.hook_out(z_4d.flatten(-2))
+        return self.o.hook_out(self.o.original_component(z_4d.flatten(-2)))
 
 
 class MidusBlockBridge(BlockBridge):
@@ -123,7 +134,11 @@ class MidusArchitectureAdapter(ArchitectureAdapter):
     def _follow(self, base: str) -> None:
         """Take over the components of the family's own adapter."""
         adapter = FAMILIES[base](self.cfg)
-        self.weight_processing_conversions = adapter.weight_processing_conversions
+        # By the size of a head, not by how many there are: blocks differ in that.
+        by_head = RearrangeTensorConversion("(n h) m -> n m h", h=self.cfg.d_head)
+        self.weight_processing_conversions = adapter.weight_processing_conversions | {
+            f"blocks.{{i}}.attn.{part}.weight": ParamProcessingConversion(by_head) for part in "qkv"
+        }
         mapping = dict(adapter.components)
         parts = dict(mapping["blocks"].submodules)
         parts["ln2"].optional = parts["mlp"].optional = True

@@ -5,26 +5,40 @@ carry their own width, because their square markers have a fixed size: show them
 """
 
 from analysis.figures.amplification import amplification, amplification_map, importance_change
+from analysis.figures.choice import choice
 from analysis.figures.costs import costs
+from analysis.figures.dose import dose_response, role_slopes
+from analysis.figures.effects import memory_effects, realisations
 from analysis.figures.evidence import method_agreement, prune_curves
 from analysis.figures.importance import importance_curves, importance_map
+from analysis.figures.keys import key_coverage, usage_curves
 from analysis.figures.memory import slot_histogram, slot_usage
 from analysis.figures.page import save_html
 from analysis.figures.roles import role_map
+from analysis.figures.slots import memory_map, memory_view
 from analysis.figures.training import training_curves
 
 __all__ = [
     "amplification",
     "amplification_map",
+    "choice",
     "costs",
+    "dose_response",
     "importance_change",
     "importance_curves",
     "importance_map",
+    "key_coverage",
+    "memory_effects",
+    "memory_map",
+    "memory_view",
     "method_agreement",
     "prune_curves",
+    "realisations",
     "role_map",
+    "role_slopes",
     "save_html",
     "slot_histogram",
     "slot_usage",
     "training_curves",
+    "usage_curves",
 ]

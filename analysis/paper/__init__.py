@@ -6,11 +6,16 @@ and PNG. `analysis.figures` holds the interactive twins.
 
 from analysis.paper.amplification import amplification, amplification_map, importance_change
 from analysis.paper.canvas import COLUMN, FULL, Figure, save
+from analysis.paper.choice import choice
 from analysis.paper.costs import costs
+from analysis.paper.dose import dose_response, role_slopes
+from analysis.paper.effects import memory_effects, realisations
 from analysis.paper.evidence import method_agreement, prune_curves
 from analysis.paper.importance import importance_curves, importance_map
+from analysis.paper.keys import key_coverage, usage_curves
 from analysis.paper.memory import slot_histogram, slot_usage
 from analysis.paper.roles import role_map
+from analysis.paper.slots import memory_map, memory_view
 from analysis.paper.training import training_curves
 
 __all__ = [
@@ -19,15 +24,24 @@ __all__ = [
     "Figure",
     "amplification",
     "amplification_map",
+    "choice",
     "costs",
+    "dose_response",
     "importance_change",
     "importance_curves",
     "importance_map",
+    "key_coverage",
+    "memory_effects",
+    "memory_map",
+    "memory_view",
     "method_agreement",
     "prune_curves",
+    "realisations",
     "role_map",
+    "role_slopes",
     "save",
     "slot_histogram",
     "slot_usage",
     "training_curves",
+    "usage_curves",
 ]

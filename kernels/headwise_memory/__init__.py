@@ -10,7 +10,6 @@ from kernels.headwise_memory.eager import realised
 from kernels.latent_bag import check_bank_grad
 from kernels.product_key_select import check_keys
 
-
 __all__ = ["can_fuse", "headwise_memory", "realised"]
 
 

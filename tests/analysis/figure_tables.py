@@ -282,6 +282,277 @@ def roles_table(blocks: list[tuple[str, int]], *, heads: int = HEADS) -> pd.Data
     return table
 
 
+def with_reads(usage: pd.DataFrame, ratio: float = 0.3) -> pd.DataFrame:
+    """A usage table with the columns of sub-keys, collisions and the read ratio."""
+    rng = np.random.default_rng(8)
+    names = ("row_coverage", "col_coverage", "collisions", "read_ratio")
+    scales = (1.0, 1.0, 0.6, ratio)
+    drawn = {n: s * rng.uniform(0.02, 1, len(usage)) for n, s in zip(names, scales, strict=True)}
+    table = usage.assign(**drawn)
+    table.attrs = dict(usage.attrs)
+    return table
+
+
+def effects_table(of: str, blocks: int = 3, heads: int = HEADS) -> pd.DataFrame:
+    """What analysis.memory_effects(of=of) would return."""
+    rng = np.random.default_rng(9)
+    count = {"heads": blocks * heads, "blocks": blocks, "all": 1, "slots": 16 * blocks}[of]
+    score = rng.gamma(0.7, 0.004, count) - 0.0008
+    half = 0.0005 + 0.2 * np.abs(score)
+    each = count // blocks or 1
+    block = np.array([2 + 3 * (i // each) for i in range(count)])
+    whole = pd.array(np.arange(count) % each, dtype="Int64")
+    none = pd.array([pd.NA] * count, dtype="Int64")
+    table = pd.DataFrame(
+        {
+            "block": none if of == "all" else block,
+            "source_layer": none if of == "all" else block - 1,
+            "head": whole if of == "heads" else none,
+            "slot": pd.array(rng.permutation(4096)[:count]) if of == "slots" else none,
+            "score": score,
+            "stderr": half / 2,
+            "ci_low": score - half,
+            "ci_high": score + half,
+        }
+    )
+    about = importance_table(BASE_BLOCKS[:1], "pico-midus", baseline="zero").attrs
+    table.attrs = {**about, "table": "memory_effects", "of": of, "gain": 0.0, "method": "scaling"}
+    return table
+
+
+def view_table(heads: int = HEADS, tokens: int = 30, ranks: int = 3) -> pd.DataFrame:
+    """What analysis.memory_view() would return, of two blocks."""
+    words = ["def", " $f$", "(", "x", "):\n", "\t", "return", " <s>", "x", "", " self.counter_of"]
+    rng = np.random.default_rng(10)
+    rows = []
+    for block in (2, 5):
+        for head in range(heads):
+            for position in range(tokens):
+                weights = np.sort(rng.dirichlet(np.ones(ranks)))[::-1]
+                rows += [
+                    {
+                        "block": block,
+                        "head": head,
+                        "position": position,
+                        "token_id": position,
+                        "token": words[position % len(words)],
+                        "rank": rank + 1,
+                        "slot": int(rng.integers(4096)),
+                        "weight": float(weight),
+                    }
+                    for rank, weight in enumerate(weights)
+                ]
+    table = pd.DataFrame(rows)
+    table.attrs = {"model": "pico-midus", "data": "1 text", "documents": DOCUMENTS[:1]}
+    return table
+
+
+def realisations_table(blocks: tuple[str | int, ...] = ("all", 2, 5, 8)) -> pd.DataFrame:
+    """What analysis.memory_realisations() would return, of all blocks and one by one."""
+    rng = np.random.default_rng(11)
+    sizes = {
+        "clean": 0.0,
+        "shared": 0.06,
+        "shared_scaled": 0.05,
+        "swapped": 0.09,
+        "averaged": 0.03,
+        "off": 0.04,
+    }
+    rows = []
+    for block in blocks:
+        for name, size in sizes.items():
+            score = size * (3 if block == "all" else 1) * rng.uniform(0.5, 1.2)
+            half = 0.2 * score
+            rows.append(
+                {
+                    "block": str(block),
+                    "realisation": name,
+                    "score": score,
+                    "ci_low": score - half,
+                    "ci_high": score + half,
+                    "kl": score / 2,
+                }
+            )
+    table = pd.DataFrame(rows)
+    about = importance_table(BASE_BLOCKS[:1], "pico-midus", baseline="zero").attrs
+    table.attrs = {**about, "table": "memory_realisations", "method": "fixed retrieval"}
+    return table
+
+
+def dose_table() -> pd.DataFrame:
+    """What analysis.dose_response() would return."""
+    rows = []
+    for arm, size in (("chosen", 0.3), ("random", 0.02), ("matched_norm", 0.12)):
+        for gain in (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2):
+            change = size * (gain - 1) ** 2
+            rows.append(
+                {
+                    "arm": arm,
+                    "gain": float(gain),
+                    "heads": 4,
+                    "draws": 8 if arm == "random" else 1,
+                    "loss": 2.0 + change,
+                    "change": change,
+                    "ci_low": 0.8 * change,
+                    "ci_high": 1.2 * change,
+                }
+            )
+    table = pd.DataFrame(rows)
+    about = importance_table(BASE_BLOCKS[:1], "pico", baseline="zero").attrs
+    table.attrs = {**about, "table": "dose_response", "heads": [[5, 1], [5, 4], [3, 2], [0, 7]]}
+    del table.attrs["method"]
+    return table
+
+
+def slopes_table(measures: tuple[str, ...] = ("score", "share_score")) -> pd.DataFrame:
+    """What analysis.amplification_by_role() would return; one role's slope is unknown."""
+    rng = np.random.default_rng(12)
+    rows = []
+    for measure in measures:
+        for role in list(ROLES)[:-1]:
+            slope = float(rng.normal(0.001, 0.002)) * (1 if measure == "score" else 0.4)
+            half = 0.0025 * (1 if measure == "score" else 0.4)
+            known = role != "retrieval"
+            rows.append(
+                {
+                    "measure": measure,
+                    "unit": "nats/token" if measure == "score" else "share",
+                    "role": role,
+                    "slope": slope if known else np.nan,
+                    "stderr": half / 2 if known else np.nan,
+                    "ci_low": slope - half if known else np.nan,
+                    "ci_high": slope + half if known else np.nan,
+                }
+            )
+    table = pd.DataFrame(rows)
+    about = amplification_about()
+    table.attrs = {**about, "table": "amplification_by_role", "heads": 48, "layers": 6}
+    return table
+
+
+def contrast_table() -> pd.DataFrame:
+    """What analysis.amplification_contrast() would return."""
+    table = pd.DataFrame(
+        {
+            "measure": ["score", "share_score"],
+            "unit": ["nats/token", "share"],
+            "heads": [16, 16],
+            "chosen": [0.0061, 0.0042],
+            "controls": [0.0022, 0.0047],
+            "difference": [0.0039, -0.0005],
+            "stderr": [0.0008, 0.0006],
+            "ci_low": [0.0023, -0.0017],
+            "ci_high": [0.0055, 0.0007],
+            "p": [0.0004, 0.43],
+        }
+    )
+    about = amplification_about()
+    table.attrs = {**about, "table": "amplification_contrast", "controls": "matched"}
+    return table
+
+
+def amplification_about() -> dict[str, object]:
+    """The attrs of tables that are made from an amplification table."""
+    about = importance_table(BASE_BLOCKS[:1], "pico").attrs
+    return {**about, "before_model": "pico", "after_model": "pico-midus"}
+
+
+def choice_table(
+    seeds: int = 3, arms: tuple[str, ...] = ("chosen", "random", "all")
+) -> pd.DataFrame:
+    """What the study of chosen heads would return: a row a trained model."""
+    rng = np.random.default_rng(13)
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "heads": 16,
+            "parameters": 474_000 - 120 * place,
+            "loss_new": 2.41 + 0.012 * place + 0.01 * seed + float(rng.normal(0, 0.002)),
+            "loss_heldout": 2.05 + 0.003 * place + 0.004 * seed + float(rng.normal(0, 0.002)),
+            "amplification": 0.004 - 0.001 * place + float(rng.normal(0, 0.0003)),
+        }
+        for seed in range(seeds)
+        for place, arm in enumerate(arms)
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs = {
+        "table": "choice",
+        "unit": "nats/token",
+        "model": "pico",
+        "data": {"new": "packages (test), 96 excerpts", "heldout": "heldout excerpts"},
+        "documents": {"new": DOCUMENTS, "heldout": DOCUMENTS[:20]},
+    }
+    return table
+
+
+def choice_contrast_table(choice: pd.DataFrame) -> pd.DataFrame:
+    """The differences of the arms of `choice_table`, with made-up intervals."""
+    rows = []
+    for first, second in (("chosen", "random"), ("chosen", "all")):
+        for measure in ("loss_new", "loss_heldout", "amplification"):
+            means = choice.groupby("arm")[measure].mean()
+            size = float(means[first] - means[second])
+            half = 0.15 * abs(size) + 0.0002
+            rows.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "measure": measure,
+                    "seeds": 3,
+                    "difference": size,
+                    "ci_low": size - half,
+                    "ci_high": size + half,
+                    "seed_low": size - 4 * half,
+                    "seed_high": size + 4 * half,
+                }
+            )
+    table = pd.DataFrame(rows)
+    table.attrs = {**choice.attrs, "table": "choice_contrast"}
+    return table
+
+
+def usage_log(blocks: tuple[int, ...] = (2, 5, 8), runs: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Use of the memory as a training goes on: a row a step and block."""
+    rows = []
+    for start, run in enumerate(runs or ("",)):
+        for place, block in enumerate(blocks):
+            for step in range(0, 401, 50):
+                reach = 1 - np.exp(-(step + 40) / (120 * (1 + 0.3 * place)))
+                row = {
+                    "step": step,
+                    "block": block,
+                    "coverage": (0.5 + 0.4 * start) * reach,
+                    "effective_slots": 1800 * reach / (1 + place),
+                }
+                rows.append({"run": run, **row} if run else row)
+    table = pd.DataFrame(rows)
+    table.attrs = {"model": "midus", "data": "packages (train)"}
+    return table
+
+
+def key_table(blocks: tuple[int, ...] = (2, 5, 8), heads: int = HEADS) -> pd.DataFrame:
+    """Use of the memory by head, for several ways to start its keys."""
+    rng = np.random.default_rng(14)
+    inits = {"uniform": 0.8, "k-means": 0.6, "queries": 0.96}
+    rows = [
+        {
+            "init": init,
+            "block": block,
+            "head": head,
+            "coverage": float(np.clip(level + rng.normal(0, 0.06), 0, 1)),
+            "effective_slots": float(2500 * level * rng.uniform(0.6, 1)),
+            "tokens": 196_608,
+        }
+        for init, level in inits.items()
+        for block in blocks
+        for head in range(heads)
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs = {"model": "pico-midus", "data": "heldout", "documents": DOCUMENTS}
+    return table
+
+
 def drawn(figure: paper.Figure, gid: str) -> list:
     """Everything on a paper figure with that group id, in the order drawn."""
     return [a for a in figure.findobj() if a.get_gid() == gid]

@@ -28,6 +28,12 @@ from tests.reference import fill_banks, memories
 ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {"num_keys": 4, "top_k": 3, "latent_dim": 8}
 CHOSEN = [(0, 3), (2, 1), (2, 2)]
+# Heads of different sizes, and key-value heads used once and twice.
+UNEVEN: dict[str, Any] = {
+    "heads": [(0, 0), (0, 2), (0, 3)],
+    "top_k": {(0, 0): 2, (0, 2): 3, (0, 3): 1},
+    "latent_dim": {(0, 0): 8, (0, 2): 3, (0, 3): 5},
+}
 IDS = tokens(2, 20)
 TEXTS = tokens(20, 9).tolist()
 
@@ -35,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
 
 
 def midus(family: str = "llama", **options: Any) -> Any:
-    return fill_banks(upscale(tiny(family), **SMALL, **options))
+    return fill_banks(upscale(tiny(family), **(SMALL | options)))
 
 
 def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
@@ -61,6 +67,9 @@ def seen(model: Any) -> dict[str, torch.Tensor]:
     found = {name: value.unflatten(-1, (memory.num_heads, -1)) for name, value in found.items()}
     asked = found["queries"][:, :, memory.heads].flatten(0, 1)
     weights, slots = naive.product_key_select(asked, memory.row_keys, memory.col_keys, memory.top_k)
+    for head, k in enumerate(memory.head_top_k or []):  # a softmax of the first k is what is left
+        weights[:, head, k:] = 0
+    weights = weights / weights.sum(-1, keepdim=True)
     shape = IDS.shape
     return found | {"slots": slots.unflatten(0, shape), "weights": weights.unflatten(0, shape)}
 
@@ -82,7 +91,9 @@ def changed(model: Any, change: Any, at: str = "") -> torch.Tensor:
 # ---------------------------------------------------------------- TransformerLens
 
 
-@pytest.mark.parametrize("options", [{}, {"heads": CHOSEN}], ids=["all", "chosen"])
+@pytest.mark.parametrize(
+    "options", [{}, {"heads": CHOSEN}, UNEVEN], ids=["all", "chosen", "uneven"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bridge_gives_the_models_logits(family: str, options: dict[str, Any]) -> None:
     model = midus(family, **options)
@@ -98,22 +109,25 @@ def test_a_bridge_gives_the_models_logits(family: str, options: dict[str, Any]) 
 
 
 def test_a_bridge_shows_what_a_memory_does() -> None:
-    for model in (midus(), midus("qwen3-wide", heads=CHOSEN)):
-        layer = memories(model)[0][0]
+    for model in (midus(), midus("qwen3-wide", heads=CHOSEN), midus(**UNEVEN)):
+        layer, memory = memories(model)[0]
         _, cache = adapters.bridge(model).run_with_cache(IDS)
         names = {"queries": "query", "slots": "slots", "weights": "weights", "heads": "head_out"}
         for name, value in seen(model).items():
             assert near(cache[f"blocks.{layer}.memory.hook_{names[name]}"], value), name
-        assert near(
-            cache[f"blocks.{layer}.memory.hook_query"], cache[f"blocks.{layer}.attn.hook_z"]
-        )
+        query = cache[f"blocks.{layer}.memory.hook_query"][:, :, memory.heads]
+        assert near(query, cache[f"blocks.{layer}.attn.hook_z"])
+        size = memory.head_dim
+        assert cache[f"blocks.{layer}.attn.hook_q"].shape[2:] == (len(memory.heads), size)
         before, after = (cache[f"blocks.{layer}.hook_resid_{when}"] for when in ("pre", "post"))
         assert near(after - before, cache[f"blocks.{layer}.hook_attn_out"])
         missing = {"hook_mlp_out", "hook_resid_mid", "attn.hook_result"}
         assert not {f"blocks.{layer}.{name}" for name in missing} & set(cache)
 
 
-@pytest.mark.parametrize("options", [{}, {"heads": CHOSEN}], ids=["all", "chosen"])
+@pytest.mark.parametrize(
+    "options", [{}, {"heads": CHOSEN}, UNEVEN], ids=["all", "chosen", "uneven"]
+)
 def test_writing_to_a_hook_changes_the_model(options: dict[str, Any]) -> None:
     model = midus(**options)
     layer, memory = memories(model)[0]
@@ -142,7 +156,7 @@ def test_writing_to_a_hook_changes_the_model(options: dict[str, Any]) -> None:
     one = torch.zeros(3).index_fill(0, torch.tensor(0), 1.0)
 
     def fifth(heads: torch.Tensor) -> torch.Tensor:
-        values = torch.einsum("r,mrd->md", memory.bank[5], memory.head_proj)
+        values = torch.einsum("r,mrd->md", memory.bank[5], memory.projections)
         every = torch.zeros_like(heads)
         every[:, :, memory.heads] = values
         return every
@@ -156,8 +170,9 @@ def test_writing_to_a_hook_changes_the_model(options: dict[str, Any]) -> None:
     assert near(bridge(IDS), clean)
 
 
-def test_results_a_head_where_there_is_an_output_projection() -> None:
-    model = midus("mistral")
+@pytest.mark.parametrize("options", [{}, {"heads": CHOSEN}], ids=["all", "chosen"])
+def test_results_a_head_where_there_is_an_output_projection(options: dict[str, Any]) -> None:
+    model = midus("mistral", **options)
     bridge = adapters.bridge(model)
     with pytest.warns(UserWarning, match="use_attn_result"):  # which blocks have none
         bridge.set_use_attn_result(True)
@@ -165,7 +180,8 @@ def test_results_a_head_where_there_is_an_output_projection() -> None:
     assert near(found, logits(model))
     results = {name for name in cache if name.endswith("attn.hook_result")}
     inserted = {layer for layer, _ in memories(model)}
-    assert results == {f"blocks.{i}.attn.hook_result" for i in set(range(6)) - inserted}
+    every = set(range(len(model.model.layers)))
+    assert results == {f"blocks.{i}.attn.hook_result" for i in every - inserted}
     assert near(cache["blocks.0.attn.hook_result"].sum(2), cache["blocks.0.hook_attn_out"])
 
 
@@ -224,7 +240,7 @@ def test_in_a_fresh_interpreter(tmp_path: Path) -> None:
 
 
 def test_nnsight_shows_what_a_memory_does_and_changes_it() -> None:
-    for model in (midus(), midus("qwen3-wide", heads=CHOSEN)):
+    for model in (midus(), midus("qwen3-wide", heads=CHOSEN), midus(**UNEVEN)):
         expected, clean = seen(model), logits(model)
         layer, memory = memories(model)[0]
         head = memory.heads[-1]
@@ -270,7 +286,7 @@ def test_what_nnsight_cannot_write(name: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_plain_model_of_a_bridge(family: str) -> None:
-    for model in (tiny(family), midus(family)):
+    for model in (tiny(family), midus(family), midus(family, heads=CHOSEN)):
         bridge = adapters.bridge(model)
         plain = adapters.unwrap(bridge)
         assert type(plain) is type(model) and not plain.training

@@ -22,7 +22,7 @@ from transformers import (
 from analysis.costs import COMPONENTS, MEASURES, costs, mean_keys, memory_flops, parameter_formula
 from midus_model import upscale
 from midus_model.errors import MidusError, UnsupportedArchitecture
-from tests.models import FAMILIES, HEADS, HIDDEN, KV_HEADS, VOCABULARY, tiny, tokens
+from tests.models import FAMILIES, HEADS, HIDDEN, KV_HEADS, LAYERS, VOCABULARY, tiny, tokens
 
 DOCS = Path(__file__).parents[2] / "docs" / "costs.md"
 COMMON = {"vocab_size": 128256, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
@@ -49,6 +49,15 @@ CONFIGS: dict[str, Any] = {
     ),
 }  # fmt: skip
 PUBLISHED = {"llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248}
+
+
+# Layer 1 uses key-value head 0 once and head 1 twice, so that its cache holds three.
+UNEVEN: dict[str, Any] = {
+    "heads": [(1, 0), (1, 2), (1, 3), (3, 1)],
+    "num_keys": {1: 8, 3: 4},
+    "top_k": {(1, 0): 2, (1, 2): 5, (1, 3): 1, (3, 1): 3},
+    "latent_dim": {(1, 0): 6, (1, 2): 3, (1, 3): 6, (3, 1): 8},
+}
 
 
 @cache
@@ -91,8 +100,8 @@ def test_documented_table_is_what_costs_says(name: str):
 @pytest.mark.parametrize(
     "changes",
     [{"heads": [(1, 2), (1, 3), (3, 0)]}, {"output_mixing": "linear"}, {"method": "llama-pro"},
-     {"blocks": [0, 1, 2]}],
-    ids=["chosen heads", "linear", "llama-pro", "blocks"],
+     {"blocks": [0, 1, 2]}, UNEVEN],
+    ids=["chosen heads", "linear", "llama-pro", "blocks", "uneven"],
 )  # fmt: skip
 def test_formula_knows_the_options(changes: dict[str, Any]):
     model = upscale(tiny(), **changes)
@@ -125,6 +134,35 @@ def test_flops_equal_torchs_counter(family: str, up_scaled: bool):
     for component, flops in of.items():
         assert total(table, "flops_per_token", component) * length == flops, component
     assert (of["memory"] > 0) == up_scaled
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_of_chosen_heads_equal_torchs_counter(family: str):
+    length = 12
+    changes = {"sliding_window": None} if family == "mistral" else {}
+    model = upscale(tiny(family, attn_implementation="eager", **changes), **UNEVEN)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(tokens(1, length))
+    counts = counter.get_flop_counts()
+    table = costs(model, context=2 * length - 1)  # see above
+    attention = sum(sum(ops.values()) for at, ops in counts.items() if at.endswith("self_attn"))
+    assert total(table, "flops_per_token", "attention") * length == attention
+    memory = sum(sum(ops.values()) for at, ops in counts.items() if at.endswith("memory"))
+    for heads, k, r in ((3, 5, 6), (1, 3, 8)):  # as many for each head as for the largest
+        memory += length * heads * (k * k + 2 * k * r)
+    assert total(table, "flops_per_token", "memory") * length == memory
+
+
+def test_bytes_of_chosen_heads_by_hand():
+    model = upscale(tiny(), **UNEVEN)
+    table = costs(model, context=20).set_index("component")
+    size = HIDDEN // HEADS
+    cached = LAYERS * KV_HEADS + 3 + 1
+    assert table.loc["attention", "kv_bytes_per_token"] == 4 * 2 * size * 20 * cached
+    read = 3 * size * (8 + 6) + 3 * 5 * 6 + size * (4 + 8) + 3 * 8
+    assert table.loc["memory", "weight_bytes_per_token"] == 4 * read
+    rows = LAYERS * (2 * HEADS + 2 * KV_HEADS) + (3 + 2 * 2) + (1 + 2 * 1)
+    assert table.loc["attention", "parameters"] == rows * size * HIDDEN
 
 
 def test_memory_flops_by_hand():

@@ -175,12 +175,26 @@ def test_an_up_scaled_model_that_is_damaged(tmp_path: Path) -> None:
     for changes, says in (
         ({"base_model_type": "gpt2"}, "gpt2"),
         ({"num_keys": 5}, str(tmp_path)),
+        ({"memory_sizes": [None]}, "memory_sizes"),
+        ({"memory_sizes": [None, None, {"num_keys": 4}, None, None, None]}, "memory_sizes"),
         ({"layer_map": [{"kind": "base", "source": [0], "heads": None}]}, "layer_map"),
     ):
         shutil.copytree(tmp_path / "model", tmp_path / "copy")
         change_config(tmp_path / "copy", **changes)
         refused_any(tmp_path / "copy", says)
         shutil.rmtree(tmp_path / "copy")
+
+
+def test_memory_for_chosen_heads_needs_the_rows_of_those_heads(tmp_path: Path) -> None:
+    new = upscale(tiny("llama"), heads=[(1, 0), (1, 2)], num_keys=4, top_k=3, latent_dim=8)
+    new.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.2.self_attn.q_proj.weight"
+    assert tensors[name].shape == (2 * 16, 64)
+    whole = tensors | {name: tiny("llama").model.layers[1].self_attn.q_proj.weight.detach().clone()}
+    save_file(whole, weights, metadata={"format": "pt"})
+    refused(tmp_path, str(tmp_path))
 
 
 def refused_any(place: Path, says: str) -> None:

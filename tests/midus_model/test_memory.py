@@ -21,8 +21,17 @@ def grown(family: str, **options: Any) -> Any:
     return fill_banks(upscale(tiny(family), **options))
 
 
-def by_hand(memory: HeadwiseMemory, head_outputs: torch.Tensor, heads: list[int]) -> torch.Tensor:
-    """[T, H*D] head outputs -> [T, H*D] float64: every slot of every head scored, one by one."""
+def by_hand(
+    memory: HeadwiseMemory,
+    head_outputs: torch.Tensor,
+    heads: list[int],
+    slots: list[int] | None = None,
+    columns: list[int] | None = None,
+) -> torch.Tensor:
+    """[T, H*D] head outputs -> [T, H*D] float64: every slot of every head scored, one by one.
+
+    `slots` and `columns`: k and r of each head, where they are not all the memory's own.
+    """
     rows, cols, bank, proj = (
         x.detach().double()
         for x in (memory.row_keys, memory.col_keys, memory.bank, memory.head_proj)
@@ -38,10 +47,12 @@ def by_hand(memory: HeadwiseMemory, head_outputs: torch.Tensor, heads: list[int]
                 for row in range(n)
                 for col in range(n)
             }
-            best = sorted(scores, key=lambda slot: (-scores[slot], slot))[: memory.top_k]
+            k = memory.top_k if slots is None else slots[m]
+            best = sorted(scores, key=lambda slot: (-scores[slot], slot))[:k]
             total = sum(math.exp(scores[slot]) for slot in best)
             latent = sum(math.exp(scores[slot]) / total * bank[slot] for slot in best)
-            result[t, h * size : (h + 1) * size] = latent @ proj[m]
+            r = bank.shape[1] if columns is None else columns[m]
+            result[t, h * size : (h + 1) * size] = latent[:r] @ proj[m, :r]
     return result
 
 
@@ -65,6 +76,88 @@ def test_the_layer_equals_the_loops(
         expected = expected @ memory.out_proj.weight.detach().double().T
     assert out.shape == (2, 7, HIDDEN) and out.dtype == dtype
     assert (out.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+UNEVEN = {(1, 0): (4, 8), (1, 1): (1, 8), (1, 2): (2, 3), (1, 3): (3, 5)}  # k and r of each head
+
+
+def uneven(heads: list[int], slots: bool = True, columns: bool = True) -> tuple[Any, Any]:
+    """A model whose memory heads differ, and its memory; the masked rows hold no zeros."""
+    chosen = {(1, head): UNEVEN[1, head] for head in heads}
+    options: dict[str, Any] = {"heads": list(chosen), "top_k": 4, "latent_dim": 8}
+    if slots:
+        options["top_k"] = {head: k for head, (k, _) in chosen.items()}
+    if columns:
+        options["latent_dim"] = {head: r for head, (_, r) in chosen.items()}
+    model = grown("llama", **options)
+    ((_, memory),) = memories(model)
+    return model, memory
+
+
+@pytest.mark.parametrize("kinds", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("heads", [[0, 1, 2, 3], [0, 2, 3]], ids=["all", "some"])
+@torch.no_grad()
+def test_heads_of_different_sizes_equal_the_loops(
+    heads: list[int], kinds: tuple[bool, bool]
+) -> None:
+    model, memory = uneven(heads, *kinds)
+    sizes = [UNEVEN[1, head] for head in heads]
+    k = [k for k, _ in sizes] if kinds[0] else None
+    r = [r for _, r in sizes] if kinds[1] else None
+    if kinds[1]:
+        assert all(memory.head_proj[m, own:].abs().max() == 0 for m, own in enumerate(r) if own < 8)
+        torch.nn.init.normal_(memory.head_proj)  # what is masked does not count, zero or not
+    inputs, residual = torch.randn(2, 7, HIDDEN), torch.randn(2, 7, HIDDEN)
+    with watched(model) as choices:
+        out = memory(inputs)
+    assert choices.margin > 1e-5
+    expected = torch.stack([by_hand(memory, row, heads, k, r) for row in inputs])
+    assert expected.abs().max() > 0.1 and (out - expected).abs().max() < 1e-5
+    assert torch.equal(memory.added_to(residual, inputs), residual + out)
+    seen = {}
+    memory.retrieved.register_forward_hook(lambda _, __, found: seen.update(found=found))
+    assert (memory(inputs) - out).abs().max() < 1e-6
+    weights, slots = seen["found"]
+    assert weights.shape == slots.shape == (14, len(heads), 4)
+    assert (weights.sum(-1) - 1).abs().max() < 1e-6
+    for m, own in enumerate(k or [4] * len(heads)):
+        assert (weights[:, m, :own] > 0).all() and (weights[:, m, own:] == 0).all()
+
+
+def test_what_is_masked_learns_nothing() -> None:
+    model, memory = uneven([0, 1, 2, 3])
+    ids = tokens(2, 16)
+    optimiser = torch.optim.AdamW(memory.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        for m, (_, r) in enumerate(UNEVEN.values()):
+            assert (memory.head_proj.grad[m, r:] == 0).all()
+            assert memory.head_proj.grad[m, :r].abs().min() > 0
+        optimiser.step()
+    for m, (_, r) in enumerate(UNEVEN.values()):
+        assert (memory.head_proj[m, r:] == 0).all()
+    # a head that reads one slot has nothing to weigh: its keys get no gradient, the others' do
+    by_head = memory.row_keys.grad.abs().amax((1, 2))
+    assert by_head[1] < 1e-8 and (by_head[[0, 2, 3]] > 1e-7).all()
+
+
+@torch.no_grad()
+def test_a_hook_changes_what_heads_of_different_sizes_read() -> None:
+    _, memory = uneven([0, 1, 2, 3])
+    inputs = torch.randn(1, 5, HIDDEN)
+    first = torch.zeros(5, HEADS, 4)
+    first[..., 0] = 1
+    memory.retrieved.register_forward_hook(lambda _, __, found: (first, 0 * found[1] + 7))
+    values = torch.einsum("r,mrd->md", memory.bank[7], memory.head_proj)
+    assert (memory(inputs) - values.flatten()).abs().max() < 1e-5
+
+
+def test_uniform_sizes_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((_, memory),) = memories(grown("llama", blocks=[1]))
+    monkeypatch.setattr(memory, "select", lambda *_: pytest.fail("selected apart"))
+    memory(torch.randn(1, 5, HIDDEN))
+    assert memory.projections is memory.head_proj
 
 
 def test_bf16_values_given_the_chosen_slots() -> None:

@@ -25,6 +25,7 @@ from transformers import (
 from analysis.costs import parameter_formula
 from midus_model import MidusConfig, MidusForCausalLM, load, param_groups, upscale
 from midus_model.errors import HeadError, MidusError, UnsupportedArchitecture, UpscaleError
+from midus_model.keys import set_query_keys
 from tests.models import FAMILIES, HEADS, LAYERS, tiny, tokens
 from tests.reference import fill_banks, watched
 
@@ -172,6 +173,21 @@ def test_the_seed_alone_sets_keys_and_head_projections() -> None:
     keys = [first.model.layers[layer].memory.row_keys for layer in (2, 5)]
     assert not torch.equal(*keys)
     assert upscale(base.train(), **SMALL).training
+
+
+@pytest.mark.parametrize("form", ["rows", "list"])
+def test_keys_from_what_the_heads_ask(form: str) -> None:
+    base, ids = tiny("llama"), tokens(6, 24)
+    given = ids if form == "rows" else [ids[0, :9], *ids[1:]]
+    new = grown(base, key_init="queries", calibration=given, seed=3)
+    plain = grown(base, seed=3)
+    assert new.config.key_init == "queries" and plain.config.key_init == "uniform"
+    assert torch.equal(logits(new, ids), logits(base, ids))
+    set_query_keys(plain, given, seed=3)
+    assert all(torch.equal(value, plain.state_dict()[n]) for n, value in new.state_dict().items())
+    uniform = grown(base, seed=3).state_dict()
+    differ = {n for n, value in new.state_dict().items() if not torch.equal(value, uniform[n])}
+    assert differ == {f"model.layers.{at}.memory.{k}_keys" for at in (2, 5) for k in ("row", "col")}
 
 
 def test_tied_embeddings_stay_tied() -> None:
@@ -371,6 +387,14 @@ WRONG: list[tuple[dict[str, Any], type[MidusError], str]] = [
     ({"num_keys": "many"}, UpscaleError, "num_keys"),
     ({"latent_dim": 0}, UpscaleError, "latent_dim is 0"),
     ({"output_mixing": "tangled"}, UpscaleError, "output_mixing is 'tangled'"),
+    ({"key_init": "zero"}, UpscaleError, "key_init is 'zero'"),
+    ({"key_init": "queries"}, UpscaleError, "give calibration="),
+    ({"calibration": [[3, 4]]}, UpscaleError, "'queries' makes use of it"),
+    (
+        {"key_init": "queries", "calibration": [[3]], "method": "llama-pro"},
+        UpscaleError,
+        "has no keys",
+    ),
 ]
 
 
@@ -400,12 +424,24 @@ def test_models_that_cannot_be_up_scaled() -> None:
             upscale(other)
 
 
+def wrong_sizes() -> list[Any]:
+    """Entries of memory_sizes that do not fit a model with memory after layers 1 and 3."""
+    right: dict[str, Any] = {"num_keys": 4, "top_k": [1, 2, 3, 4], "latent_dim": [8] * HEADS}
+    wrong = [
+        None, {}, 4, right | {"top_k": 3}, right | {"top_k": [3]}, right | {"num_keys": 3},
+        right | {"latent_dim": [8, 8, 8, 0]}, right | {"num_keys": None}, right | {"extra": 1},
+    ]  # fmt: skip
+    maps = [[None, None, entry, None, None, right] for entry in wrong]
+    return [*maps, [None] * 6, [right] * 6, [None, None, right], {"2": right}, []]
+
+
 def test_configurations_that_do_not_hold_together() -> None:
     config = grown(tiny("llama")).config.to_dict()
     for changes, error in (
         ({"layer_map": config["layer_map"][:-1]}, UpscaleError),
         ({"base_model_type": "gpt2"}, UnsupportedArchitecture),
         ({"key_init": "zero"}, UpscaleError),
+        *[({"memory_sizes": sizes}, UpscaleError) for sizes in wrong_sizes()],
     ):
         fields = {key: value for key, value in config.items() if key != "model_type"} | changes
         with pytest.raises(error):

@@ -8,13 +8,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
+from analysis import memory_usage
 from analysis.documents import documents
-from midus_model import load, upscale
+from kernels import product_key_select
+from midus_model import load, param_groups, upscale
 from midus_model.errors import DataError, MidusError, RunError
+from midus_model.keys import halves, imbalance, loads, memories_of, queries_of
 from midus_model.optim import new_parameter_names
-from workbench.training import PackedRows, evaluate, train
+from workbench.training import PackedRows, evaluate, train, usage_log
 
 CONTEXT = 16
 
@@ -147,3 +150,117 @@ def test_evaluation_is_weighted_by_tokens(texts):
     assert found / tokens == pytest.approx(nats / count, abs=1e-5)
     parts = [evaluate(model, texts, batch_size=4, rank=r, world=3) for r in range(3)]
     assert sum(n for n, _ in parts) == pytest.approx(found) and sum(c for _, c in parts) == count
+
+
+# ---------------------------------------------------------------- revival and balance
+
+
+def spoiled() -> torch.nn.Module:
+    """A model with row keys between all others, which hardly any query selects."""
+    model = upscale(tiny(), num_keys=12, top_k=2, latent_dim=4)
+    with torch.no_grad():
+        for memory in memories_of(model).values():
+            memory.row_keys[:, 2:4] = 0
+            memory.row_keys[:, 2:4] = memory.row_keys.mean(1, keepdim=True)
+    return model
+
+
+def test_with_both_off_nothing_is_hooked_and_the_numbers_are_those_of_a_plain_loop(texts, tmp_path):
+    """The Trainer's steps by hand: AdamW on the same groups, rows and schedule."""
+    model, plain = deeper(), deeper().float().train()
+    train(model, texts, tmp_path, steps=3, batch_size=2, lr=1e-2, bf16=False)
+    groups = param_groups(plain, 1e-2)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    schedule = get_cosine_schedule_with_warmup(optimizer, 1, 3)
+    rows = PackedRows(texts, 6, 0)
+    for step in range(3):
+        batch = [rows[2 * step], rows[2 * step + 1]]
+        ids, labels = (torch.stack([row[k] for row in batch]) for k in ("input_ids", "labels"))
+        counted = (labels[:, 1:] >= 0).sum()
+        plain(input_ids=ids, labels=labels, num_items_in_batch=counted).loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in plain.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        schedule.step()
+        plain.zero_grad()
+    for name, value in weights(plain).items():
+        assert torch.equal(value, weights(model)[name]), name
+    assert "revive_every" not in json.loads((tmp_path / "training.json").read_text())
+
+
+def test_watching_alone_changes_nothing(texts, tmp_path):
+    """A first revival that never comes leaves every weight and loss as it was, bit for bit."""
+    options = dict(steps=3, batch_size=2, lr=1e-2, bf16=False)
+    plain, watched = deeper(), deeper()
+    table = train(plain, texts, tmp_path / "a", **options)
+    again = train(watched, texts, tmp_path / "b", revive_every=100, **options)
+    for name, value in weights(plain).items():
+        assert torch.equal(value, weights(watched)[name]), name
+    assert table.equals(again) and again.attrs["revived"] == []
+    assert "revived" not in table.attrs and "revive_every" not in table.attrs["parameters"]
+
+
+def test_a_training_with_revival_and_balance_resumes_as_it_would_have_gone(texts, tmp_path):
+    options = dict(
+        steps=6, batch_size=2, lr=1e-2, save_every=3, revive_every=2, balance_weight=0.01,
+        bf16=False,
+    )  # fmt: skip
+    straight, resumed = spoiled(), spoiled()
+    table = train(straight, texts, tmp_path / "a", **options)
+    assert [step for step, _ in table.attrs["revived"]] == [2, 4]
+    assert table.attrs["revived"][0][1] > 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "checkpoint-6")
+    again = train(resumed, texts, tmp_path / "b", **options)
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    assert table.equals(again) and table.attrs["revived"] == again.attrs["revived"]
+    assert again.attrs["parameters"]["balance_weight"] == 0.01
+    with pytest.raises(RunError, match="another training .other revive_every"):
+        train(spoiled(), texts, tmp_path / "b", **{**options, "revive_every": 3})
+
+
+def test_the_balance_loss_evens_the_load(texts, tmp_path):
+    def unevenness(model):
+        model.eval()
+        found = []
+        for memory, queries in zip(
+            memories_of(model).values(),
+            queries_of(model, [w.ids for w in texts.windows]).values(),
+            strict=True,
+        ):
+            keys = memory.row_keys, memory.col_keys
+            hits = loads(*product_key_select(queries, *keys, 2), 4)
+            sides = zip(halves(queries), keys, hits, strict=True)
+            found += [imbalance(*side).item() for side in sides]
+        return np.mean(found)
+
+    options = dict(steps=12, batch_size=4, lr=2e-2, bf16=False)
+    plain, even = deeper(), deeper()
+    train(plain, texts, tmp_path / "a", **options)
+    train(even, texts, tmp_path / "b", balance_weight=1.0, **options)
+    assert unevenness(even) < unevenness(plain)
+
+
+def test_memory_use_along_a_training(texts, tmp_path):
+    """The last row is what measuring the trained model gives; a resume has the rows before it."""
+    options = dict(steps=4, batch_size=2, lr=1e-2, eval_documents=texts, eval_every=2, save_every=2)
+    model = deeper()
+    log = train(model, texts, tmp_path / "a", log_usage=True, bf16=False, run="x", **options)
+    table = usage_log(log)
+    assert list(table["step"]) == [0, 2, 4] and list(table["block"]) == [2, 2, 2]
+    usage = memory_usage(model, texts)
+    last = table.iloc[-1]
+    assert last["coverage"] == pytest.approx(usage["coverage"].mean())
+    assert last["effective_slots"] == pytest.approx(usage["effective_slots"].mean())
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "checkpoint-4")
+    again = train(deeper(), texts, tmp_path / "b", log_usage=True, bf16=False, run="x", **options)
+    assert usage_log(again).equals(table)
+
+
+def test_no_memory_use_was_logged(texts, tmp_path):
+    log = train(deeper(), texts, tmp_path, steps=1, batch_size=2)
+    with pytest.raises(MidusError, match="train with log_usage=True"):
+        usage_log(log)
+    with pytest.raises(MidusError, match="needs eval_documents"):
+        train(deeper(), texts, tmp_path / "b", steps=1, batch_size=2, log_usage=True)

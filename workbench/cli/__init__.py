@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import bench, common, explore, measure, models, show, study, usage
+from workbench.cli import (
+    amplify,
+    bench,
+    common,
+    doctor,
+    explore,
+    measure,
+    models,
+    show,
+    study,
+    usage,
+)
 
 
 def _version(asked: bool) -> None:
@@ -58,6 +69,8 @@ app.command("importance")(measure.importance)
 app.command("rank")(measure.rank)
 app.command("roles")(measure.roles)
 app.command("memory")(usage.memory)
+app.command("amplify")(amplify.amplify)
+app.command("doctor")(doctor.doctor)
 app.command("figures")(show.figures)
 app.command("costs")(usage.costs)
 app.command("bench", context_settings=bench.PASSED_ON)(bench.bench)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import common
+
+CALIBRATION_WINDOWS = 256
 
 
 @common.reports
@@ -33,6 +36,20 @@ def upscale(
     ] = None,
     top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = 32,
     latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = 128,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="uniform, or importance: larger memories where the scores beside ranking.json are "
+            "higher, for no more parameters."
+        ),
+    ] = "uniform",
+    key_init: Annotated[
+        str, typer.Option(help="uniform (random), or queries: keys from what the heads ask.")
+    ] = "uniform",
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Text for --key-init queries: whatever --data of midus train takes."),
+    ] = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
 ) -> None:
@@ -43,8 +60,12 @@ def upscale(
     `midus upscale pico -o runs/deeper --num-keys 64 --top-k 8 --latent-dim 64`
 
     `midus upscale pico -o runs/deeper --heads runs/rank-pico/ranking.json --slots 4096 --top-k 8`
+
+    `midus upscale pico -o runs/deeper --heads runs/rank-pico/ranking.json --budget importance`
+
+    `midus upscale pico -o runs/deeper --num-keys 64 --key-init queries --calibration heldout`
     """
-    keys = _num_keys(num_keys, slots)
+    sizes = {"num_keys": _num_keys(num_keys, slots), "top_k": top_k, "latent_dim": latent_dim}
     from midus_model import load
     from midus_model import upscale as deeper
     from midus_model.errors import RunError
@@ -56,16 +77,16 @@ def upscale(
         raise RunError(
             f"{output} exists already; give another folder, or --overwrite if it is a model"
         )
+    _check_choices(budget, key_init, calibration)
     base = load(model)
     new = deeper(
         base,
         method,
         blocks=_blocks(blocks),
         placement=placement,
-        heads=common.parse_heads(heads),
-        num_keys=keys,
-        top_k=top_k,
-        latent_dim=latent_dim,
+        **_heads_and_sizes(base, heads, budget, sizes),
+        key_init=key_init,
+        calibration=_calibration(base, calibration),
         seed=seed,
     )
     save_model(new, _tokenizer(model), output)
@@ -88,6 +109,76 @@ def _num_keys(num_keys: int | None, slots: int | None) -> int:
             f"--slots {slots} means {root} sub-keys, --num-keys is {num_keys}; give one of the two"
         )
     return root
+
+
+def _check_choices(budget: str, key_init: str, calibration: str | None) -> None:
+    from midus_model.errors import UpscaleError
+
+    if budget not in ("uniform", "importance"):
+        raise UpscaleError(f"--budget is {budget!r}; it must be uniform or importance")
+    if key_init == "queries" and calibration is None:
+        raise UpscaleError("--key-init queries needs text: give --calibration, such as heldout")
+    if key_init != "queries" and calibration is not None:
+        raise UpscaleError(
+            "--calibration is used by --key-init queries alone; give both or neither"
+        )
+
+
+def _heads_and_sizes(
+    base: Any, heads: str | None, budget: str, sizes: dict[str, int]
+) -> dict[str, Any]:
+    """What `upscale` takes as heads, num_keys, top_k and latent_dim."""
+    from midus_model.budgets import budgets
+
+    chosen = common.parse_heads(heads)
+    return (
+        {"heads": chosen, **sizes}
+        if budget == "uniform"
+        else budgets(_scored(chosen), base, **sizes)
+    )
+
+
+def _scored(chosen: Any) -> Any:
+    """The heads of a ranking.json with their scores: a table of layer, head and score.
+
+    They are in the run folder's table of the ranking, or in the file itself, under "scores".
+    """
+    import pandas as pd
+
+    from midus_model.errors import HeadError
+    from midus_model.sites import head_pairs
+    from workbench.runs import MANIFEST, RunFolder
+
+    if not isinstance(chosen, str):
+        raise HeadError(
+            "--budget importance needs scores: give --heads a ranking.json of midus rank"
+        )
+    path, pairs = Path(chosen), head_pairs(chosen)
+    content = json.loads(path.read_text())
+    scores = content.get("scores") if isinstance(content, dict) else None
+    if scores is None and (path.parent / MANIFEST).is_file():
+        run = RunFolder.open(path.parent)
+        if run.has_table("ranking"):
+            rows = run.load_table("ranking").to_dict("records")
+            known = {(row["layer"], row["head"]): row["score"] for row in rows}
+            scores = [known[pair] for pair in pairs if pair in known]
+    if not isinstance(scores, list) or len(scores) != len(pairs):
+        raise HeadError(
+            f"{chosen} has heads, but not a score for each; give the ranking.json in a run folder "
+            'of midus rank, or add "scores", a list as long as "heads"'
+        )
+    layers, numbers = zip(*pairs, strict=True)
+    return pd.DataFrame({"layer": layers, "head": numbers, "score": scores})
+
+
+def _calibration(base: Any, data: str | None) -> Any:
+    """Token ids of at most so many windows, from all over the documents."""
+    from analysis.documents import documents
+
+    if data is None:
+        return None
+    windows = documents(data, model=base).windows
+    return [window.ids for window in windows[:: -(-len(windows) // CALIBRATION_WINDOWS)]]
 
 
 def _blocks(text: str | None) -> Any:
@@ -115,19 +206,38 @@ def _tokenizer(model: str) -> Any:
 
 
 def _print_blocks(base: Any, new: Any, output: Path) -> None:
+    from midus_model import blocks as blocks_of
+
     old, grown = (sum(p.numel() for p in m.parameters()) for m in (base, new))
+    stack = zip(new.config.layer_map, blocks_of(new), strict=True)
     rows = [
-        [str(block), entry["kind"], str(entry["source"][0]), _heads(entry["heads"])]
-        for block, entry in enumerate(new.config.layer_map)
+        [str(at), entry["kind"], str(entry["source"][0]), _heads(entry["heads"]), *_sizes(block)]
+        for at, (entry, block) in enumerate(stack)
         if entry["kind"] != "base"
     ]
-    common.print_table("Inserted blocks", ["block", "kind", "source layer", "heads"], rows)
+    columns = ["block", "kind", "source layer", "heads", "slots", "k", "r"]
+    common.print_table("Inserted blocks", columns, rows)
     typer.echo(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
     typer.echo(f"Next: midus train {output} --data packages --split train --steps 200")
 
 
 def _heads(heads: list[int] | None) -> str:
     return "all" if heads is None else ", ".join(map(str, heads))
+
+
+def _sizes(block: Any) -> list[str]:
+    """Slots, k and r of a memory block, a range where its heads differ; blank for others."""
+    memory = getattr(block, "memory", None)
+    if memory is None:
+        return ["", "", ""]
+    slots, r = memory.bank.shape
+    return [
+        f"{slots:,}",
+        *(
+            str(most) if own is None else f"{min(own)}-{most}"
+            for own, most in ((memory.head_top_k, memory.top_k), (memory.head_latent_dim, r))
+        ),
+    ]
 
 
 @common.reports
@@ -151,6 +261,13 @@ def train(
     eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = 40,
     eval_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
+    revive_every: Annotated[
+        int | None, typer.Option(help="Steps after which dead sub-keys are moved to queries.")
+    ] = None,
+    balance: Annotated[float, typer.Option(help="Weight of the balance loss on slots.")] = 0.0,
+    log_usage: Annotated[
+        bool, typer.Option("--log-usage", help="Also follow how slots are used, on --eval-data.")
+    ] = False,
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
@@ -178,7 +295,8 @@ def train(
     asked: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "bank_lr_multiplier": bank_lr,
         "weight_decay": weight_decay, "train": params, "eval_every": eval_every,
-        "save_every": save_every, "seed": seed,
+        "save_every": save_every, "seed": seed, "revive_every": revive_every,
+        "balance_weight": balance, "log_usage": log_usage,
     }  # fmt: skip
     read: dict[str, Any] = {"data": data, "split": split, "limit": limit, "context": context}
     held: dict[str, Any] = {"data": eval_data, "split": eval_split, "limit": eval_limit}
@@ -205,6 +323,8 @@ def train(
             **asked,
         )
         training.save_model(loaded, texts.tokenizer, place / "models" / "trained")
+        if log_usage:
+            run.save_table("usage_log", training.usage_log(log))
         run.save_table("training", log)
         run.add_model("after", "models/trained")
         run.finish(_training_summary(log))

@@ -15,42 +15,137 @@ def memory(
     data: common.Data = None,
     split: common.Split = None,
     limit: common.Limit = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(metavar="BLOCK[:HEAD]", help="Also show what is in the slots most used."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Other data: how alike is the use of slots there?")
+    ] = None,
     output: common.Output = None,
     overwrite: common.Overwrite = False,
 ) -> None:
     """What every memory head retrieves: slots used, how evenly, and how sharply.
 
-    Example: `midus memory pico-midus --data packages --split test --limit 40`
+    Example: `midus memory pico-midus --data packages --split test --limit 40 --slots 2:0`
     """
     from analysis import memory_usage
     from analysis.documents import documents
-    from midus_model import head_sites, load
-    from midus_model.errors import MidusError
+    from analysis.memory import usage_stability
+    from midus_model import load
     from workbench.runs import RunFolder
 
     place = common.run_place(output, "memory", model, overwrite)
     loaded = load(model)
-    if not any(site.kind == "memory" for site in head_sites(loaded)):
-        raise MidusError(f"{model} has no memory blocks; give a model that `midus upscale` made")
+    at = _memory_place(loaded, slots)
     texts = documents(data, model=loaded, split=split, limit=limit)
-    parameters = {"model": model, "data": data, "split": split, "limit": limit}
+    others = None
+    if against is not None:
+        others = documents(against, model=loaded, split=split, limit=limit)
+    parameters = {
+        "model": model, "data": data, "split": split, "limit": limit, "slots": slots,
+        "against": against,
+    }  # fmt: skip
     with RunFolder.create(place, "memory", None, parameters, overwrite=overwrite) as run:
         with common.progress() as progress:
             usage = memory_usage(loaded, texts, progress=progress)
-        run.save_table("memory_slots", usage.all_slots())
-        run.save_table("memory_usage", usage)
+            found = {"memory_slots": usage.all_slots(), "memory_usage": usage}
+            found["memory_blocks"] = usage.blocks()
+            if others is not None:
+                second = memory_usage(loaded, others, progress=progress)
+                found["memory_stability"] = usage_stability(usage, second)
+            if at is not None:
+                found |= _contents(loaded, texts, *at, progress)
+        for name, table in found.items():
+            run.save_table(name, table)
         run.add_model("after", model)
         run.finish({"coverage": float(usage["coverage"].mean())})
+    _print_usage(model, usage, found.get("memory_stability"))
+    if at is not None:
+        _print_contents(*at, found["memory_contents"], found["memory_tokens"])
+    common.closing(place)
+
+
+def _memory_place(model: Any, text: str | None) -> tuple[int, int | None] | None:
+    """`--slots` as (block, head or None), both being there; refuses a model without memory."""
+    from analysis.memory.places import memories_of, memory_at
+    from midus_model.errors import HeadError
+
+    memories_of(model)
+    if text is None:
+        return None
+    try:
+        block, *head = (int(part) for part in text.split(":", 1))
+    except ValueError as error:
+        raise HeadError(
+            f"--slots is {text!r}; give a block such as 2, or block:head such as 2:0"
+        ) from error
+    memory_at(model, block, *head)
+    return block, head[0] if head else None
+
+
+def _contents(model: Any, texts: Any, block: int, head: int | None, progress: Any) -> dict:
+    """The tables memory_contents and memory_tokens of the slots most used."""
+    import pandas as pd
+
+    from analysis.memory import memory_contents, slot_tokens
+
+    contents = memory_contents(model, texts, block=block, head=head, progress=progress)
+    tokens = [slot_tokens(model, block, slot, head) for slot in contents["slot"].unique()]
+    attrs = tokens[0].attrs
+    table = pd.concat(tokens, ignore_index=True)
+    table.attrs = attrs
+    return {"memory_contents": contents, "memory_tokens": table}
+
+
+def _print_usage(model: str, usage: Any, stability: Any) -> None:
     rows = [
         [str(r["layer"]), str(r["head"]), f"{r['slots']:,}", f"{100 * r['coverage']:.1f}%",
-         f"{r['effective_slots']:,.0f}", f"{r['effective_k']:.2f}", f"{r['top1_weight']:.2f}"]
+         f"{r['effective_slots']:,.0f}", f"{r['effective_k']:.2f}", f"{r['top1_weight']:.2f}",
+         f"{r['collisions']:.2f}", f"{r['read_ratio']:.3f}"]
         for r in usage.to_dict("records")
     ]  # fmt: skip
     columns = [
         "block", "head", "slots", "coverage", "effective slots", "effective k", "top-1 weight",
+        "shared", "read/stream",
     ]  # fmt: skip
+    if stability is not None:
+        columns.append("similarity")
+        for row, value in zip(rows, stability["similarity"], strict=True):
+            row.append(f"{value:.2f}")
     common.print_table(f"Memory use of {model}", columns, rows)
-    common.closing(place)
+
+
+def _print_contents(block: int, head: int | None, contents: Any, tokens: Any) -> None:
+    """A row a slot: its three heaviest contexts, and what its value speaks for most."""
+    from rich.markup import escape
+
+    rows = []
+    for slot, part in contents.groupby("slot", sort=False):
+        best = tokens[(tokens["slot"] == slot) & (tokens["direction"] == "promotes")]
+        best = best.sort_values("logit", ascending=False).drop_duplicates("token_id")[:4]
+        texts = [_shown(row) for row in part[:3].to_dict("records")]
+        rows.append([str(slot), "\n".join(texts), escape(" ".join(map(repr, _words(best))))])
+    where = f"block {block}" if head is None else f"block {block}, head {head}"
+    columns = ["slot", "read most at", "promotes"]
+    common.print_table(f"Slots most used in {where}", columns, rows)
+
+
+def _shown(row: dict[str, Any]) -> str:
+    """A context on one line, the token at which the slot was read in brackets."""
+    from rich.markup import escape
+
+    if row["token"] is None:
+        return f"{row['weight']:.2f} token {row['token_id']}"
+    before = repr(row["before"][-24:])[1:-1]
+    return escape(f"{row['weight']:.2f} {before}[{repr(row['token'])[1:-1]}]")
+
+
+def _words(table: Any) -> list[Any]:
+    return [
+        row["token_id"] if row["token"] is None else row["token"]
+        for row in table.to_dict("records")
+    ]
 
 
 @common.reports

@@ -1,0 +1,52 @@
+"""Tokens as text, where there is a tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from analysis.documents import Documents
+from analysis.memory.places import read
+
+TEXT_COLUMNS = ("before", "token", "after", "text")
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer of a model as the user gave it, or None."""
+    return read([[0, 0]], model).tokenizer  # the reader of documents knows where it is
+
+
+def token_text(tokenizer: Any, ids: list[int]) -> list[str | None]:
+    """Each token's text; None without a tokenizer."""
+    known: dict[int, str | None] = {}
+    for one in set(ids):
+        known[one] = None if tokenizer is None else tokenizer.decode([one])
+    return [known[one] for one in ids]
+
+
+def around(
+    docs: Documents, document: int, position: int, start: int, width: int
+) -> dict[str, str | None]:
+    """The columns of TEXT_COLUMNS for a token: see `memory_contents`; None without a tokenizer.
+
+    `start`: the index in the document that what the model saw begins at.
+    """
+    if docs.tokenizer is None:
+        return dict.fromkeys(TEXT_COLUMNS)
+    ids = docs[document].ids
+    left, end = max(start, position + 1 - width), position + 1
+    before = _decoded(docs, ids[left:position])
+    text = _decoded(docs, ids[left:end])
+    longer = _decoded(docs, ids[left : end + width // 2])
+    # A tokenizer may write a token otherwise at the beginning of a text, so pieces are cut out of
+    # the whole.
+    token = (
+        text.removeprefix(before) if text.startswith(before) else _decoded(docs, ids[position:end])
+    )
+    after = longer.removeprefix(text) if longer.startswith(text) else ""
+    return {"before": before, "token": token, "after": after, "text": text}
+
+
+def _decoded(docs: Documents, ids: torch.Tensor) -> str:
+    return docs.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)

@@ -1,0 +1,64 @@
+"""`midus doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workbench.cli import common
+
+
+@common.reports
+def doctor(
+    model: common.Model = "pico-midus",
+    before: Annotated[
+        str | None, typer.Option(help="The model it was grown from, to see what was lost.")
+    ] = None,
+    data: common.Data = None,
+    split: common.Split = None,
+    general: Annotated[
+        str | None, typer.Option(help="Text of the kind the base was trained on. [default: DATA]")
+    ] = None,
+    limit: common.Limit = None,
+    timing: Annotated[bool, typer.Option(help="Also time the memory against its floor.")] = True,
+    output: common.Output = None,
+    seed: common.Seed = 0,
+    overwrite: common.Overwrite = False,
+) -> None:
+    """What is wrong with a model's memory, if anything: evidence, and what to try.
+
+    Example: `midus doctor pico-midus --before pico --data packages --split test --limit 24`
+    """
+    from analysis import doctor as examined
+    from analysis.documents import documents
+    from midus_model import load
+
+    loaded = load(model)
+    texts = documents(data, model=loaded, split=split, limit=limit)
+    parameters = {
+        "model": model, "before": before, "data": data, "split": split, "general": general,
+        "limit": limit, "timing": timing, "seed": seed,
+    }  # fmt: skip
+    with common.begin(output, "doctor", model, parameters, overwrite) as run:
+        with common.progress() as progress:
+            table = examined(
+                loaded, texts, before=before, general=general, limit=limit, timing=timing,
+                seed=seed, progress=progress,
+            )  # fmt: skip
+        run.save_table("doctor", table)
+        run.add_model("after", model)
+        run.finish({"findings": [str(name) for name in table["finding"]]})
+        for row in table.to_dict("records"):
+            where = (
+                ""
+                if row["block"] is None or row["block"] != row["block"]
+                else (f" (block {int(row['block'])})")
+            )
+            typer.echo(f"{row['finding']}{where}: {row['evidence']}")
+            typer.echo(f"    try: {row['advice']}")
+        if table.empty:
+            typer.echo(f"nothing found; looked for: {', '.join(table.attrs['checked'])}")
+        for name, why in table.attrs["skipped"].items():
+            typer.echo(f"not looked for: {name} ({why})")
+        common.closing(run.path)
