@@ -1,8 +1,10 @@
 """The model: MIDUS memory blocks (arXiv 2512.13751) in Llama, Qwen3 and Mistral."""
 
 from midus_model import errors
+from midus_model.budgets import budgets
 from midus_model.config import MidusConfig
 from midus_model.finishing import BlockEnd, Change, finish_block, mixing_of
+from midus_model.keys import set_query_keys
 from midus_model.lean import lean_blocks
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
@@ -25,6 +27,7 @@ __all__ = [
     "MidusConfig",
     "MidusForCausalLM",
     "blocks",
+    "budgets",
     "check_heads",
     "chosen_heads",
     "errors",
@@ -38,5 +41,6 @@ __all__ = [
     "mixing_of",
     "param_groups",
     "row_sparse_optimizers",
+    "set_query_keys",
     "upscale",
 ]

@@ -23,6 +23,7 @@ from analysis.statistics import bootstrap_mean
 from analysis.subject import Unit, prepared
 from analysis.sweep import swept
 from midus_model import upscale
+from midus_model.budgets import block_parameters
 from midus_model.errors import MidusError
 from midus_model.optim import new_parameter_names
 
@@ -62,7 +63,7 @@ def arm_model(base: Any, arm: str, top: Heads, seed: int, **sizes: Any) -> tuple
     heads = heads_of(arm, top, base.config.num_attention_heads, seed)
     if arm != "chosen":
         budget = added_parameters(upscale(base, heads=sorted(top), **sizes))
-        sizes["latent_dim"] = _latent_within(base, heads, budget, **sizes)
+        sizes["latent_dim"] = _latent_within(base.config, heads, budget, sizes["num_keys"])
     return upscale(base, heads=heads, seed=seed, **sizes), heads
 
 
@@ -72,10 +73,13 @@ def added_parameters(model: Any) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if name in new)
 
 
-def _latent_within(base: Any, heads: Heads, parameters: int, **sizes: Any) -> int:
-    """Parameters grow linearly with the latent size: two models tell the line."""
+def _latent_within(config: Any, heads: Heads, parameters: int, num_keys: int) -> int:
+    """The widest latent; parameters grow linearly with it."""
+    layers = sorted({layer for layer, _ in heads})
+    by_layer = [[head for at, head in heads if at == layer] for layer in layers]
     one, two = (
-        added_parameters(upscale(base, heads=heads, **{**sizes, "latent_dim": r})) for r in (1, 2)
+        sum(block_parameters(config, here, num_keys, latent) for here in by_layer)
+        for latent in (1, 2)
     )
     if one > parameters:
         raise MidusError(

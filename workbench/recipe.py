@@ -79,7 +79,7 @@ class Recipe:
     baseline: bool = False
     evidence: bool = False
     choice_seeds: int = 0
-    choice_steps: int = 120
+    choice_steps: int = 100
     seed: int = 0
     base: str = "pico"
     data: str = "packages"
