@@ -131,7 +131,7 @@ class CleanRun:
     values: torch.Tensor
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Raised to end a forward pass whose rest nobody asked for."""
 
 
@@ -145,7 +145,7 @@ def head_outputs(model: Any, batch: Batch, sites: Sequence[HeadSite]) -> dict[in
         def hook(_: nn.Module, args: tuple) -> None:
             heads[layer] = args[0]
             if layer == max(modules):
-                raise _Enough
+                raise Enough
 
         return hook
 
@@ -153,7 +153,7 @@ def head_outputs(model: Any, batch: Batch, sites: Sequence[HeadSite]) -> dict[in
         stack.enter_context(lean_blocks(blocks(model)))
         for layer, module in modules.items():
             stack.callback(module.register_forward_pre_hook(keep(layer)).remove)
-        with suppress(_Enough):
+        with suppress(Enough):
             model.model(input_ids=batch.ids, use_cache=False)
     return heads
 

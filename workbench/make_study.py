@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from midus_model import SHIPPED, load, load_tokenizer
+from midus_model.bench.report import fill_in
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
+from workbench.study_page import page
 from workbench.training import save_model
 
 STUDY_DIR = Path(__file__).resolve().parent / "study"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "amplification.md"
 STUDY = Recipe(
     steps=240, train_documents=None, excerpts=96, windows=2, baseline=True, evidence=True,
     choice_seeds=3,
@@ -98,6 +101,8 @@ def main() -> None:
 
     run = make(options.work, recipe, say)
     ship(run)
+    if PAGE.exists():  # in a checkout
+        fill_in(PAGE, "study", page(run))
     print(f"{STUDY_DIR} and {SHIPPED['pico-midus']} are made")
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from analysis.documents import Window
-from analysis.engine import Batch, Progress, batch_of, batches
+from analysis.engine import Batch, Enough, Progress, batch_of, batches
 from midus_model.errors import MidusError
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks
@@ -96,7 +96,7 @@ def streamed(
         for batch, positions in batches_of(windows, device):
             for watcher in watchers.values():
                 watcher.positions = positions
-            with suppress(_Enough):
+            with suppress(Enough):
                 model.model(input_ids=batch.ids, use_cache=False)
             done += len(positions.windows)
             if progress is not None:
@@ -132,16 +132,12 @@ def _first_new(windows: Sequence[Window]) -> list[int]:
     return first
 
 
-class _Enough(Exception):
-    """Raised to end a forward pass whose rest nobody asked for."""
-
-
 @contextmanager
 def _watching(model: Any, watchers: Mapping[int, Watcher]) -> Iterator[None]:
     """The watchers' hooks in place, the model in eval mode; both undone at the end."""
 
     def enough(*_: Any) -> None:
-        raise _Enough
+        raise Enough
 
     training = model.training
     with ExitStack() as stack:

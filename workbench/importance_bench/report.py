@@ -97,7 +97,7 @@ def markdown(result: dict[str, Any]) -> str:
 def _sweeps(rows: list[Row]) -> Table:
     columns = [
         "model", "batch", "bound by (FLOPs)", "FLOPs saved", "ours, s", *PEERS.values(), "required",
-        "heads timed",
+        "heads timed", "largest difference, of score",
     ]  # fmt: skip
     return (
         "Exact sweep over all heads: how many times as long the others take",
