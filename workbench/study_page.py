@@ -17,8 +17,13 @@ NAMES = {
 
 
 def page(run: RunFolder) -> str:
-    """Contrast, roles and choice, in that order; what the run has no table for is left out."""
-    makers = {"contrast": _contrast, "role_slopes": _roles, "choice": _choice}
+    """Contrast, roles, choice and realisations; what the run has no table for is left out."""
+    makers = {
+        "contrast": _contrast,
+        "role_slopes": _roles,
+        "choice": _choice,
+        "realisations": _realisations,
+    }
     return "\n\n".join(make(run) for name, make in makers.items() if run.has_table(name)) + "\n"
 
 
@@ -70,7 +75,7 @@ def _choice(run: RunFolder) -> str:
     ]  # fmt: skip
     rows = [
         [f"{r.first} - {r.second}", NAMES[r.measure], _interval(r.difference, r.ci_low, r.ci_high),
-         f"{r.seed_low:+.4f} to {r.seed_high:+.4f}"]
+         f"{r.seed_low:+.4f} to {r.seed_high:+.4f}" if r.seeds > 1 else "one seed"]
         for r in contrast.itertuples()
     ]  # fmt: skip
     return (
@@ -91,6 +96,20 @@ def _choice(run: RunFolder) -> str:
         )  # fmt: skip
         + "\n\n"
         + _table(["", "measure", "difference (95% over documents)", "95% over seeds (t)"], rows)
+    )
+
+
+def _realisations(run: RunFolder) -> str:
+    table = run.load_table("realisations")
+    together = table[(table["block"] == "all") & (table["realisation"] != "clean")]
+    rows = [
+        [r.realisation.replace("_", ", "), _interval(r.score, r.ci_low, r.ci_high), f"{r.kl:.4f}"]
+        for r in together.itertuples()
+    ]
+    return (
+        "**What heads' own realisations are worth**, slots and weights held, all memory blocks "
+        "together (docs/memory.md says what each is).\n\n"
+        + _table(["instead of each its own", "costs, nats a token", "KL"], rows)
     )
 
 

@@ -11,15 +11,26 @@ from tests.analysis.figure_tables import (
     BASE_BLOCKS,
     MIDUS_BLOCKS,
     amplification_table,
+    choice_contrast_table,
+    choice_table,
+    contrast_table,
     costs_table,
+    dose_table,
+    effects_table,
     evidence_table,
     importance_table,
+    key_table,
     plain,
     prune_table,
+    realisations_table,
     roles_table,
+    slopes_table,
     slots_table,
     training_log,
+    usage_log,
     usage_table,
+    view_table,
+    with_reads,
 )
 
 METHODS = ["ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley"]
@@ -29,6 +40,9 @@ CHANGE = amplification_table(BEFORE, AFTER)
 LARGE = [("attention", i) for i in range(32)]
 TOWER = importance_table(MIDUS_BLOCKS, "pico-midus", tower=200.0, model_hash="pico-midus")
 OTHERS = ["packages (test), 96 excerpts", "wiki"]
+USAGE = with_reads(usage_table(MIDUS_BLOCKS))
+WIDE_USAGE = with_reads(usage_table([("memory", i) for i in range(8)], heads=32))
+CHOICE = choice_table()
 
 SHEETS: dict[str, tuple[str, tuple, dict]] = {
     "map": ("importance_map", (BEFORE, AFTER), {}),
@@ -48,6 +62,23 @@ SHEETS: dict[str, tuple[str, tuple, dict]] = {
     "roles": ("role_map", (roles_table(MIDUS_BLOCKS),), {}),
     "roles and importance": ("role_map", (roles_table(MIDUS_BLOCKS), TOWER), {}),
     "large roles": ("role_map", (roles_table(LARGE, heads=32),), {}),
+    "memory map": ("memory_map", (USAGE,), {}),
+    "large memory map": ("memory_map", (WIDE_USAGE,), {}),
+    "effects of heads": ("memory_effects", (effects_table("heads"),), {}),
+    "effects of slots": ("memory_effects", (effects_table("slots"),), {}),
+    "effect of all": ("memory_effects", (effects_table("all"),), {}),
+    "large effects": ("memory_effects", (effects_table("heads", blocks=8, heads=32),), {}),
+    "view": ("memory_view", (view_table(),), {}),
+    "large view": ("memory_view", (view_table(heads=32, tokens=90),), {"tokens": 90}),
+    "realisations": ("realisations", (realisations_table(),), {}),
+    "dose": ("dose_response", (dose_table(),), {}),
+    "slopes": ("role_slopes", (slopes_table(("score",)),), {}),
+    "slopes and contrast": ("role_slopes", (slopes_table(), contrast_table()), {}),
+    "choice": ("choice", (CHOICE,), {}),
+    "choice and contrast": ("choice", (CHOICE, choice_contrast_table(CHOICE)), {}),
+    "usage curves": ("usage_curves", (usage_log(),), {}),
+    "large usage": ("usage_curves", (usage_log(tuple(range(12)), ("midus", "revived")),), {}),
+    "key coverage": ("key_coverage", (key_table(),), {}),
 }
 # The legend of sorted curves names inserted heads on paper only; their captions differ.
 ALIKE = [name for name in SHEETS if name != "curves" and not name.startswith("large")]
