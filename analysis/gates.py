@@ -19,7 +19,7 @@ from torch import nn
 from analysis.engine import Batch, Replacement, head_outputs, window_values
 from analysis.memory_plan import Plan
 from analysis.metrics import LOSS, Metric
-from midus_model import HeadSite
+from midus_model import HeadSite, blocks, lean_blocks
 from midus_model.errors import MidusError
 
 Retrieval = Mapping[int, torch.Tensor]
@@ -122,7 +122,7 @@ def gated_values(
     `clean` [W, T, d]: the clean run's final states, for a metric that wants them.
     """
     folds = len(gates) // len(batch.ids)
-    with gated(view, replacement, gates, retrieval):
+    with gated(view, replacement, gates, retrieval), lean_blocks(blocks(view.model)):
         hidden = view.model.model(input_ids=batch.ids.repeat(folds, 1), use_cache=False)
         return window_values(
             view.model, hidden.last_hidden_state, batch, view.metric, clean, view.plan.rows

@@ -256,9 +256,12 @@ class _Reader:
         return [self.sites[index] for index in self.here[layer]]
 
     def _weights(self, sight: Sight, at: int, size: int | None = None) -> torch.Tensor:
-        """Patterns [S, T, T] of one sequence without its padding."""
-        heads = [site.head for site in self._here(sight.layer)]
-        return sight.patterns[at, heads, :size, :size].float()
+        """Patterns [S, T, T] of one sequence without its padding.
+
+        A block attends with the heads that it has sites for, in their order: all of them, or in a
+        memory block those with memory.
+        """
+        return sight.patterns[at, :, :size, :size].float()
 
     def _outputs(self, sight: Sight, at: int) -> torch.Tensor:
         """Outputs [T, S, D] of one sequence."""

@@ -111,7 +111,8 @@ def test_frozen_retrieval_changes_nothing_in_a_clean_run() -> None:
     kept = gates.clean_retrieval(view, batch)
     assert list(kept) == [site.layer for site in view.sites if site.kind == "memory"][:1]
     ones = torch.ones(len(batch.ids), len(view.units), dtype=torch.float64)
-    values = gates.gated_values(view, batch, baselines, ones, kept)
+    with torch.no_grad():
+        values = gates.gated_values(view, batch, baselines, ones, kept)
     assert torch.equal(values, clean_run(model, batch, view.sites).values)
 
 

@@ -8,17 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 from analysis.amplify import amplify as amplified
 from analysis.dose import GAINS
 from midus_model import load
-from workbench.cli.amplify import amplify
+from workbench.cli import app
 from workbench.runs import RunFolder
-
-app = typer.Typer()
-app.command()(amplify)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +26,7 @@ def texts(tmp_path_factory: Any) -> Path:
 
 
 def midus_amplify(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["pico", *map(str, arguments)])
+    return CliRunner().invoke(app, ["amplify", "pico", *map(str, arguments)])
 
 
 def test_loss_before_and_after_and_the_model_are_kept(texts: Path, tmp_path: Path) -> None:
