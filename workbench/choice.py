@@ -166,9 +166,10 @@ def choice_contrast(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for first, second in COMPARISONS:
-        pairs = [_of(table, arm) for arm in (first, second)]
-        if any(part.empty for part in pairs):
+        seeds = set.intersection(*(set(table["seed"][table["arm"] == a]) for a in (first, second)))
+        if not seeds:
             continue
+        pairs = [_of(table[table["seed"].isin(seeds)], arm) for arm in (first, second)]
         for measure in MEASURES:
             rows.append(
                 {"first": first, "second": second, "measure": measure, "seeds": len(pairs[0])}

@@ -116,3 +116,9 @@ def test_one_seed_has_no_interval_over_seeds() -> None:
     table = table_of({"chosen": [[1.0, 2.0]], "random": [[2.0, 2.0]]})
     row = choice.choice_contrast(table).iloc[0]
     assert np.isnan(row.seed_low) and row.difference == -0.5
+
+
+def test_seeds_that_one_arm_lacks_are_left_out() -> None:
+    table = table_of({"chosen": [[1.0, 1.0], [9.0, 9.0]], "all": [[0.5, 0.5]]})
+    row = choice.choice_contrast(table).iloc[0]
+    assert (row.seeds, row.difference) == (1, 0.5)
