@@ -114,7 +114,7 @@ def ends_plainly(block: Any) -> bool:
     if any(type(part) is not nn.Linear for part in linear):
         return False
     norm = block.post_attention_layernorm
-    return _is_norm(norm) and not _is_watched(norm, mlp, mlp.act_fn, *linear)
+    return _is_norm(norm) and not is_watched(norm, mlp, mlp.act_fn, *linear)
 
 
 def _is_lean(block: Any) -> bool:
@@ -130,9 +130,9 @@ def _is_lean(block: Any) -> bool:
     norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
     if attention.config._attn_implementation != "sdpa" or not all(map(_is_norm, norms)):
         return False
-    if _is_watched(attention, mlp, mlp.act_fn, *norms):
+    if is_watched(attention, mlp, mlp.act_fn, *norms):
         return False
-    return not _is_watched(*linear, before=False)
+    return not is_watched(*linear, before=False)
 
 
 def _is_norm(norm: Any) -> bool:
@@ -140,7 +140,7 @@ def _is_norm(norm: Any) -> bool:
     return wide and hasattr(norm, "variance_epsilon")
 
 
-def _is_watched(*modules: nn.Module, before: bool = True) -> bool:
+def is_watched(*modules: nn.Module, before: bool = True) -> bool:
     """Whether somebody looks at what comes out or (`before`) goes in, or replaced the forward."""
     if _global_forward_hooks or _global_forward_pre_hooks:
         return True

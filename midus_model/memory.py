@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from kernels import headwise_memory, product_key_select
 from kernels.headwise_memory import can_fuse, realised
 from midus_model.attention import narrow
 from midus_model.config import MidusConfig, head_dim_of, layer_map_of, sizes_of
+from midus_model.lean import is_watched
 
 
 class HeadOutputs(nn.Module):
@@ -131,7 +131,7 @@ class HeadwiseMemory(nn.Module):
 
     def _read(self, query: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         projections = self.projections
-        if self.head_top_k is None and not _is_watched(self.retrieved):
+        if self.head_top_k is None and not is_watched(self.retrieved):
             parameters = self.row_keys, self.col_keys, self.bank, projections
             return headwise_memory(
                 query, *parameters, self.top_k, residual=residual, bank_grad=self.bank_grad
@@ -146,7 +146,7 @@ class HeadwiseMemory(nn.Module):
             return False
         if self.head_top_k is not None:
             return False
-        if any(map(_is_watched, (self, self.out, self.retrieved))):
+        if is_watched(self, self.out, self.retrieved):
             return False
         parameters = self.row_keys, self.col_keys, self.bank, self.head_proj
         return type(self.out) is HeadOutputs and can_fuse(head_outputs, *parameters)
@@ -156,12 +156,6 @@ def _first(counts: list[int], width: int, like: torch.Tensor) -> torch.Tensor:
     """[M, width] of the dtype of `like`: ones in the first `counts[m]` columns, then zeros."""
     limit = torch.tensor(counts, device=like.device)[:, None]
     return (torch.arange(width, device=like.device) < limit).to(like.dtype)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or out, or put in a forward of theirs."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return bool(hooks or _global_forward_hooks or _global_forward_pre_hooks)
 
 
 def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:

@@ -5,6 +5,7 @@ Nothing is kept here: what a watcher keeps is its own affair, and its sizes are 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Positions:
         return document, start + index % self.length, start
 
 
-class Watcher:
+class Watcher(ABC):
     """What looks at one memory block; `positions` are those of the batch in hand."""
 
     positions: Positions
@@ -68,9 +69,9 @@ class Watcher:
         """The rows [W*T, ...] of the positions that count, [P, ...]."""
         return rows.index_select(0, self.positions.index.to(rows.device)).to(self.device)
 
+    @abstractmethod
     def see(self, weights: torch.Tensor, slots: torch.Tensor) -> None:
         """Weights, best first, and slots, both [P, M, k]."""
-        raise NotImplementedError
 
     def not_finite(self) -> MidusError:
         """The error of weights that are NaN."""

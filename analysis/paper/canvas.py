@@ -22,6 +22,8 @@ from midus_model.errors import MidusError
 COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
 PNG_DPI = 300
 TEXT, SMALL, CAPTION = 7.5, 7.0, 6.0  # points
+# A curve with its points: what `Axes.plot` takes beside colour and marker.
+CURVE: dict[str, Any] = {"lw": 1.1, "ms": 3, "mec": "white", "mew": 0.4}
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": TEXT,

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, FULL, SMALL, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, CURVE, FULL, SMALL, Figure, canvas, style
 from analysis.paper.lanes import dots, name_lanes, rule_lanes, score_axis
 
 
@@ -28,10 +28,7 @@ def dose_response(table: pd.DataFrame, *, width: float = COLUMN) -> Figure:
                 arm.change,
                 marker=marker,
                 color=colour,
-                lw=1.1,
-                ms=3,
-                mec="white",
-                mew=0.4,
+                **CURVE,
                 label=name,
                 gid="change",
             )

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, CURVE, Figure, canvas, style
 from analysis.paper.maps import DIVERGING, colour_bar
 
 
@@ -34,10 +34,7 @@ def prune_curves(table: pd.DataFrame, *, width: float = COLUMN) -> Figure:
                 curve.score,
                 marker=marker,
                 color=colour,
-                lw=1.1,
-                ms=3,
-                mec="white",
-                mew=0.4,
+                **CURVE,
                 label=curve.label,
                 gid="scores",
             )

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, FULL, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, CURVE, FULL, Figure, canvas, style
 from analysis.paper.lanes import lanes_height, name_lanes, rule_lanes
 
 _MARKERS, _DASHES = "osD^v>", ("-", "--", ":", "-.")
@@ -34,10 +34,7 @@ def usage_curves(log: pd.DataFrame, *, width: float = COLUMN) -> Figure:
                     color=line.colour,
                     marker=_MARKERS[line.place] if few else None,
                     ls=_DASHES[line.run_place % len(_DASHES)],
-                    lw=1.1,
-                    ms=3,
-                    mec="white",
-                    mew=0.4,
+                    **CURVE,
                     gid=column,
                 )
             ax.set_ylabel(label)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, CURVE, Figure, canvas, style
 
 
 def training_curves(
@@ -27,10 +27,7 @@ def training_curves(
                 held["eval_loss"],
                 "osD^v>"[i % 6] + "-",
                 color=colour,
-                lw=1.1,
-                ms=2.8,
-                mec="white",
-                mew=0.3,
+                **CURVE,
                 label=name,
                 gid="eval",
             )
