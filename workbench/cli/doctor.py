@@ -30,6 +30,8 @@ def doctor(
 
     Example: `midus doctor pico-midus --before pico --data packages --split test --limit 24`
     """
+    from pandas import isna
+
     from analysis import doctor as examined
     from analysis.documents import documents
     from midus_model import load
@@ -50,11 +52,7 @@ def doctor(
         run.add_model("after", model)
         run.finish({"findings": [str(name) for name in table["finding"]]})
         for row in table.to_dict("records"):
-            where = (
-                ""
-                if row["block"] is None or row["block"] != row["block"]
-                else (f" (block {int(row['block'])})")
-            )
+            where = "" if isna(row["block"]) else f" (block {int(row['block'])})"
             typer.echo(f"{row['finding']}{where}: {row['evidence']}")
             typer.echo(f"    try: {row['advice']}")
         if table.empty:
