@@ -224,7 +224,8 @@ def test_the_norm_control_is_the_same_however_it_is_batched() -> None:
 def test_a_block_that_writes_nothing_is_not_moved() -> None:
     model = upscale(tiny("llama"), "llama-pro")  # copies in blocks 2 and 5, o_proj zero
     table = dose_response(model, [(2, 1)], TEXTS, gains=(0, 2))
-    assert (table["change"] == 0).all() and len(table) == 9
+    assert len(table) == 9
+    np.testing.assert_allclose(table["change"], 0, atol=1e-6)  # how it is batched may round
 
 
 # ---------------------------------------------------------------- what is given
