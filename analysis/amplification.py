@@ -12,7 +12,7 @@ from analysis.engine import Progress
 from analysis.importance import head_importance
 from analysis.statistics import bootstrap, concentration, shares, weighted_mean
 from analysis.tables import SCHEMA, comparable, json_attrs, weights_of
-from midus_model.errors import IncomparableTables
+from kernels.errors import IncomparableTables
 
 # With no arguments: enough documents for intervals, few enough for a minute on a laptop.
 DEFAULT_DOCUMENTS = 20

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from analysis.tables import display_name
+from kernels.errors import HeadError, MidusError, ModelError
 from midus_model import (
     blocks,
     check_heads,
@@ -30,7 +31,6 @@ from midus_model import (
     load_tokenizer,
 )
 from midus_model.config import head_dim_of
-from midus_model.errors import HeadError, MidusError, ModelError
 
 Head = tuple[int, int]
 Gain = float | Sequence[float] | Mapping[Head, float]

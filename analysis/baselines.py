@@ -13,9 +13,9 @@ from analysis.distributed import reduced, share
 from analysis.documents import Documents, Window
 from analysis.engine import Batch, Progress, Replacement, batch_of, batches, head_outputs
 from analysis.memory_plan import Plan
+from kernels.errors import DataError
 from midus_model import HeadSite
 from midus_model.config import head_dim_of
-from midus_model.errors import DataError
 
 BASELINES = ("zero", "mean", "resample")
 

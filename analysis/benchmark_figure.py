@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.paper.canvas import COLUMN, Figure, canvas, style
-from midus_model.errors import DataError
+from kernels.errors import DataError
 
 # op, direction and peer of a line, its label, colour and marker (colours tell apart without red
 # and green, markers without colour).

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from analysis.engine import Batch, CleanRun, clean_run
+from kernels.errors import ModelError, UnsupportedArchitecture
 from midus_model import BlockEnd, Change, HeadSite, blocks, finish_block, head_sites
-from midus_model.errors import ModelError, UnsupportedArchitecture
 
 LENGTH = 4  # tokens of the text that is run
 _checked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

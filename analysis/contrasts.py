@@ -15,8 +15,8 @@ from analysis.roles.labels import ROLES
 from analysis.statistics import Interval, bootstrap_mean
 from analysis.subject import check_choice
 from analysis.tables import SCHEMA, json_attrs, weights_of
+from kernels.errors import HeadError, IncomparableTables, MidusError
 from midus_model import chosen_heads
-from midus_model.errors import HeadError, IncomparableTables, MidusError
 
 Head = tuple[int, int]
 CONTROLS = ("matched", "layer")

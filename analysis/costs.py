@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 import midus_model
 from analysis import tables
 from analysis.documents import MAX_CONTEXT
+from kernels.errors import MidusError, UnsupportedArchitecture
 from midus_model.budgets import attention_parameters, block_parameters
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of, sizes_of
-from midus_model.errors import MidusError, UnsupportedArchitecture
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks as blocks_of
 from midus_model.sites import family

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from analysis.sources import Row, ids_hash, is_hub, rows_of, sample, text_hash
-from midus_model.errors import DataError, MidusError, ModelError
+from kernels.errors import DataError, MidusError, ModelError
 
 MAX_CONTEXT = 1024
 MIN_DOCUMENTS = 20

@@ -28,8 +28,8 @@ from analysis.statistics import Interval, bootstrap, bootstrap_mean
 from analysis.subject import Subject, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
+from kernels.errors import HeadError, MidusError
 from midus_model import HeadSite, blocks, check_heads, chosen_heads, head_sites, mixing_of
-from midus_model.errors import HeadError, MidusError
 
 GAINS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 CONTROLS = ("random", "matched_norm")

@@ -19,8 +19,8 @@ from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import weights_of
+from kernels.errors import HeadError, MidusError
 from midus_model import head_pairs
-from midus_model.errors import HeadError, MidusError
 
 ORDERS = ("worst first", "best first", "random")
 SPLITS = 100

@@ -19,8 +19,8 @@ from torch import nn
 from analysis.engine import Batch, Replacement, head_outputs, window_values
 from analysis.memory_plan import Plan
 from analysis.metrics import LOSS, Metric
+from kernels.errors import MidusError
 from midus_model import HeadSite, blocks, lean_blocks
-from midus_model.errors import MidusError
 
 Retrieval = Mapping[int, torch.Tensor]
 NODES = 32  # of Gauss-Legendre: completeness to 6e-6 on a tiny model

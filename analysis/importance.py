@@ -16,7 +16,7 @@ from analysis.noise import with_noise
 from analysis.subject import check_choice, prepared
 from analysis.sweep import forget, swept
 from analysis.tables import head_table
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 NORMALISATIONS = ("none", "layer", "share")
 

@@ -15,8 +15,8 @@ from analysis.methods import Method
 from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, Unit, prepared
 from analysis.sweep import forget, swept
+from kernels.errors import HeadError
 from midus_model import check_heads, chosen_heads
-from midus_model.errors import HeadError
 
 
 def head_interactions(

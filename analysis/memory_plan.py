@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from analysis.metrics import LOSS, Metric
+from kernels.errors import MidusError
 from midus_model import blocks
 from midus_model.config import head_dim_of
-from midus_model.errors import MidusError
 
 if TYPE_CHECKING:
     from analysis.engine import Batch

@@ -22,7 +22,7 @@ from analysis.gates import (
 )
 from analysis.metrics import LOGIT_DIFFERENCE, LOSS
 from analysis.subject import Subject, check_choice
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 METHODS = (
     "ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley",

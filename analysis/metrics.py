@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from midus_model.errors import DataError, MidusError
+from kernels.errors import DataError, MidusError
 
 if TYPE_CHECKING:
     from analysis.documents import Documents

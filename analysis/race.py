@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from midus_model.errors import ModelError
+from kernels.errors import ModelError
 
 MINIMUM = 16  # exact windows a head: fewer carry no interval
 PILOT = 2  # windows of a head that a screen leaves out

@@ -21,7 +21,7 @@ from analysis.noise import with_noise
 from analysis.race import DRAWS, MINIMUM, Race, least_budget
 from analysis.subject import Subject, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 PER_HEAD = 56  # evaluations a head, on average, of the default budget
 SCREENING = 32  # windows of gradients behind a screen

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from midus_model.errors import DataError
+from kernels.errors import DataError
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 PACKAGES = ("pandas", "sympy", "networkx")

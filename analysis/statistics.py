@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 RESAMPLES = 2000
 CHUNK_ENTRIES = 4_000_000  # counts held at once: 32 MB

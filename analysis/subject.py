@@ -19,9 +19,9 @@ from analysis.gates import Gated, gate_gradients
 from analysis.memory_plan import Plan, plan_for
 from analysis.metrics import Metric, metric_of
 from analysis.tables import display_name, model_hash, versions
+from kernels.errors import MidusError, ModelError
 from midus_model import HeadSite, blocks, head_sites, load
 from midus_model.config import layer_map_of
-from midus_model.errors import MidusError, ModelError
 
 GROUPS = {"head": "query heads", "kv": "kv groups"}
 

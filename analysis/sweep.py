@@ -21,7 +21,7 @@ from analysis.distributed import is_main, rank_and_size, reduced, share
 from analysis.engine import Progress, batches
 from analysis.memory_plan import is_out_of_memory
 from analysis.subject import Subject
-from midus_model.errors import DataError, ModelError
+from kernels.errors import DataError, ModelError
 
 SAVE_SECONDS = 5.0  # a killed pass loses that much, and the batch it was at
 

@@ -17,15 +17,18 @@ from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike
+from pandas.api.types import is_object_dtype
 
 from analysis.statistics import RESAMPLES, bootstrap_mean
-from midus_model.errors import DataError, IncomparableTables, MidusError, ModelError
+from kernels.errors import DataError, IncomparableTables, MidusError, ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 1
 COLUMNS = (
@@ -186,10 +189,31 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
             "one was replaced or cut short; make the table again or restore both files"
         )
     table = pd.read_parquet(parquet)
-    for name in table.columns:
+    for name in (name for name in table.columns if is_object_dtype(table[name])):
         if table[name].map(lambda value: isinstance(value, np.ndarray)).any():
             table[name] = table[name].map(_as_list)
     table.attrs = dict(attrs.items())
+    return table
+
+
+def load_rows(path: str | os.PathLike[str], equal: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a table that `save` wrote whose columns have the values given, read alone.
+
+    For tables too large to be read whole for a few rows: parts of the file are skipped by their
+    statistics, and the checksum, which would read it whole, is left to `load`.
+    """
+    parquet, sidecar = _pair(path)
+    attrs = _read_attrs(sidecar, parquet)
+    attrs.pop(CHECKSUM)
+    try:
+        filters = [(name, "==", value) for name, value in equal.items()]
+        table = pd.read_parquet(parquet, filters=filters)
+    except (OSError, ValueError, KeyError) as error:
+        line = str(error).splitlines()[0]
+        raise DataError(
+            f"cannot read the table {parquet}: {line}; make the table again or restore it"
+        ) from error
+    table.attrs = attrs
     return table
 
 
@@ -318,6 +342,8 @@ def model_hash(model: torch.nn.Module) -> str:
 
     Parameters pass through the CPU one at a time.
     """
+    import torch  # takes seconds, and whoever only reads tables does without
+
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
         tensor = parameter.detach()

@@ -1,9 +1,10 @@
-"""The explorer: head importance, memory slots and amplification of finished runs, in a browser.
+"""The explorer: heads, memory and what up-scaling changed, in a browser on this machine.
 
     streamlit run apps/explorer.py
-    streamlit run apps/explorer.py -- --run runs/demo runs/larger
+    streamlit run apps/explorer.py -- --run runs/demo --runs runs --models checkpoints
 
-Opens on the shipped study unless run folders are given, and reads no other folder.
+Opens on the shipped study. Reads the run folders given with --run, the runs under --runs (where
+it writes its own) and the checkpoints under --models; no other folder.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from apps import shared  # noqa: E402
+from apps.parts import access, live, page, sidebar  # noqa: E402
 
 VIEWS = Path(__file__).resolve().parent / "views"
 PAGES = (
-    ("heads.py", "Head importance", ":material/grid_on:", "heads"),
-    ("memory.py", "Memory slots", ":material/memory:", "memory"),
-    ("amplification.py", "Amplification", ":material/trending_up:", "amplification"),
+    ("overview.py", "Overview", ":material/dashboard:", "overview"),
+    ("heads.py", "Heads", ":material/grid_on:", "heads"),
+    ("choose.py", "Choose", ":material/checklist:", "choose"),
+    ("amplify.py", "Amplify", ":material/tune:", "amplify"),
+    ("memory.py", "Memory", ":material/memory:", "memory"),
+    ("compare.py", "Compare", ":material/compare:", "compare"),
+    ("report.py", "Report", ":material/article:", "report"),
 )
 # Drawn here: Streamlit fetches any named icon of a page for the browser's tab from the network.
 ICON = (
@@ -41,7 +46,7 @@ ICON = (
 def main() -> None:
     """Choose the run in the sidebar, then draw the page that the address names."""
     st.set_page_config(page_title="MIDUS explorer", page_icon=ICON, layout="wide")
-    page = st.navigation(
+    chosen = st.navigation(
         {
             "MIDUS explorer": [
                 st.Page(VIEWS / file, title=title, icon=icon, url_path=path, default=i == 0)
@@ -49,13 +54,15 @@ def main() -> None:
             ]
         }
     )
-    st.title(page.title)
-    given, complaint = shared.given_runs(sys.argv[1:])
+    st.title(chosen.title)
+    given, complaint = access.given_folders(sys.argv[1:])
+    access.set_given(given)
     if complaint:
-        st.warning(complaint)
-    with shared.messages("The run"):
-        st.session_state["run"] = shared.choose_run(given)
-        page.run()
+        st.warning(page.escape(complaint))
+    with page.messages("The run"):
+        st.session_state["run"] = sidebar.choose_run(given)
+        chosen.run()
+    live.warm()
 
 
 if __name__ == "__main__":

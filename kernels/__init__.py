@@ -4,10 +4,15 @@ Shape letters: T tokens, H heads, D head size, n sub-keys a half, N = n*n slots,
 r latent size.
 """
 
-from kernels.backend import BackendUnavailable, use_backend
-from kernels.headwise_memory import headwise_memory
-from kernels.latent_bag import latent_bag
-from kernels.product_key_select import product_key_select
+from typing import TYPE_CHECKING
+
+from kernels.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from kernels.backend import BackendUnavailable, use_backend
+    from kernels.headwise_memory import headwise_memory
+    from kernels.latent_bag import latent_bag
+    from kernels.product_key_select import product_key_select
 
 __all__ = [
     "BackendUnavailable",
@@ -16,3 +21,13 @@ __all__ = [
     "product_key_select",
     "use_backend",
 ]
+
+import_when_used(
+    __name__,
+    {
+        "kernels.backend": ("BackendUnavailable", "use_backend"),
+        "kernels.headwise_memory": ("headwise_memory",),
+        "kernels.latent_bag": ("latent_bag",),
+        "kernels.product_key_select": ("product_key_select",),
+    },
+)

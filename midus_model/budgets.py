@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from kernels.errors import HeadError, UpscaleError
 from midus_model.attention import sharers_of
 from midus_model.config import head_dim_of, is_whole
-from midus_model.errors import HeadError, UpscaleError
 from midus_model.sites import chosen_heads
 
 Head = tuple[int, int]  # source layer, head

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from midus_model.errors import UnsupportedArchitecture, UpscaleError
+from kernels.errors import UnsupportedArchitecture, UpscaleError
 
 SUPPORTED_BASES = ("llama", "qwen3", "mistral")
 KINDS = ("base", "memory", "copy", "merged", "dense")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from midus_model.errors import DataError, MidusError, UpscaleError
+from kernels.errors import DataError, MidusError, UpscaleError
 from midus_model.memory import HeadwiseMemory
 
 LLOYD_STEPS = 6

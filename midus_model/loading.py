@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES
-from midus_model.errors import MidusError, ModelError, UnsupportedArchitecture
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels.errors import UpscaleError
 from midus_model.config import layer_map_of
-from midus_model.errors import UpscaleError
 from midus_model.memory import HeadwiseMemory
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from kernels.errors import HeadError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of
-from midus_model.errors import HeadError, UnsupportedArchitecture
 
 STAGES = ("output", "query")
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers.initialization import no_init_weights
 
+from kernels.errors import UpscaleError
 from midus_model.attention import chosen_state
 from midus_model.budgets import LATENT_DIM, NUM_KEYS, TOP_K, default_mixing, size_fields
 from midus_model.config import KEY_INITS, MidusConfig, head_dim_of, is_whole, map_entry
-from midus_model.errors import UpscaleError
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
 from midus_model.sites import blocks as blocks_of

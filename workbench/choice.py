@@ -22,9 +22,9 @@ from analysis.quality import document_values
 from analysis.statistics import bootstrap_mean
 from analysis.subject import Unit, prepared
 from analysis.sweep import swept
+from kernels.errors import MidusError
 from midus_model import upscale
 from midus_model.budgets import block_parameters
-from midus_model.errors import MidusError
 from midus_model.optim import new_parameter_names
 
 ARMS = ("chosen", "random", "all")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import figures, paper
-from midus_model.errors import RunError
+from analysis import figures
+from kernels.errors import RunError
 from workbench.runs import RunFolder
 
 # figure -> tables it cannot do without, tables it takes besides
@@ -25,9 +25,12 @@ FIGURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "slot_histogram": (("memory_slots",), ()),
     "costs": (("costs_before",), ("costs_after", "costs_baseline")),
     "training_curves": (("training",), ()),
+    "quality_cost": (("losses",), ()),
     "memory_map": (("memory_usage",), ()),
     "memory_effects": (("memory_effects",), ()),
     "memory_view": (("memory_view",), ()),
+    "attention_pattern": (("head_view",), ()),
+    "next_tokens": (("next_tokens",), ()),
     "realisations": (("realisations",), ()),
     "dose_response": (("dose_response",), ()),
     "role_slopes": (("role_slopes",), ("contrast",)),
@@ -62,10 +65,12 @@ def draw(
         missing = [table for table in FIGURES[name][0] if not run.has_table(table)]
         if missing:
             raise RunError(f"{run.path} has no table {missing[0]!r}, which {name} is drawn from")
+    from analysis import paper  # matplotlib, which the list of figures does without
+
     for number, name in enumerate(names):
         if progress:
             progress(number, len(names), f"drawing {name}")
-        arguments, options = _inputs(run, name)
+        arguments, options = inputs(run, name)
         twin = getattr(figures, name)(*arguments, **options) if html else None
         run.add_figure(name, getattr(paper, name)(*arguments, **options), twin, formats)
         if progress:
@@ -73,7 +78,8 @@ def draw(
     return names
 
 
-def _inputs(run: RunFolder, name: str) -> tuple[list[Any], dict[str, Any]]:
+def inputs(run: RunFolder, name: str) -> tuple[list[Any], dict[str, Any]]:
+    """What the figure `name` is drawn from: the tables, and options."""
     needed, besides = FIGURES[name]
     loaded = [run.load_table(table) for table in (*needed, *besides) if run.has_table(table)]
     if name == "training_curves":

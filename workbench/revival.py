@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 from midus_model.keys import halves, imbalance, loads, memories_of, of_heads, revive
 from midus_model.memory import HeadwiseMemory
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from midus_model.errors import MidusError, RunError
+from kernels.errors import MidusError, RunError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -24,8 +24,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from analysis import memory_usage, tables
 from analysis.documents import Documents
+from kernels.errors import DataError, MidusError, RunError
 from midus_model import param_groups
-from midus_model.errors import DataError, MidusError, RunError
 from workbench import revival
 from workbench.revival import Balance, Revival
 

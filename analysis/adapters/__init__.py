@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 __all__ = ["bridge", "envoy", "unwrap"]
 

@@ -11,7 +11,7 @@ import torch
 from nnsight import NNsight
 from nnsight.intervention.envoy import Envoy, eproperty
 
-from midus_model.errors import MidusError, ModelError
+from kernels.errors import MidusError, ModelError
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import family
 

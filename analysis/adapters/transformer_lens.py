@@ -31,9 +31,9 @@ from transformer_lens.model_bridge.supported_architectures import (
 )
 
 from kernels import latent_bag
+from kernels.errors import ModelError
 from midus_model import MidusForCausalLM
 from midus_model.attention import SpreadHeads
-from midus_model.errors import ModelError
 from midus_model.sites import family
 
 FAMILIES = {

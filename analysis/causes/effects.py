@@ -22,9 +22,9 @@ from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
+from kernels.errors import MidusError
 from kernels.headwise_memory import realised
 from midus_model import HeadSite
-from midus_model.errors import MidusError
 
 UNNAMED = {"heads": ["slot"], "blocks": ["head", "slot"], "all": ["source_layer", "head", "slot"]}
 

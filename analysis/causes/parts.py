@@ -12,8 +12,8 @@ import pandas as pd
 from analysis.causes.switches import check_part
 from analysis.memory import SlotCounts
 from analysis.subject import Unit
+from kernels.errors import MidusError
 from midus_model import HeadSite
-from midus_model.errors import MidusError
 
 PARTS = ("heads", "blocks", "all", "slots")
 HEAVIEST = 16  # slots of a block that are switched where none are named

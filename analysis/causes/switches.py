@@ -17,7 +17,7 @@ from torch import nn
 
 from analysis.adapters import unwrap
 from analysis.memory.places import memories_of, memory_at, slot_of
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 from midus_model.memory import HeadwiseMemory
 
 

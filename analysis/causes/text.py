@@ -12,10 +12,9 @@ import pandas as pd
 import torch
 
 from analysis.causes.switches import scaled_memory
-from analysis.memory.places import DEFAULT_MODEL, at_least_one, described, memories_of, read
-from analysis.memory.text import token_text
+from analysis.memory.places import DEFAULT_MODEL, at_least_one, described, memories_of
+from analysis.memory.text import opened_text, token_text
 from analysis.subject import loaded
-from midus_model.errors import DataError
 
 
 def token_effects(
@@ -132,15 +131,7 @@ def _opened(model: Any, text: Any, new: int) -> tuple[Any, torch.Tensor, Any]:
     """The model, the text's token ids [T], and the tokenizer or None."""
     network: Any = loaded(DEFAULT_MODEL if model is None else model)
     memories_of(network)  # refuses a model without
-    texts = read([text], model)
-    ids, holds = texts[0].ids, network.config.max_position_embeddings
-    if len(ids) + new > holds:
-        with_new = f", with {new:,} new ones" if new else ""
-        raise DataError(
-            f"the text has {len(ids):,} tokens{with_new}; the model holds {holds:,}: give a "
-            "shorter text" + (", or fewer new tokens" if new else "")
-        )
-    return network, ids.to(next(network.parameters()).device), texts.tokenizer
+    return network, *opened_text(network, text, new)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from analysis.figure_data.checks import require
 from analysis.figure_data.colours import COPY, MEMORY, OWN
 from analysis.figure_data.grids import Grid, grid, usual_range
 from analysis.figure_data.words import caption
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 AMPLIFICATION_COLUMNS = (
     "layer",

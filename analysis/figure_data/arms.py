@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from analysis.figure_data.colours import AFTER, BEFORE, NEUTRAL
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 
 class ArmStyle(NamedTuple):

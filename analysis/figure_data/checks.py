@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 HEAD_COLUMNS = ("layer", "kind", "head", "source_layer")
 IMPORTANCE_COLUMNS = (*HEAD_COLUMNS, "score", "ci_low", "ci_high")

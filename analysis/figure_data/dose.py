@@ -20,7 +20,7 @@ from analysis.figure_data.lanes import (
 )
 from analysis.figure_data.roles import ROLES
 from analysis.figure_data.words import caption, metric, unit
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 DOSE_COLUMNS = ("arm", "gain", "change", "ci_low", "ci_high")
 SLOPE_COLUMNS = ("role", "slope", "ci_low", "ci_high")

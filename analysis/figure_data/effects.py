@@ -19,7 +19,7 @@ from analysis.figure_data.lanes import (
     sure,
 )
 from analysis.figure_data.words import caption, metric, score_label
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 EFFECT_COLUMNS = ("block", "score", "ci_low", "ci_high")
 REALISATION_COLUMNS = ("block", "realisation", "score", "ci_low", "ci_high")

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.figure_data.checks import require
 from analysis.figure_data.colours import AFTER, BEFORE, NEUTRAL
 from analysis.figure_data.words import caption, head_word, metric, unit
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 PRUNE_COLUMNS = ("order", "draw", "removed", "share", "score", "ci_low", "ci_high")
 EVIDENCE_COLUMNS = ("kind", "first", "second", "spearman", "ci_low", "ci_high", "overlap")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 # Below this fraction of the colour range a cell reads as zero and gets no sign mark.
 MARK_FROM = 0.02

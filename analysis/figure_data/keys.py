@@ -12,7 +12,7 @@ from analysis.figure_data.checks import require
 from analysis.figure_data.colours import SERIES, sequential_stops
 from analysis.figure_data.lanes import Lanes, lanes
 from analysis.figure_data.memory import usage_caption
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 LOG_COLUMNS = ("step", "block", "coverage", "effective_slots")
 KEY_COLUMNS = ("init", "block", "head", "coverage", "effective_slots")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.figure_data.checks import HEAD_COLUMNS, require
 from analysis.figure_data.words import data_words, model_name
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 USAGE_COLUMNS = (*HEAD_COLUMNS, "slots", "coverage", "effective_slots")
 SLOT_COLUMNS = ("slot", "hits", "weight")
@@ -32,6 +32,25 @@ def slots_title(slots: pd.DataFrame) -> str:
     if block is None or head is None:
         return "Hits of one memory head's slots, most hit first"
     return f"Hits of the slots of block {block}, head {head}, most hit first"
+
+
+def slot_square(slots: Any, side: int, figure: str) -> np.ndarray:
+    """Hits by row and column key, [side, side], NaN where a slot was never hit."""
+    slots = require(slots, ("slot", "hits"), figure, "memory_usage().slots(block, head)")
+    numbers = slots["slot"].to_numpy(int)
+    if len(numbers) and numbers.max() >= side * side:
+        raise MidusError(f"{figure}: slot {numbers.max()} is outside a grid of {side} x {side}")
+    hits = np.full(side * side, np.nan)
+    hits[numbers] = slots["hits"].to_numpy(float)
+    return hits.reshape(side, side)
+
+
+def square_caption(slots: pd.DataFrame, hits: np.ndarray) -> str:
+    """What the grid of one head's slots shows."""
+    block, head = slots.attrs.get("block"), slots.attrs.get("head")
+    whose = "one memory head" if block is None or head is None else f"block {block}, head {head}"
+    known = f"{int(np.isfinite(hits).sum()):,} of {hits.size:,} slots hit; grey ones never"
+    return usage_caption(slots, f"Hits of {whose} by row key and column key", [known])
 
 
 def usage_caption(table: pd.DataFrame, title: str, notes: Iterable[str] = ()) -> str:

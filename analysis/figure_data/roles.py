@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.figure_data.checks import HEAD_COLUMNS, require, require_importance
 from analysis.figure_data.grids import Row, block_rows, usual_range
 from analysis.figure_data.words import caption, data_words, head_word, interval_words, model_name
-from midus_model.errors import IncomparableTables, MidusError
+from kernels.errors import IncomparableTables, MidusError
 
 ROLE_COLUMNS = (*HEAD_COLUMNS, "role", "role_score", "role_margin")
 NO_ROLE = "none"

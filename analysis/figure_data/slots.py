@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.figure_data.checks import require
 from analysis.figure_data.grids import Grid, block_rows, grid
 from analysis.figure_data.memory import USAGE_COLUMNS, usage_caption
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 VIEW_COLUMNS = ("block", "head", "position", "token", "slot", "weight")
 # column -> label of its panel; all are shown in per cent

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.figure_data.checks import require
 from analysis.figure_data.words import model_name
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 TRAINING_COLUMNS = ("step", "loss", "eval_loss", "learning_rate")
 

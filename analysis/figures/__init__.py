@@ -12,15 +12,19 @@ from analysis.figures.effects import memory_effects, realisations
 from analysis.figures.evidence import method_agreement, prune_curves
 from analysis.figures.importance import importance_curves, importance_map
 from analysis.figures.keys import key_coverage, usage_curves
-from analysis.figures.memory import slot_histogram, slot_usage
+from analysis.figures.memory import slot_grid, slot_histogram, slot_usage
 from analysis.figures.page import save_html
+from analysis.figures.patterns import attention_pattern
+from analysis.figures.quality import quality_cost
 from analysis.figures.roles import role_map
 from analysis.figures.slots import memory_map, memory_view
+from analysis.figures.tokens import next_tokens
 from analysis.figures.training import training_curves
 
 __all__ = [
     "amplification",
     "amplification_map",
+    "attention_pattern",
     "choice",
     "costs",
     "dose_response",
@@ -32,11 +36,14 @@ __all__ = [
     "memory_map",
     "memory_view",
     "method_agreement",
+    "next_tokens",
     "prune_curves",
+    "quality_cost",
     "realisations",
     "role_map",
     "role_slopes",
     "save_html",
+    "slot_grid",
     "slot_histogram",
     "slot_usage",
     "training_curves",

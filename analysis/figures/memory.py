@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
 from analysis.figures.maps import cell_size, colour_bar, label_room, map_axes, squares
-from analysis.figures.page import finish, legend
+from analysis.figures.page import FAINT, finish, legend
+
+_RANKS = 2000  # points of a line of ranks
 
 
 def slot_usage(usage: pd.DataFrame, *, width: float = 940) -> go.Figure:
@@ -64,6 +69,10 @@ def slot_histogram(usage_slots: pd.DataFrame, *, slots: int | None = None) -> go
     """Hits of one head's slots from the most to the least hit; `slots`: how many the bank has."""
     hits, count = data.slot_hits(usage_slots, slots, "slot_histogram")
     total = float(hits["hits"].sum())
+    known = f"{len(hits):,} of {count:,} slots hit" if count else f"{len(hits):,} slots hit"
+    if len(hits) > _RANKS:  # a line of more points looks the same and is slow to send
+        kept = np.unique(np.geomspace(1, len(hits), _RANKS).round().astype(int)) - 1
+        hits = hits.iloc[kept]
     figure = go.Figure(
         go.Scatter(
             x=hits["rank"],
@@ -89,7 +98,47 @@ def slot_histogram(usage_slots: pd.DataFrame, *, slots: int | None = None) -> go
     figure.update_xaxes(title_text="slot rank", zeroline=False)
     figure.update_yaxes(title_text="hits (number)", type="log", dtick=1)
     figure.update_layout(legend=legend())
-    known = f"{len(hits):,} of {count:,} slots hit" if count else f"{len(hits):,} slots hit"
     title = data.slots_title(usage_slots)
     text = data.usage_caption(usage_slots, title, [known, f"{int(total):,} hits"])
     return finish(figure, text, plot_height=280)
+
+
+def slot_grid(slots: pd.DataFrame, *, side: int) -> go.Figure:
+    """One head's hits on its grid of row keys by column keys, [side, side], on a logarithmic scale.
+
+    Slots never hit stay grey. Errors as `analysis.paper.slot_grid`.
+    """
+    hits = data.slot_square(slots, side, "slot_grid")
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.log1p(hits),
+            customdata=hits,
+            colorscale=[list(stop) for stop in data.sequential_stops()],
+            hoverongaps=False,
+            hovertemplate="row %{y}, column %{x}: %{customdata} hits<extra></extra>",
+            colorbar={
+                "title": {"text": "hits", "side": "right"},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "tickvals": [math.log1p(10**power) for power in range(10)],
+                "ticktext": [f"{10**power:,}" for power in range(10)],
+            },
+            showlegend=False,
+        )
+    )
+    axis = {"constrain": "domain", "showgrid": False, "zeroline": False}
+    figure.update_xaxes(title_text="column key", **axis)
+    figure.update_yaxes(title_text="row key", autorange="reversed", scaleanchor="x", **axis)
+    finish(figure, data.square_caption(slots, hits), plot_height=330, left=60)
+    edge = side - 0.5
+    figure.add_shape(
+        type="rect",
+        x0=-0.5,
+        y0=-0.5,
+        x1=edge,
+        y1=edge,
+        fillcolor=FAINT,
+        line_width=0,
+        layer="below",
+    )
+    return figure

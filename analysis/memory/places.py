@@ -8,9 +8,9 @@ from typing import Any
 from analysis.adapters import unwrap
 from analysis.documents import Documents, documents
 from analysis.tables import SCHEMA, display_name, json_attrs, model_hash, versions
+from kernels.errors import HeadError, MidusError
 from midus_model import load
 from midus_model.config import is_whole
-from midus_model.errors import HeadError, MidusError
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks
 

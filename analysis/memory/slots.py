@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from analysis.memory.places import at_least_one, described, memory_at, opened, slot_of
 from analysis.memory.text import token_text, tokenizer_of
 from analysis.subject import check_choice
-from midus_model.errors import HeadError, MidusError
+from kernels.errors import HeadError, MidusError
 from midus_model.memory import HeadwiseMemory
 
 NEARNESS = {"value": "cosine", "key": "distance"}  # by -> the column that is sorted on

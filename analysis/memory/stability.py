@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from analysis.memory.table import MemoryUsage
 from analysis.statistics import entropy, shares
 from analysis.tables import SCHEMA, json_attrs, versions
-from midus_model.errors import IncomparableTables
+from kernels.errors import IncomparableTables
 
 COMPARED = ("layer", "kind", "head", "source_layer")
 

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from analysis.documents import Window
 from analysis.engine import Batch, Enough, Progress, batch_of, batches
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.memory.places import no_memory
 from analysis.statistics import entropy, shares
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 SLOT_COLUMNS = ("block", "head", "slot", "row", "col", "hits", "weight")
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from analysis.documents import Documents
+from analysis.documents import Documents, documents
 from analysis.memory.places import read
+from kernels.errors import DataError
 
 TEXT_COLUMNS = ("before", "token", "after", "text")
 
@@ -23,6 +24,22 @@ def token_text(tokenizer: Any, ids: list[int]) -> list[str | None]:
     for one in set(ids):
         known[one] = None if tokenizer is None else tokenizer.decode([one])
     return [known[one] for one in ids]
+
+
+def opened_text(model: Any, text: Any, new: int = 0) -> tuple[torch.Tensor, Any]:
+    """The token ids [T] of a string or of ids, on the model's device, and the tokenizer or None.
+
+    Raises DataError where the model's context does not hold them and `new` tokens more.
+    """
+    texts = documents([text], model=model)
+    ids, holds = texts[0].ids, model.config.max_position_embeddings
+    if len(ids) + new > holds:
+        with_new = f", with {new:,} new ones" if new else ""
+        raise DataError(
+            f"the text has {len(ids):,} tokens{with_new}; the model holds {holds:,}: give a "
+            "shorter text" + (", or fewer new tokens" if new else "")
+        )
+    return ids.to(next(model.parameters()).device), texts.tokenizer
 
 
 def around(

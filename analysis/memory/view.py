@@ -12,7 +12,7 @@ from analysis.documents import Window
 from analysis.memory.places import described, memories_of, opened, read
 from analysis.memory.stream import Watcher, streamed
 from analysis.memory.text import token_text
-from midus_model.errors import DataError
+from kernels.errors import DataError
 
 
 def memory_view(model: Any, text: Any) -> pd.DataFrame:

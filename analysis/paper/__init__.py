@@ -13,9 +13,12 @@ from analysis.paper.effects import memory_effects, realisations
 from analysis.paper.evidence import method_agreement, prune_curves
 from analysis.paper.importance import importance_curves, importance_map
 from analysis.paper.keys import key_coverage, usage_curves
-from analysis.paper.memory import slot_histogram, slot_usage
+from analysis.paper.memory import slot_grid, slot_histogram, slot_usage
+from analysis.paper.patterns import attention_pattern
+from analysis.paper.quality import quality_cost
 from analysis.paper.roles import role_map
 from analysis.paper.slots import memory_map, memory_view
+from analysis.paper.tokens import next_tokens
 from analysis.paper.training import training_curves
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "Figure",
     "amplification",
     "amplification_map",
+    "attention_pattern",
     "choice",
     "costs",
     "dose_response",
@@ -35,11 +39,14 @@ __all__ = [
     "memory_map",
     "memory_view",
     "method_agreement",
+    "next_tokens",
     "prune_curves",
+    "quality_cost",
     "realisations",
     "role_map",
     "role_slopes",
     "save",
+    "slot_grid",
     "slot_histogram",
     "slot_usage",
     "training_curves",

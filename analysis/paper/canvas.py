@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as _Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import figure_data as data
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
 PNG_DPI = 300

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from analysis import figure_data as data
 from analysis.paper.canvas import COLUMN, Figure, canvas, style
 from analysis.paper.maps import maps
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 
 def importance_map(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 
 from analysis import figure_data as data
 from analysis.paper.canvas import COLUMN, FULL, Figure, canvas, style
@@ -96,4 +96,23 @@ def slot_histogram(
             xlim=(-0.02 * (count or len(hits)), 1.02 * (count or len(hits))),
         )
         ax.set_ylim(bottom=0.7 * min(1.0, total / (count or total)))
+    return figure
+
+
+def slot_grid(slots: pd.DataFrame, *, side: int, width: float = COLUMN) -> Figure:
+    """One head's hits on its grid of row keys by column keys, [side, side], on a logarithmic scale.
+
+    Raises MidusError where a slot lies outside the grid, or on another table.
+    """
+    hits = data.slot_square(slots, side, "slot_grid")
+    with style():
+        figure = canvas(width, 0.85 * width, data.square_caption(slots, hits))
+        ax = figure.subplots()
+        ax.set_facecolor("#d9d9d9")
+        top = max(float(np.nanmax(hits, initial=2.0)), 2.0)
+        image = ax.imshow(
+            hits, cmap=SEQUENTIAL, norm=LogNorm(1, top), interpolation="nearest", gid="hits"
+        )
+        ax.set(xlabel="column key", ylabel="row key")
+        figure.colorbar(image, ax=ax, label="hits (number)", fraction=0.046, pad=0.03)
     return figure

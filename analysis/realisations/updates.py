@@ -18,9 +18,9 @@ from analysis.realisations.moments import Moments, effective_rank
 from analysis.statistics import bootstrap_mean
 from analysis.subject import loaded_with
 from analysis.tables import display_name
+from kernels.errors import MidusError
 from midus_model import blocks
 from midus_model.config import layer_map_of
-from midus_model.errors import MidusError
 
 
 def residual_updates(

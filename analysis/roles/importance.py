@@ -11,7 +11,7 @@ from scipy import stats
 from analysis.roles.labels import NONE, ROLES
 from analysis.statistics import Interval, bootstrap
 from analysis.tables import SCHEMA, json_attrs, weights_of
-from midus_model.errors import IncomparableTables, MidusError
+from kernels.errors import IncomparableTables, MidusError
 
 MEASURES = ("total", "mean", "correlation")
 

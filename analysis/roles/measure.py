@@ -32,9 +32,9 @@ from analysis.roles.probes import (
 from analysis.roles.watch import Sight, watch
 from analysis.subject import describe, loaded_with
 from analysis.tables import SCHEMA, json_attrs
+from kernels.errors import DataError, MidusError
 from midus_model import HeadSite, blocks, head_sites, mixing_of
 from midus_model.config import is_whole
-from midus_model.errors import DataError, MidusError
 
 Progress = Callable[[int, int, str], None]
 

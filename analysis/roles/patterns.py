@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 # gained [H], or [H, K] of offsets, and possible, a number or [K]; float64.
 Measure = tuple[torch.Tensor, torch.Tensor]

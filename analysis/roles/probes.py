@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from analysis.documents import Documents
-from midus_model.errors import DataError
+from kernels.errors import DataError
 
 KINDS = ("repeated", "permuted", "needle")
 REFERENCES = 256  # tokens that an attended token's logit is ranked among

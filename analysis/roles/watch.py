@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from analysis.roles.patterns import ROW_SUM_TOLERANCE
+from kernels.errors import ModelError, UnsupportedArchitecture
 from midus_model import blocks, head_sites
-from midus_model.errors import ModelError, UnsupportedArchitecture
 
 
 @dataclass(frozen=True)

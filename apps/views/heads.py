@@ -1,4 +1,4 @@
-"""Page: which heads matter, before and after up-scaling."""
+"""Page: which heads matter before and after up-scaling, what changed, and one head from near."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps import shared
+from apps.parts import head_panel, page, tables
+from apps.parts.access import Run
 
 INTRO = (
     "How much worse the model predicts when one head is ablated. Blue heads help, orange heads "
     "hurt; both models share one colour scale, and blocks inserted by up-scaling stand as rows of "
-    "their own, marked +."
+    "their own, marked +. Click a cell to look at that head."
 )
 METHOD = """
 **Score.** The head's output is replaced, before heads are mixed, by the *baseline* named in the
@@ -29,148 +30,263 @@ are not independent, so whole documents are drawn.
 **Comparison.** Two models are set side by side only if metric, baseline, documents and token counts
 agree.
 """
+CHANGE = """
+**Amplification** of a head: importance after minus importance before, where *after* is the head's
+own importance in the grown model plus that of every inserted head that came from it (memory or
+copied attention). A positive value means that the head and its descendants matter more than it did.
+
+**Interval.** Documents are drawn with both measurements of the head at once, so the difference is
+paired.
+
+**Share.** Importance as a whole may grow or shrink; shares say whether a head gained on the others.
+**Ratio.** Share after over share before, only where the share before is distinguishable from zero.
+
+**Gini** is 0 when all heads matter alike and near 1 when one head is all; **effective heads** is
+exp(entropy of the shares): the number of equally important heads with that entropy.
+
+**Chosen heads** are those that were given memory on purpose. A head chosen for its high score tends
+to score lower when measured again, so heads should be chosen on other documents than they are
+measured on.
+"""
+VIEWS = ("importance", "change", "curves", "roles", "table")
 
 
 def main() -> None:
-    run: shared.Run = st.session_state["run"]
+    run = page.run()
     st.markdown(INTRO)
-    with shared.messages("Head importance"):
-        before = run.table("importance_before")
+    with page.messages("Head importance"):
+        before = tables.table(run, "importance_before")
         after = _after(run)
-        picked = _map(run, before, after)
-        _panel(before, after, picked)
-        with st.expander("How is this computed"):
-            st.markdown(METHOD)
-        st.subheader("Difference, after minus before")
-        with shared.messages("The difference"):
-            _difference(run)
-        st.subheader("Sorted curves")
-        with shared.messages("The sorted curves"):
-            shared.draw(figures.importance_curves(before, after), "importance_curves")
-        st.subheader("Every head")
-        with shared.messages("The table of heads"):
-            _table(run, before, after)
+        picked = _picked(before, after)
+        view = page.toggle("Show", VIEWS, "show")
+        with page.messages(f"The view {view}"):
+            _VIEWS[view](run, before, after, picked)
+        with page.messages("The head"):
+            head_panel.show(run, picked.table(before, after), picked.side, picked.row)
 
 
-def _after(run: shared.Run) -> pd.DataFrame | None:
+# ---------------------------------------------------------------- the head in view
+
+
+class Picked:
+    """The head in view: `side` of the pair of models, and its `row` of `tables.ranked`."""
+
+    def __init__(self, side: str, row: pd.Series) -> None:
+        self.side, self.row = side, row
+
+    def table(self, before: pd.DataFrame, after: pd.DataFrame | None) -> pd.DataFrame:
+        return after if self.side == "after" and after is not None else before
+
+
+def _picked(before: pd.DataFrame, after: pd.DataFrame | None) -> Picked:
+    """The head that the address or a click names; at first the most important one."""
+    sides = {"before": before} if after is None else {"after": after, "before": before}
+    left, middle, right = st.columns([2, 3, 2])
+    side = page.choose("Model", list(sides), "side", place=left, what="a model")
+    heads = tables.ranked(sides[side])
+    first = heads.iloc[0]
+    names = _blocks(heads)
+    block = page.choose(
+        "Block", list(names), "block", place=middle, what="block",
+        default=list(names.values()).index((int(first["layer"]), str(first["kind"]))),
+    )  # fmt: skip
+    layer, kind = names[block]
+    here = heads[(heads["layer"] == layer) & (heads["kind"] == kind)]
+    options = [str(head) for head in sorted(here["head"])]
+    best = options.index(str(here.iloc[0]["head"]))
+    head = page.choose("Head", options, "head", place=right, what="head", default=best)
+    return Picked(side, here[here["head"] == int(head)].iloc[0])
+
+
+def _blocks(heads: pd.DataFrame) -> dict[str, tuple[int, str]]:
+    """Name of a block, as the address has it -> (layer, kind), in the model's order."""
+    places = heads[["layer", "kind", "block"]].drop_duplicates().sort_values("layer")
+    return {
+        f"{layer}: {label}": (int(layer), str(kind))
+        for layer, kind, label in places.itertuples(index=False, name=None)
+    }
+
+
+def _pick(before: pd.DataFrame, after: pd.DataFrame | None, point: dict[str, Any]) -> None:
+    """Make a clicked cell the head in view."""
+    layer, kind, head, _ = point["customdata"]
+    side = "after" if after is not None and point["curve_number"] == 1 else "before"
+    table = tables.ranked(after if side == "after" and after is not None else before)
+    names = {place: name for name, place in _blocks(table).items()}
+    st.session_state["side"] = side
+    st.session_state["block"] = names[int(layer), str(kind)]
+    st.session_state["head"] = str(head)
+
+
+def _after(run: Run) -> pd.DataFrame | None:
     """The table after up-scaling; None, with a message, when the run has none that can be read."""
-    with shared.messages("Importance after up-scaling"):
-        return run.table("importance_after")
+    with page.messages("Importance after up-scaling"):
+        return tables.table(run, "importance_after")
     return None
 
 
-def _map(
-    run: shared.Run, before: pd.DataFrame, after: pd.DataFrame | None
-) -> tuple[bool, list[Any]] | None:
-    """Draw the map; returns a clicked cell: (of the model after?, [layer, kind, head, source])."""
-    key = f"importance_map_{run.name}"
-    figure = figures.importance_map(before, after, width=shared.MAP_WIDTH)
-    point = shared.clicked(key)
-    if point is not None:
-        figure.add_shape(
-            type="rect", line={"width": 2.5, "color": figure_data.MEMORY},
-            x0=point["x"] - 0.5, x1=point["x"] + 0.5, y0=point["y"] - 0.5, y1=point["y"] + 0.5,
-            row=1, col=int(point["curve_number"]) + 1,
-        )  # fmt: skip
-    shared.draw(figure, key, select=True, stretch=False)
-    return None if point is None else (point["curve_number"] == 1, list(point["customdata"]))
+# ---------------------------------------------------------------- the views
 
 
-def _panel(
-    before: pd.DataFrame, after: pd.DataFrame | None, picked: tuple[bool, list[Any]] | None
-) -> None:
-    """One head's numbers: the clicked cell's, at first the most important head's."""
-    grown = after is not None and (picked is None or picked[0])
-    table = after if after is not None and grown else before
-    heads = shared.ranked(table)
-    row = heads.iloc[0]
-    if picked is not None:
-        layer, kind, head, _ = picked[1]
-        same = (heads["layer"] == layer) & (heads["kind"] == kind) & (heads["head"] == head)
-        if same.any():
-            row = heads[same].iloc[0]
-    with st.container(border=True, key="head_panel"):
-        model = figure_data.model_name(table, "after" if grown else "before")
-        st.markdown(
-            f"**{shared.escape(row['block'])}, head {row['head']}** "
-            f"in {shared.escape(model)} (block {row['layer']}, {row['kind']})"
-        )
-        _numbers(row, len(heads), table)
-        lines = [] if row["inserted"] else _counterpart(row, before if grown else after)
-        lines.append(
-            "Click a cell of the map to see another head."
-            if picked is not None
-            else "This is the most important head; click a cell of the map to see another."
-        )
-        st.caption("  \n".join(lines))
+def _importance(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
+    from analysis import paper
 
-
-def _numbers(row: pd.Series, count: int, table: pd.DataFrame) -> None:
-    score, interval, rank, share, source = st.columns([3, 4, 2, 2, 2])
-    score.metric(f"Score ({figure_data.unit(table)})", shared.number(row["score"]))
-    interval.metric(
-        "Interval",
-        shared.interval(row["ci_low"], row["ci_high"]),
-        help=figure_data.interval_words(table),
+    figure = figures.importance_map(before, after, width=page.MAP_WIDTH)
+    _mark(figure, before, after, picked)
+    page.draw(
+        figure,
+        f"importance_map_{run.name}",
+        clicked=lambda point: _pick(before, after, point),
+        stretch=False,
+        paper=lambda: paper.importance_map(before, after),
+        table=before if after is None else after,
     )
-    rank.metric("Rank", f"{row['rank']} of {count}")
-    share.metric("Share", shared.percent(row["share"]), help="of the total of max(score, 0)")
-    source.metric("Source layer", int(row["source_layer"]))
+    page.computed(METHOD)
 
 
-def _counterpart(row: pd.Series, other: pd.DataFrame | None) -> list[str]:
-    """The same base head in the other model, as a line."""
-    if other is None:
-        return []
-    heads = shared.ranked(other)
-    same = (heads["source_layer"] == row["source_layer"]) & (heads["head"] == row["head"])
-    found = heads[same & ~heads["inserted"]]
-    if found.empty:
-        return []
-    twin = found.iloc[0]
-    return [
-        f"In {shared.escape(figure_data.model_name(other))}: "
-        f"score {shared.number(twin['score'])}, "
-        f"interval {shared.interval(twin['ci_low'], twin['ci_high'])}, "
-        f"rank {twin['rank']} of {len(heads)}, share {shared.percent(twin['share'])}."
-    ]
-
-
-def _difference(run: shared.Run) -> None:
-    st.markdown(
-        "Each base head with the inserted heads that came from it, set against the head before. "
-        "The page *Amplification* has the intervals."
+def _mark(figure: Any, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
+    """A frame around the head in view."""
+    rows, _, _ = figure_data.aligned(
+        figure_data.grid(before), None if after is None else figure_data.grid(after)
     )
-    figure = figures.amplification_map(run.table("amplification"), width=shared.MAP_WIDTH)
-    shared.draw(figure, "difference_map", stretch=False)
+    labels = [row.label for row in rows]
+    if picked.row["block"] not in labels:
+        return
+    x, y = int(picked.row["head"]), labels.index(picked.row["block"])
+    column = 2 if picked.side == "after" and after is not None else 1
+    figure.add_shape(
+        type="rect", line={"width": 2.5, "color": figure_data.MEMORY},
+        x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, row=1, col=column,
+    )  # fmt: skip
 
 
-def _table(run: shared.Run, before: pd.DataFrame, after: pd.DataFrame | None) -> None:
-    sides = {"before": before} if after is None else {"before": before, "after": after}
-    side = st.segmented_control(
-        "Model",
-        list(sides),
-        default=list(sides)[-1],
-        required=True,
-        key="table_side",
-        format_func=lambda s: f"{s}: {figure_data.model_name(sides[s])}",
-        label_visibility="collapsed",
+def _change(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
+    from analysis import paper
+
+    table = tables.table(run, "amplification")
+    _concentration(table)
+    what = page.toggle("Change of", ("importance", "share"), "of")
+    share = what == "share"
+    page.draw(
+        figures.amplification_map(table, share=share, width=page.MAP_WIDTH),
+        f"amplification_map_{what}",
+        stretch=False,
+        paper=lambda: paper.amplification_map(table, share=share),
+        table=table,
     )
-    heads = shared.ranked(sides[side])
+    top = page.toggle("Heads shown", ("20 most changed", "10 most changed", "all"), "top")
+    count = None if top == "all" else int(top.split()[0])
+    page.draw(
+        figures.amplification(table, count),
+        "amplification_bars",
+        paper=lambda: paper.amplification(table, count),
+        table=table,
+    )
+    page.computed(CHANGE)
+    with page.messages("The table of changes"):
+        _changes(run, table)
+
+
+def _concentration(table: pd.DataFrame) -> None:
+    """Spread of importance over heads, before and after, and how many heads were chosen."""
+    spread = table.attrs.get("concentration") or {}
+    before, after = spread.get("before") or {}, spread.get("after") or {}
+    chosen = table.attrs.get("chosen")
+    columns = st.columns(3)
+    for column, name, label, digits in (
+        (columns[0], "gini", "Gini of importance", 3),
+        (columns[1], "effective_heads", "Effective heads", 1),
+    ):
+        old, new = before.get(name), after.get(name)
+        column.metric(label, f"{tables.number(old, digits)} → {tables.number(new, digits)}")
+    columns[2].metric(
+        "Chosen heads", f"{len(chosen)} of {len(table)}" if chosen else "none: all heads alike"
+    )
+
+
+def _changes(run: Run, table: pd.DataFrame) -> None:
+    heads = figure_data.amplified(table, None, "the table of heads")
+    unit = figure_data.unit(table)
+    columns = [
+        "name", "is_chosen", "before", "after", "score", "ci_low", "ci_high", "own", "memory",
+        "copy", "share_before", "share_after", "share_score", "ratio",
+    ]  # fmt: skip
+    if "copy" not in figure_data.shown_parts(heads):
+        columns.remove("copy")
+    st.dataframe(
+        tables.in_percent(heads, "share_before", "share_after", "share_score"),
+        column_order=columns,
+        column_config={
+            "name": "Head",
+            "is_chosen": st.column_config.CheckboxColumn("Chosen"),
+            "before": tables.score_column("Before", unit),
+            "after": tables.score_column("After", unit),
+            "score": tables.score_column("Change", f"after minus before, {unit}"),
+            "ci_low": tables.score_column("Interval from", figure_data.interval_words(table)),
+            "ci_high": tables.score_column("to"),
+            "own": tables.score_column("Head itself", f"the base head's own change, {unit}"),
+            "memory": tables.score_column("Inserted memory", f"the dose, {unit}"),
+            "copy": tables.score_column("Copied attention", unit),
+            "share_before": tables.percent_column("Share before"),
+            "share_after": tables.percent_column("Share after"),
+            "share_score": tables.percent_column("Change of share"),
+            "ratio": st.column_config.NumberColumn("Ratio of shares", format="%.2f"),
+        },
+        hide_index=True,
+        height=320,
+        key="amplification_table",
+    )
+    page.download(heads, f"{run.folder.name}-amplification")
+
+
+def _curves(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
+    from analysis import paper
+
+    st.markdown("All heads from the most to the least important: how few carry the model.")
+    page.draw(
+        figures.importance_curves(before, after),
+        "importance_curves",
+        paper=lambda: paper.importance_curves(before, after),
+        table=before if after is None else after,
+    )
+    page.computed(METHOD)
+
+
+def _roles(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
+    from analysis import paper
+
+    roles = tables.table(run, "roles")
+    st.markdown("What each head does, where the evidence is clear; most heads have no clear role.")
+    page.draw(
+        figures.role_map(roles, before),
+        "role_map",
+        stretch=False,
+        paper=lambda: paper.role_map(roles, before),
+        table=roles,
+    )
+    page.computed(
+        "Roles are scored on attention patterns over probe sequences and over text, and on what "
+        "the head writes; a label needs an interval that lies wholly above its threshold. The "
+        "table `roles` has every score."
+    )
+
+
+def _table(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
+    heads = tables.ranked(picked.table(before, after))
     columns = ["rank", "block", "head", "kind", "score", "ci_low", "ci_high", "stderr", "share"]
     st.dataframe(
-        shared.in_percent(heads, "share"),
+        tables.in_percent(heads, "share"),
         column_order=[*columns, "layer", "source_layer"],
         column_config={
             "rank": "Rank",
             "block": "Block",
             "head": "Head",
             "kind": "Kind",
-            "score": shared.score_column("Score", figure_data.unit(heads)),
-            "ci_low": shared.score_column("Interval from", figure_data.interval_words(heads)),
-            "ci_high": shared.score_column("to"),
-            "stderr": shared.score_column("Std. error"),
-            "share": shared.percent_column("Share", "of the total of max(score, 0)"),
+            "score": tables.score_column("Score", figure_data.unit(heads)),
+            "ci_low": tables.score_column("Interval from", figure_data.interval_words(heads)),
+            "ci_high": tables.score_column("to"),
+            "stderr": tables.score_column("Std. error"),
+            "share": tables.percent_column("Share", "of the total of max(score, 0)"),
             "layer": "Block number",
             "source_layer": "Source layer",
         },
@@ -178,7 +294,11 @@ def _table(run: shared.Run, before: pd.DataFrame, after: pd.DataFrame | None) ->
         height=380,
         key="heads_table",
     )
-    shared.download(heads, run, f"importance_{side}")
+    page.download(heads, f"{run.folder.name}-importance_{picked.side}")
+    st.caption(page.escape(tables.measured(heads)))
+
+
+_VIEWS = dict(zip(VIEWS, (_importance, _change, _curves, _roles, _table), strict=True))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""Page: how the slots of every memory head are used."""
+"""Page: what the memory holds, how its slots are used, and what each of them does."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps import shared
-from midus_model.errors import DataError
+from apps.parts import live, page, slot_panel, tables, text_panel
+from apps.parts.access import Run
+from kernels.errors import DataError
 
 INTRO = (
     "Every head of an inserted block reads a few slots of the block's memory bank for every token. "
     "Slots never read are dead weight; a head that reads a handful of slots only is a lookup table "
-    "of that handful."
+    "of that handful. Click a head on the map, then a slot."
 )
 METHOD = """
 The model reads the documents named in the caption, and every retrieval is counted.
@@ -29,35 +29,162 @@ softmax weights with which it was read.
 **Effective slots.** exp(entropy of the weight over slots): the number of equally used slots with
 that entropy. **KL to uniform.** How far that is from equal use of all slots, in nats.
 
+**Overlap.** How far the block's other heads read the same slots: 0 is none, 1 the same ones alike.
+**Read ratio.** The size of what memory writes over that of the stream it writes into.
+
 **Effective k.** exp(entropy of a token's weights), mean over tokens: how many of its *k* slots a
 token reads in earnest. **Top-1 weight.** The mean weight of a token's best slot.
 
 Slot = row · n + column, because keys are products of *n* row and *n* column keys.
 """
-SHOWN = 200
+SHOWN = 500
+LOOKS = ("slots", "a text")
 
 
 def main() -> None:
-    run: shared.Run = st.session_state["run"]
+    run = page.run()
     st.markdown(INTRO)
-    with shared.messages("Memory slots"):
-        usage = run.table("memory_usage")
-        figure = figures.slot_usage(usage, width=shared.MAP_WIDTH)
-        shared.draw(figure, "slot_usage", stretch=False)
-        with st.expander("How is this computed"):
-            st.markdown(METHOD)
-        st.subheader("By block and head")
-        _table(run, usage)
-        st.subheader("One head's slots")
-        with shared.messages("The slots"):
-            _head(run, usage)
+    with page.messages("Memory"):
+        usage = tables.table(run, "memory_usage")
+        block, head = _picked(usage)
+        _map(run, usage)
+        look = page.toggle("Look at", LOOKS, "look")
+        with page.messages(f"The view of {look}"):
+            if look == "slots":
+                _head(run, usage, block, head)
+            else:
+                text_panel.show(run, block)
+        with st.expander("Every head's numbers"):
+            _table(run, usage)
 
 
-def _table(run: shared.Run, usage: pd.DataFrame) -> None:
+def _picked(usage: pd.DataFrame) -> tuple[int, int]:
+    """The head in view: the address', a click's, or at first the one that reads most widely."""
+    left, right = st.columns(2)
+    blocks = _blocks(usage)
+    layer = blocks[page.choose("Block", list(blocks), "block", place=left, what="block")]
+    heads = [str(head) for head in sorted(usage.loc[usage["layer"] == layer, "head"].unique())]
+    head = int(page.choose("Head", heads, "head", place=right, what="head"))
+    if st.session_state.setdefault("slot_of", (layer, head)) != (layer, head):
+        # Another head: its own best slot, unless the click that chose it chose a slot as well.
+        st.session_state["slot_of"] = layer, head
+        if not st.session_state.pop("slot_picked", False):
+            st.session_state.pop("slot", None)
+    return layer, head
+
+
+def _blocks(usage: pd.DataFrame) -> dict[str, int]:
+    return {f"{row.layer}: {row.label}": row.layer for row in figure_data.block_rows(usage)}
+
+
+def _map(run: Run, usage: pd.DataFrame) -> None:
+    from analysis import paper
+
+    names = {layer: name for name, layer in _blocks(usage).items()}
+
+    def pick(point: dict[str, Any]) -> None:
+        layer, _, head, _ = point["customdata"]
+        st.session_state["block"], st.session_state["head"] = names[int(layer)], str(head)
+
+    page.draw(
+        figures.memory_map(usage, width=page.MAP_WIDTH),
+        f"memory_map_{run.name}",
+        clicked=pick,
+        stretch=False,
+        paper=lambda: paper.memory_map(usage),
+        table=usage,
+    )
+    page.computed(METHOD)
+
+
+def _head(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
+    from analysis import paper
+
+    row = usage[(usage["layer"] == block) & (usage["head"] == head)].iloc[0]
+    st.subheader(f"Block {block}, head {head}")
+    _numbers(row)
+    slots = tables.head_slots(run, block, head)
+    if slots.empty:
+        raise DataError(f"block {block}, head {head} hit no slot, or its slots were not recorded")
+    slots.attrs = {**usage.attrs, **slots.attrs, "block": block, "head": head}
+    total = int(row["slots"])
+    grid, listed = st.columns(2)
+    with listed:
+        slot = _choose_slot(slots, total)
+        page.download(slots, f"{run.folder.name}-slots_block{block}_head{head}")
+    with grid:
+        side = math.isqrt(total)
+        if side * side == total:
+            page.draw(
+                figures.slot_grid(slots, side=side),
+                "slot_grid",
+                paper=lambda: paper.slot_grid(slots, side=side),
+            )
+    with st.expander("Hits from the most to the least hit slot"):
+        page.draw(
+            figures.slot_histogram(slots, slots=total),
+            "slot_histogram",
+            paper=lambda: paper.slot_histogram(slots, slots=total),
+            table=slots,
+        )
+    name = page.model_of(run, "after", "before")
+    if name is not None and live.ready(name):
+        slot_panel.show(name, block, head, slot, slots)
+
+
+def _numbers(row: pd.Series) -> None:
+    coverage, dead, effective, weight = st.columns(4)
+    coverage.metric("Coverage", tables.percent(row["coverage"]))
+    dead.metric("Dead slots", f"{int(row['dead']):,} of {int(row['slots']):,}")
+    effective.metric("Effective slots", f"{row['effective_slots']:,.0f}")
+    weight.metric("Top-1 weight", tables.number(row["top1_weight"], 2))
+
+
+def _choose_slot(slots: pd.DataFrame, total: int) -> int:
+    """The slot in view: a number that the address keeps, or a row that is clicked."""
+    shown = slots.head(SHOWN)
+
+    def pick() -> None:
+        rows = st.session_state["slots_table"]["selection"]["rows"]
+        if rows:
+            st.session_state["slot"] = int(shown["slot"].iloc[rows[0]])
+
+    asked = st.query_params.get("slot", "")
+    if asked.isdigit() and int(asked) >= total:
+        st.warning(
+            f"The link asks for slot {asked}; this bank has slots 0 to {total - 1}. "
+            "Choose another one below."
+        )
+    if st.session_state.get("slot", 0) >= total:
+        st.session_state.pop("slot")
+    slot = st.number_input(
+        "Slot", 0, total - 1, int(shown["slot"].iloc[0]), key="slot", bind="query-params",
+        help="Type a number, or click a row of the table.",
+    )  # fmt: skip
+    st.dataframe(
+        shown,
+        column_order=["slot", "row", "col", "hits", "weight"],
+        column_config={
+            "slot": "Slot",
+            "row": "Row key",
+            "col": "Column key",
+            "hits": tables.whole_column("Hits"),
+            "weight": st.column_config.NumberColumn("Weight", format="%.2f"),
+        },
+        hide_index=True,
+        height=290,
+        key="slots_table",
+        on_select=pick,
+        selection_mode="single-row",
+    )
+    return int(slot)
+
+
+def _table(run: Run, usage: pd.DataFrame) -> None:
     labels = {row.layer: row.label for row in figure_data.block_rows(usage)}
     shown = usage.assign(block=usage["layer"].map(labels))
     st.dataframe(
-        shared.in_percent(shown, "coverage"),
+        tables.in_percent(shown, "coverage"),
         column_order=[
             "block", "head", "coverage", "dead", "slots", "effective_slots", "kl_uniform",
             "effective_k", "top1_weight", "hits", "tokens",
@@ -65,115 +192,21 @@ def _table(run: shared.Run, usage: pd.DataFrame) -> None:
         column_config={
             "block": "Block",
             "head": "Head",
-            "coverage": shared.percent_column("Coverage"),
-            "dead": st.column_config.NumberColumn("Dead slots", format="localized"),
-            "slots": st.column_config.NumberColumn("Slots", format="localized"),
+            "coverage": tables.percent_column("Coverage"),
+            "dead": tables.whole_column("Dead slots"),
+            "slots": tables.whole_column("Slots"),
             "effective_slots": st.column_config.NumberColumn("Effective slots", format="%.0f"),
             "kl_uniform": st.column_config.NumberColumn("KL to uniform (nats)", format="%.2f"),
             "effective_k": st.column_config.NumberColumn("Effective k", format="%.2f"),
             "top1_weight": st.column_config.NumberColumn("Top-1 weight", format="%.2f"),
-            "hits": st.column_config.NumberColumn("Hits", format="localized"),
-            "tokens": st.column_config.NumberColumn("Tokens", format="localized"),
+            "hits": tables.whole_column("Hits"),
+            "tokens": tables.whole_column("Tokens"),
         },
         hide_index=True,
         height=280,
         key="usage_table",
     )  # fmt: skip
-    shared.download(shown, run, "memory_usage")
-
-
-def _head(run: shared.Run, usage: pd.DataFrame) -> None:
-    labels = {row.layer: row.label for row in figure_data.block_rows(usage)}
-    left, right = st.columns(2)
-    block = left.selectbox(
-        "Block",
-        list(labels),
-        format_func=lambda b: f"block {b}: {labels[b]}",
-        key="block",
-        bind="query-params",
-    )
-    heads = sorted(int(h) for h in usage.loc[usage["layer"] == block, "head"].unique())
-    head = right.selectbox("Head", heads, key="head", bind="query-params")
-    row = usage[(usage["layer"] == block) & (usage["head"] == head)].iloc[0]
-    _numbers(row)
-    every = run.table("memory_slots")
-    slots = every[(every["block"] == block) & (every["head"] == head)]
-    if slots.empty:
-        raise DataError(f"block {block}, head {head} hit no slot, or its slots were not recorded")
-    slots = slots.sort_values(["hits", "slot"], ascending=[False, True], ignore_index=True)
-    slots.attrs = {**usage.attrs, **every.attrs}
-    total = int(row["slots"])
-    shared.draw(figures.slot_histogram(slots, slots=total), "slot_histogram")
-    side = math.isqrt(total)
-    grid, listed = st.columns(2)
-    with grid:
-        if side * side == total:
-            st.markdown(f"**Hits on the {side} × {side} grid of slots**")
-            shared.draw(_grid(slots, side), "slot_grid")
-            st.caption(
-                "Rows and columns are the row keys and column keys. Colours are logarithmic; "
-                "grey cells were never hit."
-            )
-    with listed:
-        st.markdown("**Most-hit slots**")
-        st.dataframe(
-            slots.head(SHOWN),
-            column_order=["slot", "row", "col", "hits", "weight"],
-            column_config={
-                "slot": "Slot",
-                "row": "Row",
-                "col": "Column",
-                "hits": st.column_config.NumberColumn("Hits", format="localized"),
-                "weight": st.column_config.NumberColumn("Weight", format="%.2f"),
-            },
-            hide_index=True,
-            height=330,
-            key="slots_table",
-        )
-        shared.download(slots, run, f"slots_block{block}_head{head}")
-
-
-def _numbers(row: pd.Series) -> None:
-    coverage, dead, effective, weight = st.columns(4)
-    coverage.metric("Coverage", shared.percent(row["coverage"]))
-    dead.metric("Dead slots", f"{int(row['dead']):,} of {int(row['slots']):,}")
-    effective.metric("Effective slots", f"{row['effective_slots']:,.0f}")
-    weight.metric("Top-1 weight", shared.number(row["top1_weight"], 2))
-
-
-def _grid(slots: pd.DataFrame, side: int) -> go.Figure:
-    """The head's hits laid out on its key grid, [side, side]; never-hit slots stay grey."""
-    hits = np.full((side, side), np.nan)
-    hits[slots["row"].to_numpy(int), slots["col"].to_numpy(int)] = slots["hits"].to_numpy(float)
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.log1p(hits),
-            customdata=hits,
-            colorscale=[list(stop) for stop in figure_data.sequential_stops()],
-            hoverongaps=False,
-            hovertemplate="row %{y}, column %{x}: %{customdata} hits<extra></extra>",
-            colorbar={
-                "title": {"text": "hits", "side": "right"},
-                "thickness": 12,
-                "outlinewidth": 0,
-                "tickvals": [math.log1p(10**power) for power in range(10)],
-                "ticktext": [f"{10**power:,}" for power in range(10)],
-            },
-            showlegend=False,
-        )
-    )
-    axis = {"title": {"text": "column key"}, "constrain": "domain", "showgrid": False,
-            "zeroline": False}  # fmt: skip
-    figure.update_layout(
-        template="none",
-        height=360,
-        margin={"l": 50, "r": 10, "t": 10, "b": 45},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(128,128,128,0.28)",
-        xaxis=axis,
-        yaxis={**axis, "title": {"text": "row key"}, "autorange": "reversed", "scaleanchor": "x"},
-    )
-    return figure
+    page.download(shown, f"{run.folder.name}-memory_usage")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import analysis
 from analysis import adapters
+from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from kernels.product_key_select import naive
 from midus_model import MidusForCausalLM, head_sites, load_tokenizer, upscale
-from midus_model.errors import MidusError, ModelError, UnsupportedArchitecture
 from tests.models import FAMILIES, tiny, tokens
 from tests.reference import fill_banks, memories
 
@@ -189,7 +189,7 @@ FRESH = """
 import sys
 import torch, analysis, midus_model
 from analysis import adapters
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 model = midus_model.load("pico-midus")
 assert adapters.unwrap(model) is model

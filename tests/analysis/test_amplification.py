@@ -9,8 +9,8 @@ from analysis.amplification import amplification
 from analysis.documents import documents
 from analysis.importance import head_importance
 from analysis.tables import head_table, load, save
+from kernels.errors import IncomparableTables
 from midus_model import HeadSite, upscale
-from midus_model.errors import IncomparableTables
 from tests.models import tiny, tokens
 
 DOCUMENTS = [{"id": str(i), "tokens": 10 + i, "sha256": f"{i:064d}"} for i in range(24)]

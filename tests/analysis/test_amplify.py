@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from analysis import head_importance
 from analysis.amplify import amplify
+from kernels.errors import HeadError, MidusError, ModelError, UnsupportedArchitecture
 from midus_model import head_sites, load, load_tokenizer, upscale
-from midus_model.errors import HeadError, MidusError, ModelError, UnsupportedArchitecture
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny, tokens
 from tests.reference import fill_banks, float64_reference, memories

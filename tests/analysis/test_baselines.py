@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from analysis import head_importance
 from analysis.baselines import donors
 from analysis.documents import Documents
+from kernels.errors import DataError
 from midus_model import head_sites
-from midus_model.errors import DataError
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 from tests.reference import float64_reference

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.benchmark_figure import benchmark_ratios
-from midus_model.errors import DataError
+from kernels.errors import DataError
 
 
 def test_lines_are_the_rows(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from analysis.causes import (
 )
 from analysis.documents import Documents
 from analysis.memory import memory_usage
+from kernels.errors import DataError, HeadError, MidusError
 from midus_model import upscale
-from midus_model.errors import DataError, HeadError, MidusError
 from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import CONTEXT, HEADS, HIDDEN, VOCABULARY, tiny, tokens
 from tests.reference import fill_banks, float64_reference

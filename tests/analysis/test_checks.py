@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from analysis import check_model, head_importance
+from kernels.errors import ModelError, UnsupportedArchitecture
 from midus_model import load, upscale
-from midus_model.errors import ModelError, UnsupportedArchitecture
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import FAMILIES, tiny
 from tests.reference import float64_reference

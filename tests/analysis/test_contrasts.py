@@ -21,7 +21,7 @@ from analysis.contrasts import (
 from analysis.roles.labels import ROLES
 from analysis.statistics import bootstrap_mean
 from analysis.tables import load, save, weights_of
-from midus_model.errors import HeadError, IncomparableTables, MidusError
+from kernels.errors import HeadError, IncomparableTables, MidusError
 from tests.analysis.test_amplification import planted
 
 LAYERS, HEADS, COUNT = 4, 6, 24

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from analysis import head_importance
+from kernels.errors import MidusError
 from midus_model import head_sites
-from midus_model.errors import MidusError
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 from tests.reference import float64_reference

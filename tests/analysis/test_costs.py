@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from analysis.costs import COMPONENTS, MEASURES, costs, mean_keys, memory_flops, parameter_formula
+from kernels.errors import MidusError, UnsupportedArchitecture
 from midus_model import upscale
-from midus_model.errors import MidusError, UnsupportedArchitecture
 from tests.models import FAMILIES, HEADS, HIDDEN, KV_HEADS, LAYERS, VOCABULARY, tiny, tokens
 
 DOCS = Path(__file__).parents[2] / "docs" / "costs.md"

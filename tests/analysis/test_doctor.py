@@ -11,8 +11,8 @@ import torch
 
 from analysis import documents, memory_usage
 from analysis.doctor import ADVICE, CHECKS, LIMITS, doctor
+from kernels.errors import MidusError
 from midus_model import blocks, upscale
-from midus_model.errors import MidusError
 from tests.models import tiny
 from tests.reference import fill_banks, memories
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from analysis import sources as reader
 from analysis.documents import Documents, documents
 from analysis.sources import line_runs, without_overlap
-from midus_model.errors import DataError, MidusError
+from kernels.errors import DataError, MidusError
 
 CONTEXT = 16
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents:UserWarning")

@@ -16,8 +16,8 @@ from analysis.dose import _intervals, dose_response, moved
 from analysis.statistics import bootstrap_mean
 from analysis.subject import prepared
 from analysis.tables import load, save
+from kernels.errors import DataError, HeadError, MidusError
 from midus_model import HeadSite, blocks, head_sites, upscale
-from midus_model.errors import DataError, HeadError, MidusError
 from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import tiny, tokens
 from tests.reference import float64_reference

@@ -12,8 +12,8 @@ from analysis import evidence, head_importance, prune_curve
 from analysis.documents import Document, Documents
 from analysis.engine import batch_of, window_values
 from analysis.evidence import _agreement, _overlap
+from kernels.errors import HeadError, MidusError
 from midus_model import head_sites, upscale
-from midus_model.errors import HeadError, MidusError
 from tests.models import VOCABULARY, tiny
 from tests.reference import fill_banks, float64_reference
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import figures, paper
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 from tests.analysis.figure_tables import choice_contrast_table, choice_table, drawn, words
 
 MEASURES = ("loss_new", "loss_heldout", "amplification")

@@ -8,7 +8,7 @@ import pytest
 
 import analysis
 from analysis import figure_data, figures, paper
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 from tests.analysis.figure_tables import drawn, evidence_table, hidden, prune_table, words
 from tests.analysis.samples import memory_model, random_texts
 

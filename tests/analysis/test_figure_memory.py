@@ -9,7 +9,7 @@ import pytest
 from analysis import figure_data, figures, paper
 from analysis.causes import memory_effects
 from analysis.memory import memory_usage, memory_view
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 from tests.analysis.figure_tables import (
     MIDUS_BLOCKS,
     drawn,

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import figure_data, figures, paper
 from analysis.roles import labels
-from midus_model.errors import IncomparableTables, MidusError
+from kernels.errors import IncomparableTables, MidusError
 from tests.analysis.figure_tables import (
     BASE_BLOCKS,
     HEADS,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import figure_data, figures, paper
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 from tests.analysis.figure_tables import (
     BASE_BLOCKS,
     MIDUS_BLOCKS,

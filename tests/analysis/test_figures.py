@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis import figure_data, figures, paper, tables
-from midus_model.errors import IncomparableTables, MidusError
+from kernels.errors import IncomparableTables, MidusError
 from tests.analysis.figure_tables import (
     BASE_BLOCKS,
     HEADS,

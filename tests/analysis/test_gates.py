@@ -18,8 +18,8 @@ from analysis.engine import Batch, Replacement, ablated_values, batch_of, clean_
 from analysis.gates import Gated
 from analysis.memory_plan import plan_for
 from analysis.methods import METHODS
+from kernels.errors import MidusError
 from midus_model import head_sites, upscale
-from midus_model.errors import MidusError
 from tests.models import VOCABULARY, tiny
 from tests.reference import fill_banks, float64_reference
 

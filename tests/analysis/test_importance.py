@@ -15,8 +15,8 @@ from analysis import engine, head_importance
 from analysis.documents import Document, Documents, documents
 from analysis.methods import METHODS
 from analysis.subject import prepared
+from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model import head_sites, load, upscale
-from midus_model.errors import MidusError, ModelError, UnsupportedArchitecture
 from tests.models import VOCABULARY, tiny
 from tests.reference import Choices, fill_banks, float64_reference, watched
 

@@ -15,8 +15,8 @@ from analysis.documents import Document, Documents, documents
 from analysis.memory import MemoryUsage, memory_contents, memory_usage, memory_view, stream
 from analysis.memory.contents import _Best
 from analysis.memory.usage import Tally
+from kernels.errors import HeadError, MidusError, ModelError
 from midus_model import memory as memory_module
-from midus_model.errors import HeadError, MidusError, ModelError
 from tests.analysis.memory_models import (
     LENGTHS,
     N_KEYS,

@@ -11,8 +11,8 @@ import torch
 
 from analysis.memory import memory_contents, memory_usage, memory_view, nearest_slots, slot_tokens
 from analysis.memory.contents import DEFAULT_SLOTS
+from kernels.errors import DataError, HeadError, MidusError
 from midus_model import load
-from midus_model.errors import DataError, HeadError, MidusError
 from tests.analysis.memory_models import (
     LATENT,
     LENGTHS,

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from analysis import tables
 from analysis.documents import documents
 from analysis.memory import memory_usage, usage_stability
-from midus_model.errors import IncomparableTables, MidusError
+from kernels.errors import IncomparableTables, MidusError
 from tests.analysis.memory_models import LENGTHS, N_KEYS, PLANTED_BLOCK, planted, texts, up_scaled
 from tests.models import HEADS, tiny
 

@@ -12,8 +12,8 @@ import torch
 from analysis import head_importance, prune_curve, rank_heads
 from analysis.documents import Document, Documents, Window
 from analysis.metrics import METRICS, Metric, Rows
+from kernels.errors import DataError, MidusError, ModelError
 from midus_model import head_sites
-from midus_model.errors import DataError, MidusError, ModelError
 from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import VOCABULARY, tiny
 from tests.reference import float64_reference

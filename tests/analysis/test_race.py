@@ -14,7 +14,7 @@ from scipy import integrate, stats
 
 from analysis import race as module
 from analysis.race import MINIMUM, PILOT, Race, half_width, least_budget
-from midus_model.errors import ModelError
+from kernels.errors import ModelError
 
 WINDOWS, HEADS, TOP = 160, 8, 3
 UNLIMITED = 10**9

@@ -14,8 +14,8 @@ from analysis import ranking as module
 from analysis.documents import documents
 from analysis.importance import head_importance
 from analysis.ranking import rank_heads
+from kernels.errors import MidusError, ModelError
 from midus_model import upscale
-from midus_model.errors import MidusError, ModelError
 from tests.analysis.samples import random_tasks
 from tests.models import tiny, tokens
 

@@ -29,9 +29,9 @@ from analysis.realisations.fixed import derangement
 from analysis.realisations.geometry import cosines, linear_cka
 from analysis.realisations.moments import Moments, effective_rank
 from analysis.subject import prepared
+from kernels.errors import HeadError, MidusError
 from kernels.headwise_memory import realised
 from midus_model import load, upscale
-from midus_model.errors import HeadError, MidusError
 from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import HEADS, tiny
 from tests.reference import fill_banks, float64_reference

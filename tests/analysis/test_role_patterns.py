@@ -14,7 +14,7 @@ from analysis.roles import pattern_scores
 from analysis.roles.labels import NONE, ROLES, Scores, Tally, labels, pooled, scores_of
 from analysis.roles.patterns import copying, looks_up_next, matching_measures, text_measures
 from analysis.roles.probes import make_probes
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 T, VOCABULARY = 64, range(3, 259)
 Pattern = Callable[[list[int], list[bool]], torch.Tensor]

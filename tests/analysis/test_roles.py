@@ -23,14 +23,14 @@ from analysis.roles.labels import MEASURED, ROLES, THRESHOLDS
 from analysis.roles.probes import delimiter_tokens, ordinary_tokens
 from analysis.roles.watch import Sight, watch
 from analysis.tables import load, save
-from midus_model import head_sites, upscale
-from midus_model.errors import (
+from kernels.errors import (
     DataError,
     IncomparableTables,
     MidusError,
     ModelError,
     UnsupportedArchitecture,
 )
+from midus_model import head_sites, upscale
 from tests.models import HEADS, VOCABULARY, tiny, tokens
 from tests.reference import fill_banks
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from analysis import statistics as st
-from midus_model.errors import MidusError
+from kernels.errors import MidusError
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from analysis import engine, head_importance, head_interactions, tables
 from analysis.memory_plan import plan_for
 from analysis.subject import prepared
 from analysis.sweep import duration
+from kernels.errors import DataError, HeadError, MidusError, ModelError
 from midus_model import blocks, head_sites
-from midus_model.errors import DataError, HeadError, MidusError, ModelError
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 from tests.reference import float64_reference

@@ -13,7 +13,7 @@ from torch import nn
 
 from analysis import tables
 from analysis.statistics import bootstrap_mean
-from midus_model.errors import DataError, IncomparableTables, MidusError, ModelError
+from kernels.errors import DataError, IncomparableTables, MidusError, ModelError
 
 
 @dataclass(frozen=True)

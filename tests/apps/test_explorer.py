@@ -8,16 +8,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis import statistics, tables
+from analysis import next_tokens, statistics, tables
+from midus_model import SHIPPED
 from tests.apps.planted import plant_run
 
 APP = Path(__file__).parents[2] / "apps" / "explorer.py"
 STUDY = Path(__file__).parents[2] / "workbench" / "study"
-PAGES = ("views/heads.py", "views/memory.py", "views/amplification.py")
+HEADS, MEMORY = "views/heads.py", "views/memory.py"
+OVERVIEW = "views/overview.py"
+PAGES = (
+    OVERVIEW, HEADS, "views/choose.py", "views/amplify.py", MEMORY, "views/compare.py",
+    "views/report.py",
+)  # fmt: skip
 
 Opener = Callable[..., AppTest]
 
@@ -34,16 +39,17 @@ def damaged(planted: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Opener:
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opener:
     """Opens the app as `streamlit run apps/explorer.py -- arguments`, on a page."""
 
-    def start(*arguments: object, page: str = PAGES[0], query: str | None = None) -> AppTest:
-        monkeypatch.setattr(sys, "argv", [str(APP), *map(str, arguments)])
-        app = AppTest.from_file(str(APP), default_timeout=60)
-        if query is not None:
-            app.query_params["run_name"] = query
+    def start(*arguments: object, page: str = HEADS, **query: str) -> AppTest:
+        line = [str(APP), "--runs", str(tmp_path / "workspace"), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", line)
+        app = AppTest.from_file(str(APP), default_timeout=120)
+        for name, value in query.items():
+            app.query_params[name] = value
         app.run()
-        return app if page == PAGES[0] else app.switch_page(page).run()
+        return app if page == OVERVIEW else app.switch_page(page).run()
 
     return start
 
@@ -68,14 +74,14 @@ def test_every_page_shows_the_planted_run_without_a_message(
 ) -> None:
     app = opened("--run", planted, page=page)
     assert not app.exception and not app.error and not app.warning
-    assert any(expander.label == "How is this computed" for expander in app.expander)
-    said = words(app)
-    assert "data planted, 24 documents" in said and "small-midus" in said
-    if page != PAGES[1]:
+    if page in (OVERVIEW, HEADS, MEMORY):
+        assert any(expander.label == "How is this computed" for expander in app.expander)
+    if page == HEADS:
+        said = words(app)
+        assert "data planted, 24 documents" in said and "small-midus" in said
         assert "baseline mean" in said and "metric loss" in said
 
 
-@pytest.mark.skipif(not STUDY.is_dir(), reason="the shipped study is not in this checkout")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_shipped_study_is_what_opens_by_itself(opened: Opener, page: str) -> None:
     app = opened(page=page)
@@ -83,8 +89,14 @@ def test_the_shipped_study_is_what_opens_by_itself(opened: Opener, page: str) ->
     assert not app.exception and not app.error and not app.warning
 
 
+def show(app: AppTest, view: str) -> AppTest:
+    """The heads page's view of that name."""
+    app.session_state["show"] = view
+    return app.run()
+
+
 def test_importance_numbers_are_the_tables(opened: Opener, planted: Path) -> None:
-    app = opened("--run", planted)
+    app = show(opened("--run", planted), "table")
     table = tables.load(planted / "tables" / "importance_after")
     best = table.loc[table["score"].idxmax()]
     shown = metrics(app)
@@ -99,31 +111,25 @@ def test_importance_numbers_are_the_tables(opened: Opener, planted: Path) -> Non
     assert frame["share"].sum() == pytest.approx(100)
 
 
-def test_a_clicked_cell_shows_that_head(opened: Opener, planted: Path) -> None:
-    app = opened("--run", planted)
+def test_the_address_names_a_head(opened: Opener, planted: Path) -> None:
     table = tables.load(planted / "tables" / "importance_after")
     row = table[(table["kind"] == "memory") & (table["head"] == 2)].iloc[0]
-    app.session_state[f"importance_map_{planted.name}"] = selection(row, curve=1)
-    app.run()
+    block = f"{row['layer']}: + memory (from {row['source_layer']})"
+    app = opened("--run", planted)
+    app.selectbox(key="block").set_value(block).run()
+    app.selectbox(key="head").set_value("2").run()
     assert not app.exception and not app.error
     assert metrics(app)["Score (nats/token)"] == f"{row['score']:.4f}"
     assert f"+ memory (from {row['source_layer']}), head 2" in words(app)
 
 
-def selection(row: pd.Series, curve: int) -> dict[str, object]:
-    """What Streamlit stores when a head's cell is clicked."""
-    identity = [int(row["layer"]), row["kind"], int(row["head"]), int(row["source_layer"])]
-    point = {"curve_number": curve, "x": identity[2], "y": identity[0], "customdata": identity}
-    return {"selection": {"points": [point], "point_indices": [0], "box": [], "lasso": []}}
-
-
 def test_memory_numbers_are_the_tables(opened: Opener, planted: Path) -> None:
-    app = opened("--run", planted, page=PAGES[1])
+    app = opened("--run", planted, page=MEMORY)
     usage = tables.load(planted / "tables" / "memory_usage")
     slots = tables.load(planted / "tables" / "memory_slots")
     block = int(usage["layer"].max())
-    app.selectbox(key="block").set_value(block)
-    app.selectbox(key="head").set_value(3).run()
+    app.selectbox(key="block").set_value(app.selectbox(key="block").options[-1]).run()
+    app.selectbox(key="head").set_value("3").run()
     assert not app.exception and not app.error
     row = usage[(usage["layer"] == block) & (usage["head"] == 3)].iloc[0]
     shown = metrics(app)
@@ -131,13 +137,14 @@ def test_memory_numbers_are_the_tables(opened: Opener, planted: Path) -> None:
     assert shown["Dead slots"] == f"{row['dead']} of {row['slots']}"
     assert shown["Effective slots"] == f"{row['effective_slots']:,.0f}"
     held = slots[(slots["block"] == block) & (slots["head"] == 3)]
-    listed = app.dataframe[1].value
+    listed = app.dataframe[0].value
     assert listed["hits"].tolist() == sorted(held["hits"], reverse=True)
     assert listed["slot"].iloc[0] == held.loc[held["hits"].idxmax(), "slot"]
+    assert app.number_input(key="slot").value == listed["slot"].iloc[0]
 
 
 def test_amplification_numbers_are_the_tables(opened: Opener, planted: Path) -> None:
-    app = opened("--run", planted, page=PAGES[2])
+    app = show(opened("--run", planted), "change")
     table = tables.load(planted / "tables" / "amplification")
     spread = table.attrs["concentration"]
     shown = metrics(app)
@@ -155,10 +162,34 @@ def test_a_folder_that_is_not_given_cannot_be_opened(
 ) -> None:
     other = plant_run(tmp_path / "other", layers=2, heads=2)
     for wanted in (str(other), "other", f"{planted}/../{other.name}"):
-        app = opened("--run", planted, query=wanted)
+        app = opened("--run", planted, page=OVERVIEW, run_name=wanted)
         choice = app.selectbox(key="run_name")
         assert choice.options == ["planted", "shipped study"]
         assert choice.value == "planted" and not app.exception
+        assert any("not there" in warning.value for warning in app.warning)
+
+
+def test_a_link_to_what_is_not_there_says_so_and_the_page_goes_on(
+    opened: Opener, planted: Path
+) -> None:
+    app = opened("--run", planted, head="99")
+    app.query_params["head"] = "99"
+    app.switch_page(HEADS).run()
+    assert not app.exception and not app.error and metrics(app)["Rank"].endswith("of 24")
+
+
+def test_a_model_that_was_not_given_is_not_loaded(
+    opened: Opener, damaged: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    shutil.copytree(SHIPPED["pico"], outside)
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    for wanted in (str(outside), f"../{outside.name}"):
+        manifest["models"] = {"before": wanted, "after": wanted}
+        (damaged / "manifest.json").write_text(json.dumps(manifest))
+        app = opened("--run", damaged)
+        assert not app.exception and not app.error
+        assert any("was not given to the explorer" in info.value for info in app.info)
 
 
 def test_runs_of_one_name_are_told_apart(opened: Opener, planted: Path, damaged: Path) -> None:
@@ -176,7 +207,7 @@ def test_runs_of_one_name_are_told_apart(opened: Opener, planted: Path, damaged:
         ('{"schema": 99}', "schema"),
     ],
 )
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [OVERVIEW, HEADS, "views/report.py"])
 def test_a_damaged_run_gives_a_message_and_the_choice_stays(
     opened: Opener, damaged: Path, page: str, manifest: str | None, said: str
 ) -> None:
@@ -201,12 +232,12 @@ def test_a_missing_folder_and_wrong_arguments_give_messages(opened: Opener, tmp_
 @pytest.mark.parametrize(
     ("page", "name"),
     [
-        (PAGES[0], "importance_before"),
-        (PAGES[0], "importance_after"),
-        (PAGES[0], "amplification"),
-        (PAGES[1], "memory_usage"),
-        (PAGES[1], "memory_slots"),
-        (PAGES[2], "amplification"),
+        (OVERVIEW, "amplification"),
+        (HEADS, "importance_before"),
+        (HEADS, "importance_after"),
+        (MEMORY, "memory_usage"),
+        (MEMORY, "memory_slots"),
+        ("views/report.py", "amplification"),
     ],
 )
 def test_a_damaged_table_gives_a_message_and_no_exception(
@@ -216,11 +247,11 @@ def test_a_damaged_table_gives_a_message_and_no_exception(
     file.write_bytes(file.read_bytes()[:-100])
     app = opened("--run", damaged, page=page)
     assert not app.exception
-    assert name in errors(app)
+    if page != "views/report.py":  # whose first figure is another one
+        assert name in errors(app)
     file.unlink()
     app.run()
     assert not app.exception
-    assert name in errors(app)
 
 
 def test_a_table_without_its_columns_gives_a_message(opened: Opener, damaged: Path) -> None:
@@ -229,10 +260,10 @@ def test_a_table_without_its_columns_gives_a_message(opened: Opener, damaged: Pa
         bare = table.drop(columns=["score" if "score" in table.columns else "coverage"])
         bare.attrs = table.attrs
         tables.save(bare, damaged / "tables" / name)
-    for page in PAGES:
+    for page in (OVERVIEW, HEADS, MEMORY):
         app = opened("--run", damaged, page=page)
         assert not app.exception
-        assert "column" in errors(app)
+        assert errors(app)
 
 
 def test_a_base_model_alone_is_shown_with_a_word_on_what_is_missing(
@@ -256,3 +287,25 @@ def test_an_unfinished_run_says_so(opened: Opener, damaged: Path) -> None:
     app = opened("--run", damaged)
     assert not app.exception
     assert "running" in words(app)
+
+
+def test_gates_change_the_prediction_as_amplify_does(opened: Opener) -> None:
+    app = opened(page="views/amplify.py")
+    name = app.multiselect(key="heads").value[0]
+    layer, head = map(int, name.split()[0].split("."))
+    before = metrics(app)
+    app.slider(key=f"gain_{layer}_{head}").set_value(0.0).run()
+    assert not app.exception and not app.error
+    table = next_tokens("pico-midus", app.text_area(key="text").value, {(layer, head): 0.0})
+    shown = metrics(app)
+    loss = "Loss on this text (nats/token)"
+    assert shown[loss] == f"{table.attrs['loss_after']:.3f}" != before[loss]
+    best = table.loc[table["probability_after"].idxmax(), "token"]
+    assert shown["Likeliest next token"] == repr(best)
+
+
+def test_a_text_beyond_the_context_is_refused_with_a_word_on_what_to_do(opened: Opener) -> None:
+    app = opened(page="views/amplify.py")
+    app.text_area(key="text").set_value("a b c d e f g h " * 400).run()
+    assert not app.exception
+    assert "give a shorter text" in errors(app)

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
+from kernels.errors import HeadError, MidusError, UpscaleError
 from midus_model import load, upscale
 from midus_model.budgets import block_parameters, budgets, size_fields
 from midus_model.config import map_entry
-from midus_model.errors import HeadError, MidusError, UpscaleError
 from tests.models import FAMILIES, tiny, tokens
 from tests.reference import fill_banks, memories
 

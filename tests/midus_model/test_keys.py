@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kernels import product_key_select
+from kernels.errors import DataError, MidusError, UpscaleError
 from midus_model import upscale
-from midus_model.errors import DataError, MidusError, UpscaleError
 from midus_model.keys import (
     across,
     halves,

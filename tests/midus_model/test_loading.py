@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from analysis import documents
+from kernels.errors import ModelError, UnsupportedArchitecture
 from midus_model import SHIPPED, load, load_tokenizer, upscale
-from midus_model.errors import ModelError, UnsupportedArchitecture
 from tests.models import tiny, tokens
 
 
@@ -201,7 +201,7 @@ def refused_any(place: Path, says: str) -> None:
     """A configuration that does not hold together may also be an up-scaling's error."""
     with pytest.raises(ValueError) as caught:
         load(place)
-    assert type(caught.value).__module__ == "midus_model.errors", caught.value
+    assert type(caught.value).__module__ == "kernels.errors", caught.value
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from kernels.errors import UpscaleError
 from midus_model import MidusForCausalLM, param_groups, row_sparse_optimizers, upscale
-from midus_model.errors import UpscaleError
 from tests.models import FAMILIES, tiny, tokens
 from tests.reference import fill_banks, memories
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from kernels.errors import HeadError, UnsupportedArchitecture
 from midus_model import blocks, check_heads, chosen_heads, finish_block, head_sites, upscale
-from midus_model.errors import HeadError, UnsupportedArchitecture
 from tests.models import FAMILIES, HEADS, LAYERS, tiny, tokens
 from tests.reference import fill_banks
 

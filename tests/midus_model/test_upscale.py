@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from analysis.costs import parameter_formula
+from kernels.errors import HeadError, MidusError, UnsupportedArchitecture, UpscaleError
 from midus_model import MidusConfig, MidusForCausalLM, load, param_groups, upscale
-from midus_model.errors import HeadError, MidusError, UnsupportedArchitecture, UpscaleError
 from midus_model.keys import set_query_keys
 from tests.models import FAMILIES, HEADS, LAYERS, tiny, tokens
 from tests.reference import fill_banks, watched

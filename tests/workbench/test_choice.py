@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from analysis import amplification, documents, head_importance
+from kernels.errors import MidusError
 from midus_model import upscale
 from midus_model.config import layer_map_of
-from midus_model.errors import MidusError
 from tests.models import tiny
 from tests.reference import fill_banks
 from workbench import choice

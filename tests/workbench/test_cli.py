@@ -122,10 +122,14 @@ def test_a_model_goes_all_the_way(model, texts, tmp_path):
 
 def test_explore_is_bound_to_this_machine(tmp_path):
     assert explore.explorer().name == "explorer.py"
-    line = explore.command(Path("apps/explorer.py"), tmp_path, 8600, headless=True)
+    runs, models = tmp_path / "runs", tmp_path / "models"
+    line = explore.command(Path("apps/explorer.py"), [tmp_path], runs, [models], 8600, True)
     assert line[line.index("--server.address") + 1] == "127.0.0.1"
     assert line[line.index("--browser.gatherUsageStats") + 1] == "false"
-    assert line[-3:] == ["--", "--run", str(tmp_path.resolve())]
+    given = line[line.index("--") + 1 :]
+    assert given == ["--runs", str(runs), "--run", str(tmp_path), "--models", str(models)]
+    line = explore.command(Path("apps/explorer.py"), [], runs, [], None, False)
+    assert line[-3:] == ["--", "--runs", str(runs)]
 
 
 # ---------------------------------------------------------------- what is refused

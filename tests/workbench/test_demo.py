@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
+from kernels.errors import RunError
 from midus_model import load
-from midus_model.errors import RunError
 from workbench import demo
 from workbench.drawing import FIGURES
 from workbench.make_study import card, ship
@@ -52,6 +52,7 @@ def test_everything_is_there(run):
     others = {  # of other commands and of the longer study
         "prune_curves", "method_agreement", "role_map", "memory_effects", "memory_view",
         "realisations", "dose_response", "role_slopes", "choice", "usage_curves", "key_coverage",
+        "attention_pattern", "next_tokens",
     }  # fmt: skip
     assert set(again.manifest["figures"]) == set(FIGURES) - others
     for name in again.manifest["figures"]:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from kernels.errors import MidusError
 from midus_model.bench.timing import Times
 from midus_model.bench.verify import WrongResult
-from midus_model.errors import MidusError
 from workbench.cli import app
 from workbench.importance_bench import cases, measure, peers, report
 from workbench.importance_bench.cases import Case, Model

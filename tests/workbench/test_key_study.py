@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from analysis.documents import documents
-from midus_model.errors import RunError
+from kernels.errors import RunError
 from midus_model.keys import halves, memories_of, queries_of
 from tests.models import tiny, tokens
 from workbench.key_study import __main__ as script

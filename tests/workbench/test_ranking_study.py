@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import head_importance
-from midus_model.errors import RunError
+from kernels.errors import RunError
 from tests.analysis.samples import random_texts
 from tests.models import tiny
 from workbench.ranking_study import __main__ as script

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kernels import product_key_select
+from kernels.errors import MidusError, UpscaleError
 from midus_model import upscale
-from midus_model.errors import MidusError, UpscaleError
 from midus_model.keys import halves, imbalance, loads, memories_of, queries_of
 from tests.models import tiny, tokens
 from tests.reference import fill_banks

@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from midus_model.errors import MidusError, RunError
+from kernels.errors import MidusError, RunError
 from workbench.runs import RunFolder, check_place, free_place
 
 

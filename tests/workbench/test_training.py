@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with
 from analysis import memory_usage
 from analysis.documents import documents
 from kernels import product_key_select
+from kernels.errors import DataError, MidusError, RunError
 from midus_model import load, param_groups, upscale
-from midus_model.errors import DataError, MidusError, RunError
 from midus_model.keys import halves, imbalance, loads, memories_of, queries_of
 from midus_model.optim import new_parameter_names
 from workbench.training import PackedRows, evaluate, train, usage_log

@@ -89,7 +89,7 @@ def amplify(
 
 def _check_target(save: Path | None, overwrite: bool) -> None:
     """Raises RunError before anything is measured for a model that could not be kept."""
-    from midus_model.errors import RunError
+    from kernels.errors import RunError
     from workbench.runs import check_place
 
     if save is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -59,7 +61,7 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
                 130,
             )
         except Exception as error:
-            from midus_model.errors import MidusError
+            from kernels.errors import MidusError
 
             if settings["debug"] or not isinstance(error, MidusError | OSError):
                 raise
@@ -103,7 +105,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     )
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _plain_progress()
+        yield _written(_plain_progress())
         return
     state: dict[str, Any] = {"total": None, "stage": ""}
     with Progress(*columns, console=console, transient=True) as bar:
@@ -121,6 +123,30 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, description=text)
 
         yield report
+
+
+def _written(report: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
+    """`report`, and where a job asks for it (`workbench.jobs`) also a file that others read."""
+    place = os.environ.get("MIDUS_PROGRESS")
+    if not place:
+        return report
+    target = Path(place)
+    state: dict[str, Any] = {"total": None, "began": 0.0, "written": 0.0}
+
+    def write(done: int, total: int, text: str) -> None:
+        report(done, total, text)
+        now = time.time()
+        if total != state["total"]:
+            state["total"], state["began"] = total, now
+        elif now - state["written"] < 0.25 and done < total:
+            return
+        state["written"] = now
+        told = {"done": done, "total": total, "text": text, "time": now, "began": state["began"]}
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        draft.write_text(json.dumps(told), encoding="utf-8")
+        draft.replace(target)
+
+    return write
 
 
 def _plain_progress() -> Callable[[int, int, str], None]:
@@ -157,7 +183,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def parse_heads(text: str | None) -> Any:
     """`--heads`: the path of a ranking's JSON, or pairs such as 3:1,5:0."""
-    from midus_model.errors import HeadError
+    from kernels.errors import HeadError
 
     if text is None or Path(text).is_file():
         return text
@@ -172,7 +198,7 @@ def parse_heads(text: str | None) -> Any:
 
 def parse_bytes(text: str | None) -> int | None:
     """512MB, 2GiB or a plain number, in bytes."""
-    from midus_model.errors import MidusError
+    from kernels.errors import MidusError
 
     if text is None:
         return None
@@ -198,7 +224,7 @@ def begin(
     away and print nothing, but keep their checkpoints in the run's.
     """
     from analysis.distributed import barrier, is_main, rank_and_size
-    from midus_model.errors import RunError
+    from kernels.errors import RunError
     from workbench.runs import RunFolder, free_place
 
     if output is None and rank_and_size()[1] > 1:
@@ -242,7 +268,7 @@ def closing(place: Path) -> None:
 
 def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:
     """Where a run goes: the folder asked for, or a free one in runs/. Writes nothing."""
-    from midus_model.errors import RunError
+    from kernels.errors import RunError
     from workbench.runs import MANIFEST, check_place, free_place
 
     place = output or free_place("runs", f"{command}-{Path(name).name}")

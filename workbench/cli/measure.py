@@ -71,8 +71,8 @@ def importance(
     """
     from analysis import amplification, head_importance
     from analysis.documents import documents
+    from kernels.errors import MidusError
     from midus_model import load
-    from midus_model.errors import MidusError
 
     if after is not None and (normalise != "none" or convention is not None):
         raise MidusError(

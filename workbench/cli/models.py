@@ -66,9 +66,9 @@ def upscale(
     `midus upscale pico -o runs/deeper --num-keys 64 --key-init queries --calibration heldout`
     """
     sizes = {"num_keys": _num_keys(num_keys, slots), "top_k": top_k, "latent_dim": latent_dim}
+    from kernels.errors import RunError
     from midus_model import load
     from midus_model import upscale as deeper
-    from midus_model.errors import RunError
     from workbench.runs import check_place
     from workbench.training import save_model
 
@@ -94,7 +94,7 @@ def upscale(
 
 
 def _num_keys(num_keys: int | None, slots: int | None) -> int:
-    from midus_model.errors import UpscaleError
+    from kernels.errors import UpscaleError
 
     if slots is None:
         return 256 if num_keys is None else num_keys
@@ -112,7 +112,7 @@ def _num_keys(num_keys: int | None, slots: int | None) -> int:
 
 
 def _check_choices(budget: str, key_init: str, calibration: str | None) -> None:
-    from midus_model.errors import UpscaleError
+    from kernels.errors import UpscaleError
 
     if budget not in ("uniform", "importance"):
         raise UpscaleError(f"--budget is {budget!r}; it must be uniform or importance")
@@ -145,7 +145,7 @@ def _scored(chosen: Any) -> Any:
     """
     import pandas as pd
 
-    from midus_model.errors import HeadError
+    from kernels.errors import HeadError
     from midus_model.sites import head_pairs
     from workbench.runs import MANIFEST, RunFolder
 
@@ -183,7 +183,7 @@ def _calibration(base: Any, data: str | None) -> Any:
 
 def _blocks(text: str | None) -> Any:
     """None, a number of blocks, or layers; "3," is layer 3 alone."""
-    from midus_model.errors import UpscaleError
+    from kernels.errors import UpscaleError
 
     if text is None:
         return None
@@ -196,8 +196,8 @@ def _blocks(text: str | None) -> Any:
 
 
 def _tokenizer(model: str) -> Any:
+    from kernels.errors import ModelError
     from midus_model import load_tokenizer
-    from midus_model.errors import ModelError
 
     try:
         return load_tokenizer(model)
@@ -280,8 +280,8 @@ def train(
     Example: `midus train runs/deeper --data packages --split train --limit 400 -o runs/trained`
     """
     from analysis.documents import documents
+    from kernels.errors import MidusError
     from midus_model import load
-    from midus_model.errors import MidusError
     from midus_model.optim import new_parameter_names
     from workbench import training
     from workbench.runs import RunFolder, check_place, free_place

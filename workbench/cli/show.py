@@ -26,7 +26,7 @@ def figures(
 
     Example: `midus figures runs/demo --figure importance_map --format pdf`
     """
-    from midus_model.errors import RunError
+    from kernels.errors import RunError
     from workbench.drawing import draw
     from workbench.runs import RunFolder, check_place
 

@@ -69,7 +69,7 @@ def memory(
 def _memory_place(model: Any, text: str | None) -> tuple[int, int | None] | None:
     """`--slots` as (block, head or None), both being there; refuses a model without memory."""
     from analysis.memory.places import memories_of, memory_at
-    from midus_model.errors import HeadError
+    from kernels.errors import HeadError
 
     memories_of(model)
     if text is None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import MidusError, RunError
 from midus_model.bench.report import around, fill_in
-from midus_model.errors import MidusError, RunError
 from workbench.key_study import report
 from workbench.key_study.measure import STARTS, TRAININGS, Experiment, Setting
 from workbench.runs import RunFolder

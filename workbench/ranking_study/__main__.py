@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from kernels.errors import MidusError
 from midus_model.bench.report import around, fill_in
-from midus_model.errors import MidusError
 from workbench.ranking_study import report
 from workbench.ranking_study.exhaustive import exhaustive
 from workbench.ranking_study.replays import study

@@ -19,7 +19,7 @@ from analysis.documents import Documents
 from analysis.engine import batches
 from analysis.ranking import measured
 from analysis.subject import Subject, describe, loaded_with, prepared, units_of
-from midus_model.errors import RunError
+from kernels.errors import RunError
 
 Progress = Callable[[int, int, str], None]
 BATCH = 8  # windows at once

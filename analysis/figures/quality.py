@@ -1,0 +1,38 @@
+"""Quality against cost."""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analysis import figure_data as data
+from analysis.figures.page import finish, legend
+
+
+def quality_cost(table: pd.DataFrame) -> go.Figure:
+    """A panel a text, a point a model: loss by parameters added; errors as of its twin on paper."""
+    panels = data.quality_panels(table, "quality_cost")
+    figure = make_subplots(
+        1, len(panels), subplot_titles=list(panels), horizontal_spacing=0.26 / len(panels)
+    )
+    named: set[str] = set()
+    for column, points in enumerate(panels.values(), 1):
+        for point in points:
+            figure.add_trace(
+                go.Scatter(
+                    x=[point.millions], y=[point.loss], mode="markers", name=point.name,
+                    cliponaxis=False, legendgroup=point.name, showlegend=point.name not in named,
+                    marker={"symbol": point.symbol, "size": 12, "color": point.colour},
+                    hovertemplate=f"<b>{html.escape(point.name)}</b><br>%{{y:.4f}} nats/token"
+                    "<br>%{x:.3f} M parameters added<extra></extra>",
+                ),
+                row=1, col=column,
+            )  # fmt: skip
+            named.add(point.name)
+    figure.update_xaxes(title_text="parameters added (millions)", rangemode="tozero")
+    figure.update_yaxes(title_text="loss (nats/token)", zeroline=False)
+    figure.update_layout(legend={**legend(), "y": 1.12})
+    return finish(figure, data.quality_caption(table), plot_height=300, top=70)

@@ -1,0 +1,32 @@
+"""Quality against cost."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import figure_data as data
+from analysis.paper.canvas import FULL, Figure, canvas, style
+
+_MARKS = dict(zip(data.MARKERS, "osD^Px", strict=True))
+
+
+def quality_cost(table: pd.DataFrame, *, width: float = FULL) -> Figure:
+    """A panel a text, a point a model: loss by parameters added.
+
+    Raises MidusError on another table.
+    """
+    panels = data.quality_panels(table, "quality_cost")
+    with style():
+        figure = canvas(width, 2.3, data.quality_caption(table))
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for ax, (title, points) in zip(axes, panels.items(), strict=True):
+            for point in points:
+                ax.plot(
+                    point.millions, point.loss, _MARKS[point.symbol], color=point.colour, ms=5.5,
+                    label=point.name, clip_on=False,
+                )  # fmt: skip
+            ax.set(title=title, xlabel="parameters added (millions)", ylabel="loss (nats/token)")
+            ax.set_xlim(left=0)
+            ax.margins(0.1)
+        axes[-1].legend(loc="best")
+    return figure

@@ -1,0 +1,178 @@
+"""One head from near: its numbers, what it looks at and writes, its memory, and its dose."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analysis import figure_data, figures
+from apps.parts import live, page, tables
+from apps.parts.access import Run
+
+NEAR = ("attention", "what it writes", "memory", "dose")
+MOST_TEXT = 4000  # characters
+PATTERN = """
+The head's attention pattern on the text, one row a token that looks, one column a token looked at,
+computed by the model itself. A memory head's pattern is that of its block's own attention, whose
+output is the head's query. A pattern says where a head looks, not what it takes from there.
+"""
+WRITES = """
+The head's output at a token goes through the output projection (or its memory projection) into the
+residual stream. Its *direct effect* on a token's logit is that vector, scaled by the final norm of
+this very run, times the token's row of the unembedding, less the mean over the vocabulary. Later
+blocks may change it: a logit lens, an approximation.
+"""
+DOSES = """
+The head's output is multiplied by a gain: 0 ablates it to zero, 1 leaves it, 2 doubles it. The
+change of the loss is against gain 1 on the same documents; the grey band is other heads of the same
+layer, drawn at random. Whole documents are resampled.
+"""
+
+
+def show(run: Run, table: pd.DataFrame, side: str, row: pd.Series) -> None:
+    """The panel of the head `row` of `tables.ranked(table)`."""
+    count = len(table)
+    with st.container(border=True, key="head_panel"):
+        model = figure_data.model_name(table, side)
+        st.markdown(
+            f"**{page.escape(row['block'])}, head {row['head']}** "
+            f"in {page.escape(model)} (block {row['layer']}, {row['kind']})"
+        )
+        _numbers(row, count, table)
+        role = _role(run, side, row)
+        if role:
+            st.caption(page.escape(role))
+    name = page.model_of(run, side)
+    if name is None:
+        return
+    near = page.toggle("Look at the head's", NEAR, "near")
+    if not live.ready(name):
+        return
+    with page.messages(f"The head's {near}"):
+        {
+            "attention": _attention,
+            "what it writes": _writes,
+            "memory": _memory,
+            "dose": _dose,
+        }[near](run, name, row)
+
+
+def _numbers(row: pd.Series, count: int, table: pd.DataFrame) -> None:
+    score, interval, rank, share, source = st.columns([3, 4, 2, 2, 2])
+    score.metric(f"Score ({figure_data.unit(table)})", tables.number(row["score"]))
+    interval.metric(
+        "Interval",
+        tables.interval(row["ci_low"], row["ci_high"]),
+        help=figure_data.interval_words(table),
+    )
+    rank.metric("Rank", f"{row['rank']} of {count}")
+    share.metric("Share", tables.percent(row["share"]), help="of the total of max(score, 0)")
+    source.metric("Source layer", int(row["source_layer"]))
+
+
+def _role(run: Run, side: str, row: pd.Series) -> str:
+    """The head's role in the base model, where the run measured roles."""
+    if not tables.has(run, "roles") or row["inserted"]:
+        return ""
+    roles = tables.table(run, "roles")
+    same = (roles["source_layer"] == row["source_layer"]) & (roles["head"] == row["head"])
+    found = roles[same & (roles["kind"] == row["kind"])]
+    if found.empty:
+        return ""
+    role = str(found.iloc[0]["role"])
+    return "No clear role." if role == "none" else f"Role: {role}."
+
+
+def text_area(key: str, label: str = "Text") -> str:
+    """A text to run the model on, kept in the page's address."""
+    return str(
+        st.text_area(
+            label, live.SAMPLE, key=key, bind="query-params", height=120, max_chars=MOST_TEXT
+        )
+    )
+
+
+def _attention(run: Run, name: str, row: pd.Series) -> None:
+    from analysis import paper
+
+    view = live.head_view(name, text_area("text"), int(row["layer"]), int(row["head"]))
+    page.draw(
+        figures.attention_pattern(view),
+        "attention_pattern",
+        stretch=False,
+        paper=lambda: paper.attention_pattern(view),
+        table=view.drop(columns=["pattern"]),
+    )
+    page.computed(PATTERN)
+
+
+def _writes(run: Run, name: str, row: pd.Series) -> None:
+    view = live.head_view(name, text_area("text"), int(row["layer"]), int(row["head"]))
+    shown = view.assign(
+        promotes=[_words(words) for words in view["promotes"]],
+        suppresses=[_words(words) for words in view["suppresses"]],
+        token=[repr(token)[1:-1] for token in view["token"]],
+    )
+    st.dataframe(
+        shown,
+        column_order=["position", "token", "promotes", "suppresses", "next", "norm", "entropy"],
+        column_config={
+            "position": "Position",
+            "token": "Token",
+            "promotes": st.column_config.TextColumn("Raises most", width="large"),
+            "suppresses": st.column_config.TextColumn("Lowers most", width="large"),
+            "next": st.column_config.NumberColumn(
+                "On the next token", format="%.2f", help="direct effect on its logit"
+            ),
+            "norm": st.column_config.NumberColumn("Norm written", format="%.2f"),
+            "entropy": st.column_config.NumberColumn("Entropy (nats)", format="%.2f"),
+        },
+        hide_index=True,
+        height=340,
+        key="writes_table",
+    )
+    page.download(shown.drop(columns=["pattern"]), f"head_{row['layer']}_{row['head']}_writes")
+    page.computed(WRITES)
+
+
+def _words(words: list[str]) -> str:
+    return "  ".join(repr(word)[1:-1].replace(" ", "␣") for word in words)
+
+
+def _memory(run: Run, name: str, row: pd.Series) -> None:
+    usage = tables.table(run, "memory_usage")
+    if row["kind"] == "memory":
+        mine = usage[(usage["layer"] == row["layer"]) & (usage["head"] == row["head"])]
+    else:
+        mine = usage[
+            (usage["source_layer"] == row["source_layer"]) & (usage["head"] == row["head"])
+        ]
+    if mine.empty:
+        st.info("No inserted block gave this head a memory.", icon=":material/info:")
+        return
+    found = mine.iloc[0]
+    coverage, dead, effective, weight = st.columns(4)
+    coverage.metric("Coverage", tables.percent(found["coverage"]))
+    dead.metric("Dead slots", f"{int(found['dead']):,} of {int(found['slots']):,}")
+    effective.metric("Effective slots", f"{found['effective_slots']:,.0f}")
+    weight.metric("Top-1 weight", tables.number(found["top1_weight"], 2))
+    st.caption(
+        f"The memory of head {row['head']} in block {int(found['layer'])}, which came from layer "
+        f"{int(found['source_layer'])}. The page Memory opens its slots."
+    )
+
+
+def _dose(run: Run, name: str, row: pd.Series) -> None:
+    from analysis import paper
+
+    if not st.toggle("Measure (some seconds)", key="measure_dose", bind="query-params"):
+        st.caption("Gains from 0 to 2 over 24 beginnings of held-out documents.")
+        return
+    found = live.dose(name, int(row["layer"]), int(row["head"]), 24)
+    page.draw(
+        figures.dose_response(found),
+        "dose_response",
+        paper=lambda: paper.dose_response(found),
+        table=found,
+    )
+    page.computed(DOSES)

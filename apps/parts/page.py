@@ -1,0 +1,282 @@
+"""Messages, figures, downloads and links: what every page of the explorer does alike."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from apps.parts import access
+from kernels.errors import MidusError, RunError
+
+MAP_WIDTH = 850  # pixels: what a 1280-pixel window leaves beside the sidebar
+PAPER = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
+
+
+class MissingTable(RunError):
+    """A table that this kind of run does not make; nothing is wrong with the run."""
+
+
+# ---------------------------------------------------------------- messages
+
+
+@contextlib.contextmanager
+def messages(what: str) -> Iterator[None]:
+    """Anything that goes wrong inside becomes one message on the page; the rest goes on."""
+    try:
+        yield
+    except MissingTable as error:
+        st.info(sentence(error), icon=":material/info:")
+    except MidusError as error:
+        st.error(sentence(error), icon=":material/error:")
+    except MemoryError:
+        st.error(f"{what} does not fit into this machine's memory.", icon=":material/error:")
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s could not be shown", what)
+        st.error(
+            escape(
+                f"{what} could not be shown ({type(error).__name__}: {error}). The run folder may "
+                "be damaged or of another version: make the run again or choose another one."
+            ),
+            icon=":material/error:",
+        )
+
+
+def sentence(error: Exception) -> str:
+    """An error's line as a sentence."""
+    text = str(error).rstrip(".")
+    return escape(f"{text[:1].upper()}{text[1:]}.")
+
+
+def escape(text: str) -> str:
+    """Text that shows as it is where Streamlit reads Markdown."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>$~|:" else c for c in text)
+
+
+def computed(text: str) -> None:
+    """The explanation under a figure, folded away."""
+    with st.expander("How is this computed"):
+        st.markdown(text)
+
+
+# ---------------------------------------------------------------- links
+
+
+def linked(key: str, options: Sequence[str], what: str, fallback: int = 0) -> None:
+    """Say so where the page's address asks for a `key` that is none of the options.
+
+    To be called before the widget that is bound to `key`: Streamlit drops such a value silently.
+    """
+    asked = st.query_params.get(key)
+    if asked is not None and asked not in options:
+        shown = options[fallback] if options else "nothing"
+        st.warning(
+            f"The link asks for {what} {escape(asked)}, which is not there; "
+            f"this page shows {escape(shown)} instead. Choose another one below.",
+            icon=":material/link_off:",
+        )
+
+
+def choose(
+    label: str,
+    options: Sequence[str],
+    key: str,
+    *,
+    place: Any = st,
+    default: int = 0,
+    help: str | None = None,
+    what: str | None = None,
+) -> str:
+    """A choice that the page's address keeps; options are texts, as the address shows them."""
+    linked(key, options, what or label.lower(), default)
+    if st.session_state.get(key) not in options:
+        st.session_state.pop(key, None)
+    return str(
+        place.selectbox(label, options, index=default, key=key, bind="query-params", help=help)
+    )
+
+
+def toggle(label: str, options: Sequence[str], key: str, *, place: Any = st) -> str:
+    """One of a few options side by side, kept in the page's address."""
+    linked(key, options, label.lower())
+    if st.session_state.get(key) not in options:
+        st.session_state.pop(key, None)
+    chosen = place.segmented_control(
+        label, options, default=options[0], key=key, bind="query-params", required=True
+    )
+    return str(chosen)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def draw(
+    figure: go.Figure,
+    key: str,
+    *,
+    clicked: Callable[[dict[str, Any]], None] | None = None,
+    stretch: bool = True,
+    paper: Callable[[], Any] | None = None,
+    table: pd.DataFrame | None = None,
+) -> None:
+    """Show a figure of `analysis.figures`, its caption below as text that wraps with the page.
+
+    Args:
+        clicked: called with the point that was clicked, before the page is drawn again.
+        stretch: False of maps, whose markers have a fixed size.
+        paper: makes the figure's twin for print; with it, and with `table`, a menu saves them.
+    """
+    caption = _without_caption(figure)
+    if clicked:
+        figure.update_traces(unselected={"marker": {"opacity": 1}})
+    ink = _INK[st.context.theme.type or "light"]
+    figure.update_layout(
+        font={"color": ink, "family": _FONT}, modebar={"bgcolor": _CLEAR, "color": ink}
+    )
+
+    def selected() -> None:
+        points = ((st.session_state.get(key) or {}).get("selection") or {}).get("points")
+        if points and clicked:
+            clicked(dict(points[0]))
+
+    st.plotly_chart(
+        figure,
+        width="stretch" if stretch else "content",
+        theme=None,
+        key=key,
+        on_select=selected if clicked else "ignore",
+        selection_mode="points",
+        config={"displaylogo": False, "modeBarButtonsToRemove": _BUTTONS},
+        alt=caption or None,
+    )
+    words, menu = st.columns([7, 1])
+    if caption:
+        words.caption(escape(caption))
+    if paper or table is not None:
+        with menu.popover("", icon=":material/download:", help="Save the figure or its numbers"):
+            saves(key, figure, paper, table)
+
+
+def _without_caption(figure: go.Figure) -> str:
+    """Take the caption out of the figure, and the room it had; returns it."""
+    caption = str((figure.layout.meta or {}).get("caption", ""))
+    inside = [a for a in figure.layout.annotations if _plain(a.text) == caption]
+    if inside:
+        foot = 14 * len(inside[0].text.split("<br>")) + 16
+        figure.layout.annotations = [a for a in figure.layout.annotations if a not in inside]
+        figure.layout.margin.b -= foot
+        figure.layout.height -= foot
+    if not figure.layout.annotations and not any(t.showlegend is None for t in figure.data):
+        figure.layout.height -= figure.layout.margin.t - 12
+        figure.layout.margin.t = 12
+    return caption
+
+
+def saves(
+    name: str,
+    figure: go.Figure | None,
+    paper: Callable[[], Any] | None,
+    table: pd.DataFrame | None,
+) -> None:
+    """Buttons that save a figure for print, as a page, and the table it is drawn from."""
+    if paper:
+        for form, mime in PAPER.items():
+            _button(f"{form.upper()}", f"{name}.{form}", mime, _printed(paper, form))
+    if figure is not None:
+        save_page(name, lambda: figure)
+    if table is not None:
+        _button("CSV, the numbers", f"{name}.csv", "text/csv", lambda: csv(table))
+
+
+def save_page(name: str, make: Callable[[], go.Figure]) -> None:
+    """A button that saves the interactive figure that `make` draws, as one page."""
+    _button("HTML, interactive", f"{name}.html", "text/html", _page_of(make))
+
+
+def _button(label: str, file_name: str, mime: str, data: Callable[[], bytes]) -> None:
+    st.download_button(
+        label, data, file_name=file_name, mime=mime, key=f"save_{file_name}", on_click="ignore",
+    )  # fmt: skip
+
+
+def _printed(paper: Callable[[], Any], form: str) -> Callable[[], bytes]:
+    def make() -> bytes:
+        from analysis.paper import save
+
+        with tempfile.TemporaryDirectory() as folder:
+            return save(paper(), Path(folder) / "figure", [form])[0].read_bytes()
+
+    return make
+
+
+def _page_of(figure: Callable[[], go.Figure]) -> Callable[[], bytes]:
+    def make() -> bytes:
+        from analysis.figures import save_html
+
+        with tempfile.TemporaryDirectory() as folder:
+            return save_html(figure(), Path(folder) / "figure").read_bytes()
+
+    return make
+
+
+def csv(table: pd.DataFrame) -> bytes:
+    """A table as CSV, without the scores by document."""
+    flat = table[[c for c in table.columns if not c.endswith("by_document")]]
+    return flat.to_csv(index=False).encode()
+
+
+def download(table: pd.DataFrame, name: str) -> None:
+    """A button that saves the table as CSV."""
+    st.download_button(
+        "Download CSV",
+        lambda: csv(table),
+        file_name=f"{name}.csv",
+        mime="text/csv",
+        key=f"download_{name}",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+
+
+_CLEAR = "rgba(0,0,0,0)"
+_INK = {"light": "#3d454d", "dark": "#c9d0d8"}
+_FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', 'Liberation Sans', sans-serif"
+_BUTTONS = ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"]
+
+
+def _plain(text: str | None) -> str:
+    return html.unescape((text or "").replace("<br>", " "))
+
+
+# ---------------------------------------------------------------- the run in view
+
+
+def model_of(run: access.Run, *sides: str) -> str | None:
+    """The run's model of the first side that it names, as it may be loaded.
+
+    None, with a message on the page, where there is none or it was not given to the explorer.
+    """
+    for side in sides:
+        try:
+            name = run.model(side)
+        except MidusError as error:
+            st.info(sentence(error), icon=":material/info:")
+            return None
+        if name is not None:
+            return name
+    st.info("This run names no model, so nothing can be run here.", icon=":material/info:")
+    return None
+
+
+def run() -> access.Run:
+    """The run chosen in the sidebar."""
+    chosen: access.Run = st.session_state["run"]
+    return chosen

@@ -1,0 +1,142 @@
+"""The form that starts a ranking, or a measurement, as a job of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from apps.parts import access
+from apps.parts.access import Run
+from kernels.errors import DataError
+from workbench import jobs
+
+WORK = {
+    "rank the heads": "rank",
+    "measure every head": "importance",
+    "find heads' roles": "roles",
+    "count memory use": "memory",
+}
+METHODS = (
+    "ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley",
+)  # fmt: skip
+BASELINES = ("mean", "zero", "resample")
+METRICS = ("loss", "kl", "accuracy", "logit_difference")
+DATA = ("held-out standard library", "packages (test split)", "a file of mine")
+OTHER = "another one …"
+MOST_BYTES = 20 * 2**20
+
+
+def show(run: Run) -> None:
+    """What to measure, on what, how; and a button."""
+    given = access.given()
+    left, right = st.columns(2)
+    what = WORK[left.selectbox("Work", list(WORK), key="work")]
+    model = _model(run, given, right)
+    arguments = [what, model]
+    data = _data(given.workspace)
+    limit = st.number_input(
+        "Documents at most (0: all)", 0, 10**6, 40 if data is None else 0, key="limit",
+        help="Fewer are quicker and say less: intervals are over documents.",
+    )  # fmt: skip
+    arguments += [*(data or []), *(["--limit", str(int(limit))] if limit else [])]
+    if what in ("rank", "importance"):
+        arguments += _how(what)
+    if what in ("rank",):
+        arguments += _race()
+    st.code(" ".join(["midus", *arguments]), language="bash", wrap_lines=True)
+    if st.button("Start", type="primary", icon=":material/play_arrow:", key="start"):
+        job = jobs.start(arguments, given.workspace, f"{what}-{Path(model).name}")
+        st.session_state["started"] = job.name
+        st.rerun()
+
+
+def _model(run: Run, given: access.Given, place: Any) -> str:
+    names = given.checkpoints()
+    first = (run.manifest.get("models") or {}).get("before")
+    name = str(
+        place.selectbox(
+            "Model",
+            [*names, OTHER],
+            names.index(first) if first in names else 0,
+            key="form_model",
+            format_func=_short,
+        )
+    )
+    if name == OTHER:
+        name = place.text_input(
+            "Folder or hub id",
+            key="form_other",
+            help="A checkpoint in a folder given with --models, or owner/name where the hub "
+            "can be reached.",
+        ).strip()
+        if not name:
+            raise DataError("no model is named yet: give a folder or a hub id")
+    return given.check_model(name)
+
+
+def _short(name: str) -> str:
+    path = Path(name)
+    return f"{path.name} (in {path.parent.name})" if path.is_absolute() else name
+
+
+def _data(workspace: Path) -> list[str] | None:
+    """The command's words for the data; None for the shipped held-out text."""
+    chosen = st.selectbox("Data", DATA, key="form_data")
+    if chosen == DATA[0]:
+        return None
+    if chosen == DATA[1]:
+        return ["--data", "packages", "--split", "test"]
+    file = st.file_uploader(
+        "Text, or rows of prompt, answer and foil (a task)",
+        type=["txt", "jsonl"],
+        key="form_file",
+        help="It is kept in the folder of runs, beside the jobs.",
+    )
+    if file is None:
+        raise DataError("no file is chosen yet: give a .txt, or a .jsonl of text or of tasks")
+    content = file.getvalue()
+    if len(content) > MOST_BYTES:
+        raise DataError(
+            f"the file has {len(content):,} bytes; give one of at most {MOST_BYTES:,}, or use the "
+            "command line"
+        )
+    return ["--data", str(_kept(workspace, content, Path(file.name).suffix))]
+
+
+def _kept(workspace: Path, content: bytes, suffix: str) -> Path:
+    """The file in the workspace, named by what is in it."""
+    folder = workspace / ".data"
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    if not place.exists():
+        draft = place.with_suffix(".partial")
+        draft.write_bytes(content)
+        draft.replace(place)
+    return place
+
+
+def _how(what: str) -> list[str]:
+    method, baseline, metric = st.columns(3)
+    words = []
+    for place, label, options, option in (
+        (method, "Method", METHODS, "--method"),
+        (baseline, "Baseline", BASELINES, "--baseline"),
+        (metric, "Metric", METRICS, "--metric"),
+    ):
+        words += [option, str(place.selectbox(label, options, key=f"form{option}"))]
+    return words
+
+
+def _race() -> list[str]:
+    top, confidence, budget = st.columns(3)
+    words = ["--top", str(int(top.number_input("Top set", 1, 4096, 8, key="form_top")))]
+    sure = confidence.slider("Confidence", 0.5, 0.999, 0.95, 0.005, key="form_confidence")
+    words += ["--confidence", f"{sure:g}"]
+    spent = budget.number_input(
+        "Exact evaluations at most (0: 56 a head)", 0, 10**9, 0, key="form_budget",
+        help="A head on a window each.",
+    )  # fmt: skip
+    return [*words, *(["--budget", str(int(spent))] if spent else [])]

@@ -1,0 +1,60 @@
+"""The sidebar: which run is shown, what it is, and the work that goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from apps.parts import access, page
+from workbench import jobs
+
+
+def choose_run(given: access.Given) -> access.Run:
+    """The choice among the runs that may be read; it is kept in the page's address."""
+    runs = given.all_runs()
+    with st.sidebar:
+        name = page.choose(
+            "Run",
+            list(runs),
+            "run_name",
+            what="the run",
+            help="The run folders given to the explorer, those it made, and the shipped study.",
+        )
+        run = access.open_run(name, runs[name])
+        _describe(run)
+        _working(given.workspace)
+    status = run.manifest.get("status")
+    if status != "done":
+        st.warning(
+            f"The run {page.escape(run.name)} is marked '{status}': its tables may be incomplete. "
+            "Reload the page once it has finished."
+        )
+    return run
+
+
+def _describe(run: access.Run) -> None:
+    """The run's own account of itself, under the choice."""
+    manifest = run.manifest
+    models = manifest.get("models") or {}
+    lines = [
+        f"{manifest.get('kind', 'run')}, {manifest.get('status', 'status not recorded')}",
+        str(manifest.get("created", "date not recorded")).replace("T", " ")[:16],
+        *(f"{label}: {access.short(name)}" for label, name in models.items()),
+    ]
+    st.caption("  \n".join(page.escape(line) for line in lines))
+    with st.expander("How it was made"):
+        st.code(" ".join(map(str, manifest.get("command") or ["command not recorded"])),
+                language=None, wrap_lines=True)  # fmt: skip
+        st.json(
+            {key: manifest[key] for key in ("parameters", "versions", "midus") if key in manifest},
+            expanded=False,
+        )
+
+
+def _working(workspace: Path) -> None:
+    """How many jobs run now, on every page."""
+    running = [job for job in jobs.jobs(workspace) if job.status == "running"]
+    if running:
+        word = "1 job is" if len(running) == 1 else f"{len(running)} jobs are"
+        st.info(f"{word} running: see the page Choose.", icon=":material/hourglass_top:")

@@ -1,0 +1,128 @@
+"""A run's tables, cached as long as their files stay as they are, and numbers for reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from analysis import figure_data, statistics
+from apps.parts.access import Run
+from apps.parts.page import MissingTable
+from workbench.runs import RunFolder
+
+EMPTY = "—"
+
+
+def table(run: Run, name: str) -> pd.DataFrame:
+    """The run's table of that name.
+
+    Raises MissingTable where the run has none, DataError where it is damaged.
+    """
+    if name not in run.tables:
+        raise MissingTable(
+            f"this run has no table {name}, which this view shows (its tables: "
+            f"{', '.join(run.tables) or 'none'}); a run of midus demo has every table"
+        )
+    return _load(str(run.folder), name, stamp(_file(run, name)))
+
+
+def has(run: Run, name: str) -> bool:
+    """Whether the run holds a table of that name."""
+    return name in run.tables and _file(run, name).is_file()
+
+
+def head_slots(run: Run, block: int, head: int) -> pd.DataFrame:
+    """The slots that one memory head hit, most hit first: a part of the table memory_slots."""
+    if "memory_slots" not in run.tables:
+        raise MissingTable("this run has no table memory_slots; midus memory MODEL makes one")
+    path = _file(run, "memory_slots")
+    return _slots(str(path), block, head, stamp(path))
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Changes whenever one of a table's two files does, so that a cached table is never stale."""
+    files = (path, path.with_suffix(".json"))
+    return tuple(n for f in files if f.exists() for n in (f.stat().st_mtime_ns, f.stat().st_size))
+
+
+def _file(run: Run, name: str) -> Path:
+    return run.folder / "tables" / f"{name}.parquet"
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def _load(folder: str, name: str, stamp: tuple[int, ...]) -> pd.DataFrame:
+    return RunFolder.open(folder).load_table(name)
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def _slots(path: str, block: int, head: int, stamp: tuple[int, ...]) -> pd.DataFrame:
+    from analysis import tables
+
+    found = tables.load_rows(path, {"block": block, "head": head})
+    attrs = found.attrs
+    found = found.sort_values(["hits", "slot"], ascending=[False, True], ignore_index=True)
+    found.attrs = attrs
+    return found
+
+
+# ---------------------------------------------------------------- for reading
+
+
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """A head table, best first, with `rank`, `inserted`, `share` (of positive scores), `block`."""
+    heads = figure_data.sorted_scores(table)
+    labels = {(row.layer, row.kind): row.label for row in figure_data.block_rows(table)}
+    return heads.assign(
+        share=statistics.shares(heads["score"])[0],
+        block=[labels[int(b), str(k)] for b, k in zip(heads["layer"], heads["kind"], strict=True)],
+    )
+
+
+def measured(table: pd.DataFrame) -> str:
+    """How a head table was measured, in one line: metric, baseline, data."""
+    attrs = table.attrs
+    texts = attrs.get("documents") or []
+    parts = [
+        f"metric {attrs.get('metric', 'not recorded')} ({attrs.get('unit', 'unit not recorded')})",
+        f"method {attrs.get('method', 'not recorded')}",
+        f"baseline {attrs.get('baseline') or 'none'}",
+        f"data {attrs.get('data', 'not recorded')}, {len(texts)} documents",
+    ]
+    return ", ".join(parts)
+
+
+def number(value: Any, digits: int = 4, sign: bool = False) -> str:
+    """A score for reading: fixed digits, a dash where it is missing."""
+    if value is None or pd.isna(value):
+        return EMPTY
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def interval(low: Any, high: Any, digits: int = 4) -> str:
+    if pd.isna(low) or pd.isna(high):
+        return EMPTY
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    return EMPTY if value is None or pd.isna(value) else f"{100 * value:.{digits}f} %"
+
+
+def score_column(label: str, help: str | None = None) -> Any:
+    return st.column_config.NumberColumn(label, format="%.5f", help=help)
+
+
+def percent_column(label: str, help: str | None = None) -> Any:
+    return st.column_config.NumberColumn(label, format="%.1f %%", help=help)
+
+
+def whole_column(label: str, help: str | None = None) -> Any:
+    return st.column_config.NumberColumn(label, format="localized", help=help)
+
+
+def in_percent(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The table with those fractions as percentages, for `percent_column`."""
+    return table.assign(**{name: 100 * table[name] for name in columns})

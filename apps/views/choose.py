@@ -1,0 +1,250 @@
+"""Page: rank a model's heads, select those worth amplifying, and take the choice elsewhere."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from analysis import figure_data, figures
+from apps.parts import access, job_panel, live, page, ranking_form, tables
+from apps.parts.access import Run
+from kernels.errors import ModelError
+from workbench import selection
+
+INTRO = (
+    "Rank the heads, select the ones to amplify, and export them with the command that gives them "
+    "memory. A ranking says how sure it is: each head's chance of belonging to the top set."
+)
+METHOD = """
+**Exact** scores: windows on which the head was really ablated. The race stops when the top set is
+settled at the confidence asked, when the budget is spent, or when documents run out; *stopped* says
+which. **Chance** (p_top): how often the head is in the top set when documents are drawn again.
+**Interval**: a confidence sequence, valid whenever the race stops, corrected over heads. **Tied**:
+the paired 95% interval of the difference to the next head contains 0.
+
+Measured elsewhere, the heads may rank otherwise: choose on other documents than you measure on.
+"""
+RULES = ("the top set", "a number", "a chance", "a role", "a parameter budget", "by hand")
+
+
+def main() -> None:
+    run = page.run()
+    st.markdown(INTRO)
+    with page.messages("The form"), st.expander("Rank heads", icon=":material/leaderboard:"):
+        ranking_form.show(run)
+    with page.messages("The jobs"):
+        job_panel.show(access.given().workspace)
+    with page.messages("The ranking"):
+        _ranking(run)
+
+
+def _ranking(run: Run) -> None:
+    if not tables.has(run, "ranking"):
+        st.info(
+            "The run in the sidebar holds no ranking. Rank heads above, or choose another run: a "
+            "finished ranking opens from its line among the jobs.",
+            icon=":material/info:",
+        )
+        return
+    ranking = tables.table(run, "ranking")
+    attrs = ranking.attrs
+    st.subheader(f"Heads of {figure_data.model_name(ranking)}")
+    st.caption(page.escape(tables.measured(ranking)))
+    stopped, spent, top, sure = st.columns(4)
+    stopped.metric("Stopped", str(attrs.get("stopped", "not recorded")))
+    spent.metric("Exact evaluations", f"{attrs.get('evaluations', 0):,}",
+                 help=f"of {attrs.get('exhaustive', 0):,} in all")  # fmt: skip
+    top.metric("Top set", int(attrs.get("top", 0)))
+    sure.metric("Confidence asked", tables.percent(attrs.get("confidence"), 0))
+    chosen = _select(run, ranking)
+    _map(ranking, chosen)
+    _table(ranking, chosen)
+    page.computed(METHOD)
+    _export(run, ranking, chosen)
+
+
+# ---------------------------------------------------------------- selecting
+
+
+def _select(run: Run, ranking: pd.DataFrame) -> list[selection.Head]:
+    rules = [rule for rule in RULES if rule != "a role" or tables.has(run, "roles")]
+    rule = page.choose("Select heads by", rules, "rule")
+    if rule == "a number":
+        count = st.slider("Heads", 1, len(ranking), int(ranking.attrs.get("top") or 8),
+                          key="count", bind="query-params")  # fmt: skip
+        return selection.top_heads(ranking, count)
+    if rule == "a chance":
+        chance = st.slider("Chance of belonging to the top set, at least", 0.0, 1.0, 0.9, 0.01,
+                           key="chance", bind="query-params")  # fmt: skip
+        return selection.sure_heads(ranking, chance)
+    if rule == "a role":
+        roles = tables.table(run, "roles")
+        names = sorted(set(roles["role"]) - {"none"})
+        return selection.heads_of_role(ranking, roles, page.choose("Role", names, "role"))
+    if rule == "a parameter budget":
+        return _within(run, ranking)
+    if rule == "by hand":
+        return _by_hand(ranking)
+    return selection.top_heads(ranking, int(ranking.attrs.get("top") or 8))
+
+
+def _sizes() -> dict[str, int]:
+    """The memory's sizes, as the exported command has them."""
+    columns = st.columns(3)
+    given = (
+        ("num_keys", "Sub-keys a half, n", 64, "n × n slots a block"),
+        ("top_k", "Slots a head reads, k", 8, "a token"),
+        ("latent_dim", "Width of the bank, r", 64, "numbers a slot"),
+    )
+    return {
+        name: int(
+            column.number_input(label, 1, 4096, usual, key=name, bind="query-params", help=help)
+        )
+        for column, (name, label, usual, help) in zip(columns, given, strict=True)
+    }
+
+
+def _within(run: Run, ranking: pd.DataFrame) -> list[selection.Head]:
+    config = _config(run)
+    million = st.number_input(
+        "Parameters to add at most (millions)", 0.01, 1e6, 0.5, 0.1, key="millions",
+        bind="query-params",
+    )  # fmt: skip
+    sizes = _wanted()
+    return selection.heads_within(
+        ranking, config, int(1e6 * million), sizes["num_keys"], sizes["latent_dim"]
+    )
+
+
+def _wanted() -> dict[str, int]:
+    """The sizes chosen further down the page, or the usual ones."""
+    usual = {"num_keys": 64, "top_k": 8, "latent_dim": 64}
+    return {name: int(st.session_state.get(name, value)) for name, value in usual.items()}
+
+
+def _by_hand(ranking: pd.DataFrame) -> list[selection.Head]:
+    names = {f"{row.layer}.{row.head}": (row.layer, row.head) for row in ranking.itertuples()}
+    known = [name for name in st.session_state.get("hand", []) if name in names]
+    if "hand" in st.session_state:
+        st.session_state["hand"] = known
+    picked = st.multiselect(
+        "Heads (layer.head); a click on the map adds or removes one",
+        list(names),
+        key="hand",
+        bind="query-params",
+    )
+    return [(int(names[name][0]), int(names[name][1])) for name in picked]
+
+
+def _click(point: dict[str, Any]) -> None:
+    """Add a clicked head to those chosen by hand, or take it out."""
+    layer, _, head, _ = point["customdata"]
+    name = f"{layer}.{head}"
+    held = list(st.session_state.get("hand", []))
+    if st.session_state.get("rule") != "by hand":
+        held = []
+    st.session_state["hand"] = [h for h in held if h != name] if name in held else [*held, name]
+    st.session_state["rule"] = "by hand"
+
+
+# ---------------------------------------------------------------- showing
+
+
+def _map(ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
+    from analysis import paper
+
+    figure = figures.importance_map(ranking, width=page.MAP_WIDTH)
+    rows = [row.layer for row in figure_data.block_rows(ranking)]
+    for layer, head in chosen:
+        y = rows.index(layer)
+        figure.add_shape(
+            type="rect", line={"width": 2.5, "color": figure_data.MEMORY},
+            x0=head - 0.46, x1=head + 0.46, y0=y - 0.46, y1=y + 0.46, row=1, col=1,
+        )  # fmt: skip
+    page.draw(
+        figure,
+        "ranking_map",
+        clicked=_click,
+        stretch=False,
+        paper=lambda: paper.importance_map(ranking),
+        table=ranking,
+    )
+
+
+def _table(ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
+    heads = ranking.assign(
+        rank=range(1, len(ranking) + 1),
+        chosen=[
+            (int(layer), int(head)) in chosen
+            for layer, head in zip(ranking["layer"], ranking["head"], strict=True)
+        ],
+        chance=100 * ranking["p_top"],
+    )
+    st.dataframe(
+        heads,
+        column_order=[
+            "rank", "chosen", "layer", "head", "score", "ci_low", "ci_high", "chance", "exact",
+            "tied_with_next",
+        ],
+        column_config={
+            "rank": "Rank",
+            "chosen": st.column_config.CheckboxColumn("Chosen"),
+            "layer": "Layer",
+            "head": "Head",
+            "score": tables.score_column("Score", figure_data.unit(ranking)),
+            "ci_low": tables.score_column("Interval from", figure_data.interval_words(ranking)),
+            "ci_high": tables.score_column("to"),
+            "chance": tables.percent_column("Chance", "of belonging to the top set"),
+            "exact": tables.whole_column("Exact windows"),
+            "tied_with_next": st.column_config.CheckboxColumn("Tied with next"),
+        },
+        hide_index=True,
+        height=300,
+        key="ranking_table",
+    )  # fmt: skip
+    page.download(ranking, "ranking")
+
+
+def _config(run: Run) -> Any:
+    name = run.model("before")
+    if name is None:
+        raise ModelError("this run names no model, so parameters cannot be counted")
+    return live.config(name)
+
+
+def _export(run: Run, ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
+    st.subheader("Take it with you")
+    sizes = _sizes()
+    name = str((run.manifest.get("models") or {}).get("before") or "MODEL")
+    if not chosen:
+        st.warning("No head is chosen.")
+        return
+    with page.messages("The number of parameters"):
+        added = selection.added_parameters(
+            _config(run), chosen, sizes["num_keys"], sizes["latent_dim"]
+        )
+        blocks = len({layer for layer, _ in chosen})
+        st.markdown(
+            f"**{len(chosen)} heads** in {blocks} layers: {blocks} inserted blocks, "
+            f"**{added:,} parameters** more."
+        )
+    st.download_button(
+        "ranking.json",
+        json.dumps(selection.ranking_json(ranking, chosen), indent=1).encode(),
+        file_name="ranking.json",
+        mime="application/json",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+    st.code(
+        selection.upscale_command(name, "ranking.json", "runs/deeper", **sizes),
+        language="bash",
+        wrap_lines=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

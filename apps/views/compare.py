@@ -1,0 +1,169 @@
+"""Page: two runs side by side, heads and quality against cost."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analysis import figure_data, figures
+from apps.parts import access, page, tables
+from apps.parts.access import Run
+from kernels.errors import IncomparableTables
+
+INTRO = (
+    "Any two measurements beside each other: the run in the sidebar, and another one. Scores are "
+    "set against each other only where metric, baseline, documents and token counts agree."
+)
+METHOD = """
+Both maps share one colour scale. **Difference**: the second score minus the first, head by head of
+the base model, with a 95% interval by resampling documents for both at once. **Loss** against
+parameters added: every model that either run evaluated, one training each.
+"""
+SIDES = {
+    "importance_before": "before",
+    "importance_after": "after",
+    "importance_baseline": "baseline",
+    "ranking": "ranking",
+}
+
+
+def main() -> None:
+    run = page.run()
+    st.markdown(INTRO)
+    with page.messages("The comparison"):
+        runs = access.given().all_runs()
+        others = [name for name in runs if name != run.name] or [run.name]
+        other_name = page.choose("Compare with the run", [run.name, *others], "with", what="run")
+        other = run if other_name == run.name else access.open_run(other_name, runs[other_name])
+        with page.messages("The heads"):
+            _heads(run, other)
+        st.subheader("Quality against cost")
+        with page.messages("Quality and cost"):
+            _quality(run, other)
+        with page.messages("The costs"):
+            _costs(run, other)
+        page.computed(METHOD)
+
+
+def _heads(run: Run, other: Run) -> None:
+    from analysis import paper
+
+    left, right = st.columns(2)
+    first = _measurement(run, left, "first", 0)
+    second = _measurement(other, right, "second", 1 if other is run else 0)
+    if first is None or second is None:
+        st.info("One of the two runs measured no heads; midus importance MODEL does.")
+        return
+    st.caption(
+        f"First: {page.escape(tables.measured(first))}.  \n"
+        f"Second: {page.escape(tables.measured(second))}."
+    )
+    try:
+        figure = figures.importance_map(first, second, width=page.MAP_WIDTH)
+    except IncomparableTables as error:
+        why = str(error).removesuffix(" Measure both alike, or pass force=True.")
+        st.warning(
+            f"{page.escape(why)}. Choose two that were measured alike.", icon=":material/warning:"
+        )
+        return
+    page.draw(
+        figure,
+        "compare_map",
+        stretch=False,
+        paper=lambda: paper.importance_map(first, second),
+        table=second,
+    )
+    _difference(first, second, (run.name, run.stamp, other.name, other.stamp))
+
+
+def _measurement(run: Run, place: object, key: str, default: int) -> pd.DataFrame | None:
+    held = [name for name in SIDES if tables.has(run, name)]
+    if not held:
+        return None
+    words = [SIDES[name] for name in held]
+    chosen = page.choose(
+        f"{key.capitalize()}: measurement of {run.name}", words, key, place=place,
+        default=min(default, len(words) - 1), what="a measurement",
+    )  # fmt: skip
+    return tables.table(run, held[words.index(chosen)])
+
+
+def _difference(first: pd.DataFrame, second: pd.DataFrame, runs: tuple[str, ...]) -> None:
+    """Paired differences by base head; a message where the two cannot be paired."""
+    from analysis import paper
+
+    if first.attrs == second.attrs and first.equals(second):
+        st.info("Both are the same measurement; choose another one on either side.")
+        return
+    sides = tuple(str(st.session_state[side]) for side in ("first", "second"))
+    change = _paired(first, second, (*runs, *sides))
+    page.draw(
+        figures.importance_change(change, 20),
+        "compare_change",
+        paper=lambda: paper.importance_change(change, 20),
+        table=change,
+    )
+
+
+@st.cache_data(show_spinner="Pairing the two", max_entries=16)
+def _paired(_first: pd.DataFrame, _second: pd.DataFrame, key: tuple[str, ...]) -> pd.DataFrame:
+    """The paired differences; `key` names the two tables, which take long to be told apart."""
+    from analysis import amplification
+
+    return amplification(_first, _second)
+
+
+def _losses(run: Run) -> pd.DataFrame | None:
+    if not tables.has(run, "losses"):
+        return None
+    return tables.table(run, "losses").assign(run=run.name)
+
+
+def _quality(run: Run, other: Run) -> None:
+    from analysis import paper
+
+    found = [_losses(run), _losses(other) if other is not run else None]
+    held = [table for table in found if table is not None]
+    if not held:
+        raise page.MissingTable("neither run evaluated losses; midus demo and midus study do")
+    for table in held:
+        table.attrs = {}
+    joined = pd.concat(held, ignore_index=True)
+    page.draw(
+        figures.quality_cost(joined),
+        "compare_quality",
+        paper=lambda: paper.quality_cost(joined),
+        table=joined,
+    )
+
+
+def _costs(run: Run, other: Run) -> None:
+    from analysis import paper
+
+    names = ("costs_before", "costs_after", "costs_baseline")
+    held = [tables.table(run, name) for name in names if tables.has(run, name)]
+    if other is not run:
+        held += [tables.table(other, name) for name in names[1:] if tables.has(other, name)]
+    unique = {figure_data.model_name(table): table for table in held}
+    if not unique:
+        return
+    chosen = list(unique.values())
+    page.draw(
+        figures.costs(*chosen),
+        "compare_costs",
+        paper=lambda: paper.costs(*chosen),
+        table=pd.concat([table.assign(model=name) for name, table in _plain(unique).items()]),
+    )
+
+
+def _plain(found: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables without their attrs, which pandas refuses to join."""
+    out = {}
+    for name, table in found.items():
+        out[name] = table.copy()
+        out[name].attrs = {}
+    return out
+
+
+if __name__ == "__main__":
+    main()

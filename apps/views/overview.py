@@ -1,0 +1,190 @@
+"""Page: which models these are, what changed, and what it cost, at a glance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from analysis import figure_data, figures
+from apps.parts import access, page, tables
+from apps.parts.access import Run
+
+NEXT = (
+    ("views/heads.py", "Which heads matter, and which changed", ":material/grid_on:"),
+    ("views/choose.py", "Choose heads to amplify", ":material/checklist:"),
+    ("views/amplify.py", "Turn heads up and down on a text", ":material/tune:"),
+    ("views/memory.py", "What the memory holds", ":material/memory:"),
+    ("views/compare.py", "Compare with another run", ":material/compare:"),
+    ("views/report.py", "Figures for a paper", ":material/article:"),
+)
+METHOD = """
+**Loss** is the next-token loss in nats per token, token-weighted; lower is better. *New text* is
+what the up-scaled models were trained on (documents kept out of training); *held-out text* is the
+base model's own, and a rise there is what was forgotten. **FLOPs** are counted by PyTorch, a
+multiplication and an addition each, for one token in a context as long as the costs table says.
+**Heads amplified**: those whose importance, with all that was inserted from them, rose with a
+paired 95% interval that leaves out zero.
+"""
+
+
+def main() -> None:
+    run = page.run()
+    with page.messages("The overview"):
+        _models(run)
+        _numbers(run)
+        left, right = st.columns([3, 2], gap="large")
+        with left, page.messages("What changed"):
+            _changed(run)
+        with right:
+            st.subheader("Go on")
+            for path, words, icon in NEXT:
+                st.page_link(path, label=words, icon=icon)
+            with page.messages("Memory"):
+                _memory(run)
+        with page.messages("Quality and cost"):
+            _quality(run)
+        with page.messages("The choice of heads"):
+            _choice(run)
+        page.computed(METHOD)
+
+
+def _models(run: Run) -> None:
+    """One sentence: from which model to which."""
+    labels = run.manifest.get("models") or {}
+    summary = run.manifest.get("summary") or {}
+    before, after = (access.short(labels.get(side)) for side in ("before", "after"))
+    if not before:
+        st.markdown("This run names no model. Its tables are shown where a page knows them.")
+        return
+    if not after:
+        st.markdown(f"The model **{page.escape(before)}**, measured as it is.")
+        return
+    text = f"**{page.escape(before)}** was up-scaled to **{page.escape(after)}**"
+    added, had = summary.get("parameters_added"), summary.get("parameters_before")
+    if added and had:
+        text += f": {added:,} parameters more ({100 * added / had:.0f} %)"
+    steps = summary.get("steps")
+    st.markdown(f"{text}, and trained on for {steps:,} steps." if steps else f"{text}.")
+
+
+def _numbers(run: Run) -> None:
+    """Losses and costs, before and after."""
+    summary = run.manifest.get("summary") or {}
+    shown = (
+        ("New text (nats/token)", "loss_new", 3, 1),
+        ("Held-out text (nats/token)", "loss_heldout", 3, 1),
+        ("Parameters (M)", "parameters", 2, 1e6),
+        ("FLOPs a token (M)", "flops_per_token", 2, 1e6),
+    )
+    known = [row for row in shown if f"{row[1]}_before" in summary]
+    if not known:
+        _clean(summary)
+        return
+    for column, (label, name, digits, unit) in zip(st.columns(len(known)), known, strict=True):
+        old, new = summary[f"{name}_before"] / unit, summary.get(f"{name}_after")
+        if new is None:
+            column.metric(label, f"{old:.{digits}f}")
+            continue
+        new = new / unit
+        column.metric(
+            label, f"{new:.{digits}f}", delta=f"{new - old:+.{digits}f}", delta_color="inverse",
+            help=f"before: {old:.{digits}f}",
+        )  # fmt: skip
+
+
+def _clean(summary: dict[str, Any]) -> None:
+    plain = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
+    for column, (key, value) in zip(st.columns(4), list(plain.items())[:4], strict=False):
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        column.metric(key.replace("_", " ").capitalize(), text)
+
+
+def _changed(run: Run) -> None:
+    from analysis import paper
+
+    if tables.has(run, "amplification"):
+        table = tables.table(run, "amplification")
+        st.subheader("Heads that changed most")
+        sure = (table["ci_low"] > 0).sum(), (table["ci_high"] < 0).sum()
+        st.markdown(
+            f"{sure[0]} of {len(table)} heads were amplified and {sure[1]} weakened, beyond doubt "
+            "at 95%."
+        )
+        page.draw(
+            figures.importance_change(table, 8),
+            "overview_change",
+            paper=lambda: paper.importance_change(table, 8),
+            table=table,
+        )
+        return
+    table = tables.table(run, "importance_before" if not tables.has(run, "ranking") else "ranking")
+    st.subheader("Heads that matter most")
+    page.draw(
+        figures.importance_map(table, width=560),
+        "overview_map",
+        stretch=False,
+        paper=lambda: paper.importance_map(table),
+        table=table,
+    )
+
+
+def _memory(run: Run) -> None:
+    """A line a memory block: how many of its slots are ever read."""
+    if not tables.has(run, "memory_usage"):
+        return
+    usage = tables.table(run, "memory_usage")
+    labels = {row.layer: row.label for row in figure_data.block_rows(usage)}
+    by_block = usage.groupby("layer").agg(coverage=("coverage", "mean"), slots=("slots", "max"))
+    st.subheader("Memory in use")
+    st.dataframe(
+        tables.in_percent(
+            by_block.assign(block=[labels[layer] for layer in by_block.index]), "coverage"
+        ),
+        column_order=["block", "coverage", "slots"],
+        column_config={
+            "block": "Block",
+            "coverage": tables.percent_column("Slots read", "mean over the block's heads"),
+            "slots": tables.whole_column("Slots"),
+        },
+        hide_index=True,
+        key="overview_memory",
+    )
+
+
+def _quality(run: Run) -> None:
+    from analysis import paper
+
+    if not tables.has(run, "losses"):
+        return
+    losses = tables.table(run, "losses")
+    st.subheader("Quality against cost")
+    page.draw(
+        figures.quality_cost(losses),
+        "overview_quality",
+        paper=lambda: paper.quality_cost(losses),
+        table=losses,
+    )
+
+
+def _choice(run: Run) -> None:
+    from analysis import paper
+
+    if not tables.has(run, "choice"):
+        return
+    choice = tables.table(run, "choice")
+    contrast: pd.DataFrame | None = None
+    if tables.has(run, "choice_contrast"):
+        contrast = tables.table(run, "choice_contrast")
+    st.subheader("Did choosing heads pay?")
+    page.draw(
+        figures.choice(choice, contrast),
+        "overview_choice",
+        paper=lambda: paper.choice(choice, contrast),
+        table=choice,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Every error a user can cause, one line each: what is wrong, what was given, what would do.
+
+`midus_model.errors` has the same names. They lie here, where nothing else is imported, so that
+what reads tables alone need not wait for the model's libraries.
+"""
+
+from __future__ import annotations
+
+
+class MidusError(ValueError):
+    """Base of the workbench's own exceptions."""
+
+
+class ModelError(MidusError):
+    """A model directory that is missing, damaged, or no supported causal language model."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """A causal language model of a family that the workbench does not know."""
+
+
+class UpscaleError(MidusError):
+    """An up-scaling that cannot be done as asked."""
+
+
+class HeadError(MidusError):
+    """Heads that the model does not have."""
+
+
+class DataError(MidusError):
+    """Text or a task that cannot be used."""
+
+
+class IncomparableTables(MidusError):
+    """Two result tables that do not measure the same thing on the same documents."""
+
+
+class RunError(MidusError):
+    """A run folder that cannot be written, or cannot be read."""

@@ -1,0 +1,244 @@
+"""Long work in a process of its own: the `midus` command, with progress, that can be cancelled.
+
+    <root>/<name>/                the run folder that the command writes
+    <root>/.jobs/<name>/job.json  progress.json  output.txt  code
+
+Whoever looks reads these files, so jobs outlive a page, a reload and the server that started them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import workbench
+from kernels.errors import RunError
+from workbench.runs import MANIFEST, check_place, free_place
+
+FOLDER = ".jobs"
+PROGRESS = "MIDUS_PROGRESS"  # environment variable: the file that a command's progress goes to
+
+
+def start(arguments: Sequence[str], root: str | os.PathLike[str], name: str) -> Job:
+    """Start `midus <arguments> --output <root>/<name>`, or a free name like it.
+
+    Raises RunError where nothing can be written.
+    """
+    place = free_place(root, name)
+    check_place(place)
+    folder = Path(root) / FOLDER / place.name
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {folder}: {error.strerror}; give another folder"
+        ) from error
+    job = Job(folder, {"arguments": list(arguments), "output": str(place)})
+    job.again()
+    return job
+
+
+def jobs(root: str | os.PathLike[str]) -> list[Job]:
+    """The jobs of a folder, the newest first; what is damaged is left out."""
+    found = []
+    for path in Path(root).glob(f"{FOLDER}/*/job.json"):
+        with suppress(RunError):
+            found.append(_read(path.parent))
+    return sorted(found, key=lambda job: -float(job.about["started"]))
+
+
+def one(root: str | os.PathLike[str], name: str) -> Job:
+    """The job of that name; RunError where there is none."""
+    known = {job.name: job for job in jobs(root)}
+    if name not in known:
+        raise RunError(f"no job {name!r} in {root}; there are {', '.join(known) or 'none'}")
+    return known[name]
+
+
+class Job:
+    """One command, running or ended."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self._folder, self.about = folder, about
+
+    @property
+    def name(self) -> str:
+        return self._folder.name
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.about["output"])
+
+    @property
+    def command(self) -> str:
+        """The line that does the same in a shell."""
+        return shlex.join(["midus", *self.about["arguments"], "--output", str(self.folder)])
+
+    @property
+    def status(self) -> str:
+        """ "running", "done", "failed", "cancelled", or "interrupted": gone without a word."""
+        if self._process() is not None:
+            return "running"
+        if self.about.get("cancelled"):
+            return "cancelled"
+        if self._manifest().get("status") == "done":
+            return "done"
+        return "failed" if self._code() or self._complaint() else "interrupted"
+
+    @property
+    def progress(self) -> tuple[float | None, str, float | None]:
+        """Share done, what is being done, and about how many seconds are left; None: not known."""
+        found = _json(self._folder / "progress.json")
+        try:
+            done, total = int(found["done"]), int(found["total"])
+            text, spent = str(found["text"]), float(found["time"]) - float(found["began"])
+        except (KeyError, TypeError, ValueError):
+            return None, "", None
+        if not total:
+            return None, text, None
+        left = spent / done * (total - done) if done and spent > 1 else None
+        return done / total, text, left
+
+    @property
+    def message(self) -> str:
+        """Why it failed, in the command's own words."""
+        if self.status != "failed":
+            return ""
+        return self._complaint() or f"it ended with exit code {self._code()}: see {self._log}"
+
+    def again(self) -> None:
+        """Start the command; an unfinished run in its folder is gone on with."""
+        if self._process() is not None:
+            raise RunError(f"the job {self.name} is running; cancel it first")
+        for name in ("progress.json", "code"):
+            (self._folder / name).unlink(missing_ok=True)
+        line = [sys.executable, "-m", "workbench.cli", *self.about["arguments"]]
+        packages = str(Path(workbench.__file__).resolve().parents[1])  # a checkout, not installed
+        path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH", "")]))
+        told = str((self._folder / "progress.json").resolve())
+        environment = os.environ | {PROGRESS: told, "PYTHONPATH": path}
+        with self._log.open("wb") as output:
+            process = subprocess.Popen(
+                [*line, "--output", str(self.folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.about |= {"pid": process.pid, "created": _created(process.pid), "cancelled": False}
+        self.about["started"] = time.time()
+        self._write()
+        threading.Thread(target=self._reap, args=(process,), daemon=True).start()
+
+    def cancel(self, wait: float = 5.0) -> None:
+        """End it: as Ctrl-C does, and by force where that does not help within `wait` seconds."""
+        process = self._process()
+        if process is None:
+            return
+        self.about["cancelled"] = True
+        self._write()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            end = time.monotonic() + wait
+            while time.monotonic() < end:
+                if self._process() is None:
+                    return
+                time.sleep(0.05)
+
+    def remove(self) -> None:
+        """Delete its files and its run folder; RunError while it runs."""
+        if self._process() is not None:
+            raise RunError(f"the job {self.name} is running; cancel it first")
+        root = self._folder.parents[1].resolve()
+        if self.folder.resolve().parent == root:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ------------------------------------------------------------ the files
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "output.txt"
+
+    def _write(self) -> None:
+        draft = self._folder / f".job.{os.getpid()}.{threading.get_ident()}.tmp"
+        draft.write_text(json.dumps(self.about, indent=1), encoding="utf-8")
+        draft.replace(self._folder / "job.json")
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        with suppress(OSError):  # its folder may be removed by now
+            (self._folder / "code").write_text(str(code), encoding="utf-8")
+
+    def _code(self) -> int:
+        with suppress(OSError, ValueError):
+            return int((self._folder / "code").read_text(encoding="utf-8"))
+        return 0
+
+    def _manifest(self) -> dict[str, Any]:
+        return _json(self.folder / MANIFEST)
+
+    def _complaint(self) -> str:
+        """The last line that the command said in its own name, notes left out."""
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        own = [line for line in lines if line.startswith("midus: ")]
+        said = [line.removeprefix("midus: ") for line in own if not line.startswith("midus: note:")]
+        return said[-1] if said else ""
+
+    def _process(self) -> psutil.Process | None:
+        """The command's process while it runs. A number given to another process is not taken."""
+        try:
+            process = psutil.Process(int(self.about["pid"]))
+            same = abs(process.create_time() - float(self.about["created"])) < 1
+            if same and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        except (psutil.Error, KeyError, TypeError, ValueError):
+            pass
+        return None
+
+
+def _created(pid: int) -> float:
+    with suppress(psutil.Error):
+        return float(psutil.Process(pid).create_time())
+    return 0.0
+
+
+def _read(folder: Path) -> Job:
+    about = _json(folder / "job.json")
+    try:
+        arguments, output = about["arguments"], Path(about["output"])
+        usable = isinstance(arguments, list) and output.name == folder.name
+        float(about["started"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"the job {folder} is damaged; remove the folder") from error
+    if not usable or output.resolve().parent != folder.parents[1].resolve():
+        raise RunError(f"the job {folder} is damaged; remove the folder")
+    return Job(folder, about)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
