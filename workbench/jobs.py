@@ -30,24 +30,17 @@ from workbench.runs import MANIFEST, check_place, free_place
 
 FOLDER = ".jobs"
 PROGRESS = "MIDUS_PROGRESS"  # environment variable: the file that a command's progress goes to
+_starting = threading.Lock()
 
 
 def start(arguments: Sequence[str], root: str | os.PathLike[str], name: str) -> Job:
     """Start `midus <arguments> --output <root>/<name>`, or a free name like it.
 
-    Raises RunError where nothing can be written.
+    Raises RunError where nothing can be written, and for a name that begins with a dot.
     """
-    place = free_place(root, name)
-    check_place(place)
-    folder = Path(root) / FOLDER / place.name
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {folder}: {error.strerror}; give another folder"
-        ) from error
-    job = Job(folder, {"arguments": list(arguments), "output": str(place)})
+    if not name or name.startswith("."):
+        raise RunError(f"a job cannot be called {name!r}; give a name that begins with no dot")
+    job = Job(_claimed(Path(root), name), {"arguments": list(arguments)})
     job.again()
     return job
 
@@ -57,7 +50,7 @@ def jobs(root: str | os.PathLike[str]) -> list[Job]:
     found = []
     for path in Path(root).glob(f"{FOLDER}/*/job.json"):
         with suppress(RunError):
-            found.append(_read(path.parent))
+            found.append(Job(path.parent, _about(path.parent)))
     return sorted(found, key=lambda job: -float(job.about["started"]))
 
 
@@ -82,7 +75,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.about["output"])
+        return self._folder.parents[1] / self.name
 
     @property
     def command(self) -> str:
@@ -94,24 +87,26 @@ class Job:
         """ "running", "done", "failed", "cancelled", or "interrupted": gone without a word."""
         if self._process() is not None:
             return "running"
+        found, code = self._manifest().get("status"), self._code()
+        if found == "done" or (code == 0 and not found):  # not every command leaves a run folder
+            return "done"
         if self.about.get("cancelled"):
             return "cancelled"
-        if self._manifest().get("status") == "done":
-            return "done"
-        return "failed" if self._code() or self._complaint() else "interrupted"
+        return "failed" if found == "failed" or code or self._complaint() else "interrupted"
 
     @property
     def progress(self) -> tuple[float | None, str, float | None]:
         """Share done, what is being done, and about how many seconds are left; None: not known."""
         found = _json(self._folder / "progress.json")
         try:
-            done, total = int(found["done"]), int(found["total"])
+            done, total, first = int(found["done"]), int(found["total"]), int(found["first"])
             text, spent = str(found["text"]), float(found["time"]) - float(found["began"])
         except (KeyError, TypeError, ValueError):
             return None, "", None
         if not total:
             return None, text, None
-        left = spent / done * (total - done) if done and spent > 1 else None
+        # What an earlier start had measured (`first`) took none of this time.
+        left = spent / (done - first) * (total - done) if done > first and spent > 1 else None
         return done / total, text, left
 
     @property
@@ -119,31 +114,22 @@ class Job:
         """Why it failed, in the command's own words."""
         if self.status != "failed":
             return ""
-        return self._complaint() or f"it ended with exit code {self._code()}: see {self._log}"
+        return (
+            self._complaint()
+            or self._manifest().get("message")
+            or f"it ended with exit code {self._code()}: see {self._log}"
+        )
 
     def again(self) -> None:
         """Start the command; an unfinished run in its folder is gone on with."""
-        if self._process() is not None:
-            raise RunError(f"the job {self.name} is running; cancel it first")
-        for name in ("progress.json", "code"):
-            (self._folder / name).unlink(missing_ok=True)
-        line = [sys.executable, "-m", "workbench.cli", *self.about["arguments"]]
-        packages = str(Path(workbench.__file__).resolve().parents[1])  # a checkout, not installed
-        path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH", "")]))
-        told = str((self._folder / "progress.json").resolve())
-        environment = os.environ | {PROGRESS: told, "PYTHONPATH": path}
-        with self._log.open("wb") as output:
-            process = subprocess.Popen(
-                [*line, "--output", str(self.folder)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.about |= {"pid": process.pid, "created": _created(process.pid), "cancelled": False}
-        self.about["started"] = time.time()
-        self._write()
+        with _starting:  # one of two tabs that ask at once
+            self._stop_if_running()
+            for name in ("progress.json", "code"):
+                (self._folder / name).unlink(missing_ok=True)
+            process = self._run()
+            self.about |= {"pid": process.pid, "created": _created(process.pid)}
+            self.about |= {"started": time.time(), "cancelled": False}
+            self._write()
         threading.Thread(target=self._reap, args=(process,), daemon=True).start()
 
     def cancel(self, wait: float = 5.0) -> None:
@@ -154,22 +140,58 @@ class Job:
         self.about["cancelled"] = True
         self._write()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)
-            end = time.monotonic() + wait
-            while time.monotonic() < end:
-                if self._process() is None:
-                    return
-                time.sleep(0.05)
+            if _has_ended(process.pid, wait):
+                return
 
     def remove(self) -> None:
         """Delete its files and its run folder; RunError while it runs."""
-        if self._process() is not None:
-            raise RunError(f"the job {self.name} is running; cancel it first")
-        root = self._folder.parents[1].resolve()
-        if self.folder.resolve().parent == root:
+        self._stop_if_running()
+        if self.folder.resolve().parent == self._folder.parents[1].resolve():  # no link elsewhere
             shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ------------------------------------------------------------ the process
+
+    def _run(self) -> subprocess.Popen[bytes]:
+        line = [sys.executable, "-m", "workbench.cli", *self.about["arguments"]]
+        packages = str(Path(workbench.__file__).resolve().parents[1])  # a checkout, not installed
+        path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH", "")]))
+        told = str((self._folder / "progress.json").resolve())
+        environment = os.environ | {PROGRESS: told, "PYTHONPATH": path}
+        with self._log.open("wb") as output:
+            return subprocess.Popen(
+                [*line, "--output", str(self.folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        with suppress(OSError):  # its folder may be removed by now
+            (self._folder / "code").write_text(f"{process.pid} {code}", encoding="utf-8")
+
+    def _process(self) -> psutil.Process | None:
+        """The command's process while it runs. A number given to another process is not taken."""
+        with suppress(RunError):
+            self.about = _about(self._folder)  # another tab may have started or cancelled it
+        try:
+            process = psutil.Process(int(self.about["pid"]))
+            # Seconds apart, because the times are counted from a boot time that clocks correct.
+            same = abs(process.create_time() - float(self.about["created"])) < 5
+            if same and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        except (psutil.Error, KeyError, TypeError, ValueError):
+            pass
+        return None
+
+    def _stop_if_running(self) -> None:
+        if self._process() is not None:
+            raise RunError(f"the job {self.name} is running; cancel it first")
 
     # ------------------------------------------------------------ the files
 
@@ -182,15 +204,12 @@ class Job:
         draft.write_text(json.dumps(self.about, indent=1), encoding="utf-8")
         draft.replace(self._folder / "job.json")
 
-    def _reap(self, process: subprocess.Popen[bytes]) -> None:
-        code = process.wait()
-        with suppress(OSError):  # its folder may be removed by now
-            (self._folder / "code").write_text(str(code), encoding="utf-8")
-
-    def _code(self) -> int:
+    def _code(self) -> int | None:
+        """The exit code, where a server was there to see it; that of an earlier start is none."""
         with suppress(OSError, ValueError):
-            return int((self._folder / "code").read_text(encoding="utf-8"))
-        return 0
+            pid, code = (self._folder / "code").read_text(encoding="utf-8").split()
+            return int(code) if int(pid) == self.about.get("pid") else None
+        return None
 
     def _manifest(self) -> dict[str, Any]:
         return _json(self.folder / MANIFEST)
@@ -205,16 +224,23 @@ class Job:
         said = [line.removeprefix("midus: ") for line in own if not line.startswith("midus: note:")]
         return said[-1] if said else ""
 
-    def _process(self) -> psutil.Process | None:
-        """The command's process while it runs. A number given to another process is not taken."""
+
+def _claimed(root: Path, name: str) -> Path:
+    """A new folder for a job's files; neither a job nor a run of its name is there yet."""
+    number = 1
+    while True:
+        place = free_place(root, name if number == 1 else f"{name}-{number}")
+        check_place(place)
+        folder = root / FOLDER / place.name
         try:
-            process = psutil.Process(int(self.about["pid"]))
-            same = abs(process.create_time() - float(self.about["created"])) < 1
-            if same and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        except (psutil.Error, KeyError, TypeError, ValueError):
-            pass
-        return None
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # that job's run folder is still to come, or will never be
+            number += 1
+        except OSError as error:
+            raise RunError(
+                f"cannot write to {folder}: {error.strerror}; give another folder"
+            ) from error
 
 
 def _created(pid: int) -> float:
@@ -223,17 +249,35 @@ def _created(pid: int) -> float:
     return 0.0
 
 
-def _read(folder: Path) -> Job:
+def _has_ended(group: int, wait: float) -> bool:
+    """Whether every process of the group ends within `wait` seconds."""
+    end = time.monotonic() + wait
+    while _is_alive(group):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _is_alive(group: int) -> bool:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What job.json says; RunError where it is damaged."""
     about = _json(folder / "job.json")
-    try:
-        arguments, output = about["arguments"], Path(about["output"])
-        usable = isinstance(arguments, list) and output.name == folder.name
-        float(about["started"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"the job {folder} is damaged; remove the folder") from error
-    if not usable or output.resolve().parent != folder.parents[1].resolve():
+    arguments, started = about.get("arguments"), about.get("started")
+    if (
+        not isinstance(arguments, list)
+        or not all(isinstance(word, str) for word in arguments)
+        or not isinstance(started, int | float)
+    ):
         raise RunError(f"the job {folder} is damaged; remove the folder")
-    return Job(folder, about)
+    return about
 
 
 def _json(path: Path) -> dict[str, Any]:

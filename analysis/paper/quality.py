@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from analysis import figure_data as data
 from analysis.paper.canvas import FULL, Figure, canvas, style
@@ -28,5 +29,6 @@ def quality_cost(table: pd.DataFrame, *, width: float = FULL) -> Figure:
             ax.set(title=title, xlabel="parameters added (millions)", ylabel="loss (nats/token)")
             ax.set_xlim(left=0)
             ax.margins(0.1)
+            ax.yaxis.set_major_locator(MaxNLocator(5))
         axes[-1].legend(loc="best")
     return figure

@@ -32,8 +32,9 @@ def show(workspace: Path) -> None:
 
 def _lines(workspace: Path, expected: bool) -> None:
     found = jobs.jobs(workspace)
-    if expected and not any(job.status == "running" for job in found):
-        st.rerun()  # the runs in the sidebar have grown
+    opened = st.session_state.pop("job_opened", False)
+    if opened or expected != any(job.status == "running" for job in found):
+        st.rerun()  # to look every second from now on, or to show the new run in the sidebar
     for job in found[:SHOWN]:
         with st.container(border=True, key=f"job_{job.name}"):
             _line(job)
@@ -70,7 +71,7 @@ def _buttons(job: jobs.Job, status: str, place: st.delta_generator.DeltaGenerato
 
 
 def _open(job: jobs.Job) -> None:
-    st.session_state["run_name"] = Path(job.folder).name
+    st.session_state["run_name"], st.session_state["job_opened"] = job.folder.name, True
 
 
 def _do(action: object) -> None:

@@ -70,19 +70,26 @@ def computed(text: str) -> None:
 # ---------------------------------------------------------------- links
 
 
-def linked(key: str, options: Sequence[str], what: str, fallback: int = 0) -> None:
+def linked(key: str, options: Sequence[str], what: str, fallback: int = 0) -> Callable[[], None]:
     """Say so where the page's address asks for a `key` that is none of the options.
 
     To be called before the widget that is bound to `key`: Streamlit drops such a value silently.
+    The message stays until the user chooses; returns what the widget is to call then.
     """
+    lost = f"lost_{key}"
     asked = st.query_params.get(key)
-    if asked is not None and asked not in options:
+    if asked is not None:
+        st.session_state[lost] = asked
+    if st.session_state.get(lost) in options:
+        st.session_state.pop(lost)
+    if lost in st.session_state:
         shown = options[fallback] if options else "nothing"
         st.warning(
-            f"The link asks for {what} {escape(asked)}, which is not there; "
+            f"The link asks for {what} {escape(st.session_state[lost])}, which is not there; "
             f"this page shows {escape(shown)} instead. Choose another one below.",
             icon=":material/link_off:",
         )
+    return lambda: st.session_state.pop(lost, None)
 
 
 def choose(
@@ -96,23 +103,27 @@ def choose(
     what: str | None = None,
 ) -> str:
     """A choice that the page's address keeps; options are texts, as the address shows them."""
-    linked(key, options, what or label.lower(), default)
+    chosen = linked(key, options, what or label.lower(), default)
     if st.session_state.get(key) not in options:
         st.session_state.pop(key, None)
     return str(
-        place.selectbox(label, options, index=default, key=key, bind="query-params", help=help)
+        place.selectbox(
+            label, options, index=default, key=key, bind="query-params", help=help, on_change=chosen
+        )
     )
 
 
 def toggle(label: str, options: Sequence[str], key: str, *, place: Any = st) -> str:
     """One of a few options side by side, kept in the page's address."""
-    linked(key, options, label.lower())
+    chosen = linked(key, options, label.lower())
     if st.session_state.get(key) not in options:
         st.session_state.pop(key, None)
-    chosen = place.segmented_control(
-        label, options, default=options[0], key=key, bind="query-params", required=True
-    )
-    return str(chosen)
+    return str(
+        place.segmented_control(
+            label, options, default=options[0], key=key, bind="query-params", required=True,
+            on_change=chosen,
+        )
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- figures

@@ -1,143 +1,224 @@
-"""The explorer in a real browser: every page draws, nothing complains, a click shows a head."""
+"""The explorer in a real browser, on the shipped study: pages, clicks, links, downloads, a job."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
+import io
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+from PIL import Image
 
-from analysis import tables
+from analysis import amplify, tables
+from midus_model import load, load_tokenizer
+from tests.apps.driven import SECONDS, Tab, chromium, serving
 from tests.apps.planted import plant_run
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-ROOT = Path(__file__).parents[2]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-)  # fmt: skip
-PAGES = {"Head importance": 3, "Memory slots": 3, "Amplification": 2}  # and how many figures
-SECONDS = 60
+PAGES = ("Overview", "Heads", "Choose", "Amplify", "Memory", "Compare", "Report")
+STUDY = Path(__file__).parents[2] / "workbench" / "study" / "tables"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("no chromium on the path; install it: apt-get install -y chromium")
-        pytest.skip("no chromium on the path (apt-get install -y chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plant_run(tmp_path_factory.mktemp("runs") / "planted")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def address(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real app on a free loopback port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def address(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("log") / "streamlit.txt"
-    command = [
-        sys.executable, "-m", "streamlit", "run", "apps/explorer.py", "--server.port", str(port),
-        "--", "--run", str(run),
-    ]  # fmt: skip
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait(f"http://127.0.0.1:{port}/_stcore/health", server, log)
-            yield f"http://127.0.0.1:{port}/"
-        finally:
-            server.terminate()
-            server.wait(timeout=SECONDS)
+    with serving(log, "--runs", workspace) as running:
+        yield running
 
 
-def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail(f"the app did not start:\n{log.read_text()}")
+@pytest.fixture
+def tab(browser: Any, address: str) -> Iterator[Tab]:
+    opened = Tab(browser, address)
+    yield opened
+    opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_draw_and_a_click_shows_a_head(
-    browser: sync_api.Browser, address: str, run: Path, tmp_path: Path, scheme: str
+def test_every_page_opens_without_a_complaint(browser: Any, address: str, scheme: str) -> None:
+    tab = Tab(browser, address, scheme)
+    tab.open()
+    for title in PAGES:
+        tab.go(title)
+        tab.check()
+    tab.close()
+
+
+def test_a_click_on_a_cell_opens_that_head_and_its_link_shows_it_again(
+    browser: Any, address: str, tab: Tab
 ) -> None:
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(1000 * SECONDS)
-    complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda r: None if _local(r.url, address) else complaints.append(r.url))
-    page.goto(address)
-    for title, figures in PAGES.items():
-        page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
-        page.get_by_role("heading", name=title, exact=True).wait_for()
-        page.locator(".js-plotly-plot").nth(figures - 1).wait_for()
-        _settle(page)
-        page.screenshot(path=tmp_path / f"{title}-{scheme}.png")
-        assert page.get_by_test_id("stException").count() == 0
-        assert page.get_by_test_id("stAlert").count() == 0
-        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0, f"{title} is {wide} pixels wider than the window"
-    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Head importance").click()
-    _click_a_memory_head(page, run)
-    page.screenshot(path=tmp_path / f"clicked-{scheme}.png")
-    assert not complaints
-    context.close()
-
-
-def _local(url: str, address: str) -> bool:
-    websocket = address.replace("http:", "ws:")
-    return url.startswith((address, websocket, "data:", "blob:"))
-
-
-def _settle(page: sync_api.Page) -> None:
-    page.wait_for_function(
-        "!document.querySelector('[data-testid=stApp]').matches('[data-test-script-state=running]')"
-    )
-
-
-def _click_a_memory_head(page: sync_api.Page, run: Path) -> None:
-    """Click the cell of a memory head in the map after; its numbers must be the table's."""
-    table = tables.load(run / "tables" / "importance_after")
-    index = int(table.index[table["kind"] == "memory"][2])
+    table = tables.load(STUDY / "importance_after")
+    index = int(table.index[table["kind"] == "memory"][10])
     row = table.loc[index]
-    cells = page.locator(".js-plotly-plot").first.locator("g.trace").nth(1).locator("path.point")
-    panel = page.locator(".st-key-head_panel")
+    tab.open("heads")
+    panel = tab.page.locator(".st-key-head_panel")
     name = f"+ memory (from {row['source_layer']}), head {row['head']}"
-    cells.nth(index).wait_for()
-    _settle(page)
     assert name not in panel.inner_text()
-    # A real click at the place, since plotly's drag layer lies above the markers.
-    box = cells.nth(index).bounding_box()
-    assert box is not None
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.click_marker(tab.page.locator(".js-plotly-plot").first, 1, index)
     panel.get_by_text(name).wait_for()
     said = panel.inner_text()
     assert f"{row['score']:.4f}" in said
     assert f"{row['ci_low']:.4f} to {row['ci_high']:.4f}" in said
+    tab.check()
+    other = Tab(browser, address)
+    other.open(tab.page.url.removeprefix(address))
+    other.page.locator(".st-key-head_panel").get_by_text(name).wait_for()
+    other.check()
+    other.close()
+
+
+def test_a_click_on_a_slot_opens_its_contexts(tab: Tab) -> None:
+    tab.open("memory")
+    usage = tables.load(STUDY / "memory_usage").iloc[0]
+    slots = tables.load(STUDY / "memory_slots")
+    mine = slots[(slots["block"] == usage["layer"]) & (slots["head"] == usage["head"])]
+    wanted = int(mine.sort_values(["hits", "slot"], ascending=[False, True])["slot"].iloc[2])
+    table = tab.page.get_by_test_id("stDataFrame").first
+    table.scroll_into_view_if_needed()
+    tab.settle()
+    box = table.bounding_box()
+    assert box is not None
+    tab.page.mouse.click(box["x"] + 18, box["y"] + 35 * 3 + 18)  # the third row's box
+    panel = tab.page.locator(".st-key-slot_panel")
+    panel.get_by_text(re.compile(f"^Slot {wanted}")).first.wait_for()
+    tab.settle()
+    assert panel.get_by_test_id("stDataFrame").count() >= 2
+    assert f"slot={wanted}" in tab.page.url
+    tab.check()
+
+
+def test_a_gate_changes_the_probabilities_as_amplify_says(tab: Tab) -> None:
+    best = tables.load(STUDY / "importance_after").nlargest(1, "score").iloc[0]
+    layer, head = int(best["layer"]), int(best["head"])
+    tab.open("amplify")
+    before = tab.page.get_by_test_id("stMetricValue").first.inner_text()
+    thumb = tab.page.locator(f".st-key-gain_{layer}_{head} input[type=range]")
+    thumb.focus()
+    for _ in range(4):
+        thumb.press("ArrowLeft")  # 0.05 a press
+    tab.page.wait_for_url(re.compile(f"gain_{layer}_{head}=0.8"))
+    tab.settle()
+    tab.page.wait_for_function(
+        "was => document.querySelector('[data-testid=stMetricValue]').innerText !== was", arg=before
+    )
+    text = tab.page.locator("textarea").first.input_value()
+    shown = float(tab.page.get_by_test_id("stMetricValue").first.inner_text())
+    assert shown == pytest.approx(loss_of(text, layer, head, 0.8), abs=6e-4)
+    tab.check()
+
+
+def loss_of(text: str, layer: int, head: int, gain: float) -> float:
+    """Mean next-token loss of the shipped model with one head amplified, by Hugging Face's loss."""
+    model, tokenizer = load("pico-midus"), load_tokenizer("pico")
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with amplify(model, [(layer, head)], gain) as changed:
+        return float(changed.model(input_ids=ids, labels=ids).loss)
+
+
+def test_a_ranking_is_started_cancelled_started_again_and_finished(
+    tab: Tab, workspace: Path
+) -> None:
+    tab.open("choose")
+    tab.page.get_by_text("Rank heads", exact=True).click()
+    limit = tab.page.locator(".st-key-limit input")
+    limit.fill("1")
+    limit.press("Enter")
+    tab.settle()
+    tab.page.get_by_role("button", name="Start", exact=True).click()
+    job = tab.page.locator("[class*=st-key-job_rank-pico]").first
+    job.get_by_role("button", name="Cancel").click()
+    job.get_by_text("cancelled").wait_for()
+    tab.page.reload()  # a job outlives its page
+    job.get_by_role("button", name="Start again").click()
+    job.get_by_text("running").wait_for()
+    tab.page.wait_for_timeout(500)
+    job.get_by_role("button", name="Open").wait_for(timeout=1000 * 4 * SECONDS)
+    job.get_by_role("button", name="Open").click()
+    found = tables.load(workspace / "rank-pico" / "tables" / "ranking")
+    tab.page.get_by_text(f"{found.attrs['evaluations']:,}", exact=True).wait_for()
+    tab.settle()
+    tab.check()
+    with tab.page.expect_download() as saved:
+        tab.page.get_by_role("button", name="ranking.json").click()
+    heads = json.loads(Path(saved.value.path()).read_text())["heads"]
+    best = found.head(int(found.attrs["top"]))
+    assert heads == [[int(r.layer), int(r.head)] for r in best.itertuples()]
+
+
+def test_downloads_open(tab: Tab) -> None:
+    tab.open("report?figure=importance_map")
+
+    def saved(label: str) -> bytes:
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("button", name=label, exact=True).click()
+        return Path(download.value.path()).read_bytes()
+
+    pdf = saved("PDF")
+    assert pdf.startswith(b"%PDF") and b"/Font" in pdf
+    image = Image.open(io.BytesIO(saved("PNG")))
+    assert image.size[0] > 1000 and len(image.convert("L").getcolors() or []) > 10
+    want = tables.load(STUDY / "importance_before").drop(columns="by_document")
+    got = pd.read_csv(io.BytesIO(saved("CSV, the numbers")))
+    pd.testing.assert_frame_equal(got, want, check_dtype=False)
+    tab.check()
+
+
+def test_a_link_to_a_head_that_is_not_there_says_so_and_the_page_goes_on(tab: Tab) -> None:
+    tab.open("heads?head=99")
+    tab.page.get_by_text("The link asks for head 99").wait_for()
+    assert tab.page.locator(".st-key-head_panel").count() == 1
+    tab.check()
+
+
+@pytest.mark.verify
+def test_two_tabs_do_not_disturb_each_other(browser: Any, address: str) -> None:
+    one, two = Tab(browser, address), Tab(browser, address)
+    for tab, gain in ((one, "0"), (two, "2")):
+        tab.open(f"amplify?gain_0_0={gain}.0")
+    shown = []
+    for tab, gain in ((one, 0.0), (two, 2.0)):
+        tab.page.reload()
+        tab.page.get_by_test_id("stMetricValue").first.wait_for()
+        tab.settle()
+        text = tab.page.locator("textarea").first.input_value()
+        shown.append(float(tab.page.get_by_test_id("stMetricValue").first.inner_text()))
+        assert shown[-1] == pytest.approx(loss_of(text, 0, 0, gain), abs=6e-4)
+        tab.check()
+        tab.close()
+    assert shown[0] != shown[1]
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("width", [1024, 1440])
+def test_pages_fit_other_windows(browser: Any, address: str, width: int) -> None:
+    tab = Tab(browser, address, width=width)
+    tab.open()
+    for title in PAGES:
+        tab.go(title)
+        tab.check()
+    tab.close()
+
+
+@pytest.mark.verify
+def test_a_large_model_opens(browser: Any, tmp_path: Path) -> None:
+    run = plant_run(tmp_path / "large", layers=32, heads=32, side=256, documents=24)
+    with serving(tmp_path / "log.txt", "--run", run, "--runs", tmp_path / "runs") as address:
+        tab = Tab(browser, address)
+        tab.open()
+        for title in ("Overview", "Heads", "Memory", "Compare", "Report"):
+            tab.go(title)
+            tab.check()
+        tab.close()

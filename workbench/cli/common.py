@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -17,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from workbench.cli.progress import written
 
 settings = {"debug": False}
 
@@ -105,7 +105,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     )
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _written(_plain_progress())
+        yield written(_plain_progress())
         return
     state: dict[str, Any] = {"total": None, "stage": ""}
     with Progress(*columns, console=console, transient=True) as bar:
@@ -122,31 +122,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
                 bar.reset(task, total=total)
             bar.update(task, completed=done, description=text)
 
-        yield report
-
-
-def _written(report: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
-    """`report`, and where a job asks for it (`workbench.jobs`) also a file that others read."""
-    place = os.environ.get("MIDUS_PROGRESS")
-    if not place:
-        return report
-    target = Path(place)
-    state: dict[str, Any] = {"total": None, "began": 0.0, "written": 0.0}
-
-    def write(done: int, total: int, text: str) -> None:
-        report(done, total, text)
-        now = time.time()
-        if total != state["total"]:
-            state["total"], state["began"] = total, now
-        elif now - state["written"] < 0.25 and done < total:
-            return
-        state["written"] = now
-        told = {"done": done, "total": total, "text": text, "time": now, "began": state["began"]}
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        draft.write_text(json.dumps(told), encoding="utf-8")
-        draft.replace(target)
-
-    return write
+        yield written(report)
 
 
 def _plain_progress() -> Callable[[int, int, str], None]:

@@ -87,12 +87,12 @@ def run(setting: Setting, out: Path, *, trainings: bool = True) -> dict[str, Any
 def _jobs(
     experiment: Experiment, trainings: bool
 ) -> Iterator[tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]]:
-    """Part, measurement, and what tells its row from others; a seed at a time."""
+    """Part, measurement, and what tells its row from others; the trainings an arm at a time."""
     for seed in range(experiment.setting.seeds):
         for keys in STARTS:
             yield "coverage", experiment.coverage, {"keys": keys, "seed": seed}
-    for seed in range(experiment.setting.seeds) if trainings else ():
-        for keys, revived in TRAININGS:
+    for keys, revived in TRAININGS if trainings else ():
+        for seed in range(experiment.setting.seeds):
             which = {"keys": keys, "revived": revived, "seed": seed}
             yield "training", experiment.trained, which
 
