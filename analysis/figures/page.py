@@ -68,7 +68,7 @@ def finish(
     lines = data.wrap(caption, int(((width or 760) - 30) / _CHARACTER))
     bottom = foot + 14 * len(lines) + 10
     figure.add_annotation(
-        text="<br>".join(map(html.escape, lines)),
+        text="<br>".join(map(escaped, lines)),
         xref="paper",
         yref="paper",
         x=0,
@@ -96,6 +96,11 @@ def finish(
     figure.update_xaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE, title_standoff=6)
     figure.update_yaxes(gridcolor=FAINT, zerolinecolor=MIDDLE, linecolor=MIDDLE)
     return figure
+
+
+def escaped(text: str) -> str:
+    """Text as plotly draws it: it knows tags and a few entities, quotes not among them."""
+    return html.escape(text, quote=False)
 
 
 def interval(table: pd.DataFrame, colour: str) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import figure_data as data
 from analysis.figures.maps import colour_bar
-from analysis.figures.page import finish
+from analysis.figures.page import escaped, finish
 
 
 def attention_pattern(view: pd.DataFrame, *, width: float = 760) -> go.Figure:
@@ -33,7 +31,7 @@ def attention_pattern(view: pd.DataFrame, *, width: float = 760) -> go.Figure:
         if pattern.labelled:
             axis.update(
                 tickvals=list(range(count)),
-                ticktext=[html.escape(token) for token in pattern.tokens],
+                ticktext=[escaped(token) for token in pattern.tokens],
                 tickfont={"size": float(np.clip(0.85 * cell, 7, 12))},
             )
     figure.update_xaxes(tickangle=-90 if pattern.labelled else 0)
@@ -58,7 +56,7 @@ def attention_pattern(view: pd.DataFrame, *, width: float = 760) -> go.Figure:
 
 def _weights(pattern: data.Pattern) -> go.Heatmap:
     """The lower triangle; a cell says from which token to which."""
-    named = [f"{html.escape(token)} ({at})" for at, token in enumerate(pattern.tokens)]
+    named = [f"{escaped(token)} ({at})" for at, token in enumerate(pattern.tokens)]
     return go.Heatmap(
         z=pattern.weights.astype(np.float32),
         text=[[f"{row} → {column}" for column in named[: at + 1]] for at, row in enumerate(named)],

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
-from analysis.figures.page import finish, legend
+from analysis.figures.page import escaped, finish, legend
 
 
 def quality_cost(table: pd.DataFrame) -> go.Figure:
@@ -26,7 +24,7 @@ def quality_cost(table: pd.DataFrame) -> go.Figure:
                     x=[point.millions], y=[point.loss], mode="markers", name=point.name,
                     cliponaxis=False, legendgroup=point.name, showlegend=point.name not in named,
                     marker={"symbol": point.symbol, "size": 12, "color": point.colour},
-                    hovertemplate=f"<b>{html.escape(point.name)}</b><br>%{{y:.4f}} nats/token"
+                    hovertemplate=f"<b>{escaped(point.name)}</b><br>%{{y:.4f}} nats/token"
                     "<br>%{x:.3f} M parameters added<extra></extra>",
                 ),
                 row=1, col=column,

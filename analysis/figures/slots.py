@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
 from analysis.figures.maps import cell_size, colour_bar, label_room, map_axes, squares
-from analysis.figures.page import finish
+from analysis.figures.page import escaped, finish
 
 _GAP, _BETWEEN = 90, 64  # pixels between columns and between rows of panels
 
@@ -94,7 +92,7 @@ def memory_view(
     figure.update_xaxes(
         range=[-0.5, count - 0.5],
         tickvals=list(range(count)),
-        ticktext=[html.escape(token) for token in shown.tokens],
+        ticktext=[escaped(token) for token in shown.tokens],
         tickangle=-90,
         title_text=f"tokens {shown.positions[0]} to {shown.positions[-1]}",
         showgrid=False,
@@ -134,7 +132,7 @@ def _reads(view: data.View, best: pd.DataFrame, cell: float, numbers: bool) -> g
     top = float(np.nanmax(view.weights)) or 1.0
     weights, slots = best["weight"].to_numpy(float), best["slot"].to_numpy(int)
     hover = [
-        f"<b>{html.escape(view.tokens[column])}</b>, head {view.heads[row]}"
+        f"<b>{escaped(view.tokens[column])}</b>, head {view.heads[row]}"
         f"<br>slot {slot}, weight {weight:.3g}"
         for column, row, slot, weight in zip(x, y, slots, weights, strict=True)
     ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import figure_data as data
-from analysis.figures.page import finish, legend, pattern
+from analysis.figures.page import escaped, finish, legend, pattern
 
 
 def next_tokens(table: pd.DataFrame) -> go.Figure:
@@ -23,7 +21,7 @@ def next_tokens(table: pd.DataFrame) -> go.Figure:
         figure.add_trace(
             go.Bar(
                 x=values, y=list(range(len(values))), orientation="h", name=name, marker=marker,
-                customdata=[html.escape(label) for label in bars.labels],
+                customdata=[escaped(label) for label in bars.labels],
                 hovertemplate=f"<b>%{{customdata}}</b><br>{name}: %{{x:.2f}} %<extra></extra>",
             )
         )  # fmt: skip
@@ -31,7 +29,7 @@ def next_tokens(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(
         range=[count - 0.5, -0.5],
         tickvals=list(range(count)),
-        ticktext=[html.escape(label) for label in bars.labels],
+        ticktext=[escaped(label) for label in bars.labels],
         showgrid=False,
         zeroline=False,
     )

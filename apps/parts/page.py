@@ -149,6 +149,8 @@ def draw(
     if clicked:
         figure.update_traces(unselected={"marker": {"opacity": 1}})
     ink = _INK[st.context.theme.type or "light"]
+    if ink == _INK["dark"]:
+        _darken(figure)
     figure.update_layout(
         font={"color": ink, "family": _FONT}, modebar={"bgcolor": _CLEAR, "color": ink}
     )
@@ -174,6 +176,15 @@ def draw(
     if paper or table is not None:
         with menu.popover("", icon=":material/download:", help="Save the figure or its numbers"):
             saves(key, figure, paper, table)
+
+
+def _darken(figure: go.Figure) -> None:
+    """Heat maps run from dark to light, so that nothing is not what shines on a dark page."""
+    for trace in figure.data:
+        if trace.type != "heatmap":
+            continue
+        holder = figure.layout[trace.coloraxis] if trace.coloraxis else trace
+        holder.colorscale = [[1 - at, colour] for at, colour in reversed(holder.colorscale)]
 
 
 def _without_caption(figure: go.Figure) -> str:

@@ -1,0 +1,181 @@
+"""How long the explorer takes in a real browser.
+
+`python -m tests.apps.speed --markdown docs/explorer.md` starts the app, drives headless Chromium,
+and gives the median and 95th percentile of 50 of each: the first useful view after the server is up
+(new servers, so fewer), moving between pages, a cached interaction, a gate moved on pico-midus;
+first on the shipped study, then on a planted run of 32 layers x 32 heads and 65,536 slots a block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from midus_model.bench.report import fill_in, machine_of
+from tests.apps.driven import CHROMIUM, FLAGS, Tab, serving
+from tests.apps.planted import plant_run
+
+LIMITS = {"first view": 3.0, "another page": 1.0, "cached interaction": 0.3, "live gate": 1.0}
+COUNT, SERVERS = 50, 5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--servers", type=int, default=SERVERS)
+    parser.add_argument("--out", type=Path, default=Path("runs/explorer-speed.json"))
+    parser.add_argument("--markdown", type=Path, help="page whose table is filled in")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder, browser() as opened:
+        large = plant_run(Path(folder) / "large", layers=32, heads=32, side=256)
+        found = {
+            "machine": machine_of("cpu"),
+            "shipped study": measured(opened, Path(folder), [], given.count, given.servers),
+            "32 x 32 heads, 65,536 slots": measured(
+                opened, Path(folder), ["--run", large], given.count, given.servers
+            ),
+        }
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    table = markdown(found)
+    if given.markdown:
+        fill_in(given.markdown, "speed", table)
+    print(table)
+    return 0
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        sys.exit("no chromium on the path (apt-get install -y chromium)")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+def measured(
+    opened: Any, folder: Path, run: list[Any], count: int, servers: int
+) -> dict[str, list[float]]:
+    """Seconds of every repetition, by what was done."""
+    found: dict[str, list[float]] = {}
+    words = ["--runs", folder / "runs", *run]
+    found["first view"] = []
+    for _ in range(servers):
+        with serving(folder / "log.txt", *words) as address:
+            found["first view"].append(first_view(opened, address))
+    with serving(folder / "log.txt", *words) as address:
+        tab = Tab(opened, address)
+        tab.open()
+        titles = ["Heads", "Memory", "Report", "Overview"]
+        for title in titles:  # each page's libraries and tables once
+            tab.go(title)
+            tab.page.wait_for_timeout(4000)
+        found["another page"] = [timed(tab, page_of(tab, titles[i % 4])) for i in range(count)]
+        tab.go("Heads")
+        found["cached interaction"] = [timed(tab, other_head(tab, i)) for i in range(count)]
+        if not run:
+            tab.go("Amplify")
+            tab.page.wait_for_timeout(3000)
+            found["live gate"] = [timed(tab, gate(tab, i)) for i in range(count)]
+        tab.close()
+    return found
+
+
+def first_view(opened: Any, address: str) -> float:
+    """From the server's first healthy answer to a figure on the first page."""
+    start = time.perf_counter()
+    tab = Tab(opened, address)
+    tab.page.goto(address)
+    tab.page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    seconds = time.perf_counter() - start
+    tab.close()
+    return seconds
+
+
+def timed(tab: Tab, action: Callable[[], None]) -> float:
+    """Seconds until what the action asks for is on the page."""
+    start = time.perf_counter()
+    action()
+    seconds = time.perf_counter() - start
+    tab.settle()
+    return seconds
+
+
+def page_of(tab: Tab, title: str) -> Callable[[], None]:
+    drawn = "img" if title == "Report" else ".js-plotly-plot .main-svg"
+
+    def go() -> None:
+        tab.page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
+        tab.page.get_by_role("heading", name=title, exact=True).wait_for()
+        tab.page.locator(f"[data-testid=stMain] {drawn}").first.wait_for()
+
+    return go
+
+
+def other_head(tab: Tab, index: int) -> Callable[[], None]:
+    """A click on a cell of the importance map; seen twice, everything about it is cached."""
+    figure = tab.page.locator(".js-plotly-plot").first
+    marker = 1 + index % 2
+    box = figure.locator("g.trace").first.locator("path.point").nth(marker).bounding_box()
+    panel = tab.page.locator(".st-key-head_panel")
+
+    def click() -> None:
+        tab.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        panel.get_by_text(f", head {marker}").first.wait_for()
+
+    return click
+
+
+def gate(tab: Tab, index: int) -> Callable[[], None]:
+    """The first gate by one key press; the caption of the new figure names the new gain."""
+    thumb = tab.page.locator("[class*=st-key-gain_] input[type=range]").first
+    was = tab.page.get_by_text("gains (block.head):").first.inner_text()
+
+    def press() -> None:
+        thumb.press("ArrowLeft" if index % 20 < 10 else "ArrowRight")
+        tab.page.wait_for_function(
+            "was => [...document.querySelectorAll('[data-testid=stCaptionContainer]')]"
+            ".some(e => e.innerText.includes('gains (block.head)') && e.innerText !== was)",
+            arg=was,
+        )
+
+    return press
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of docs/explorer.md."""
+    machine = found["machine"]
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads; headless Chromium.",
+        "",
+        "| run | what | times | median, s | 95th percentile, s | at most, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run, rows in found.items():
+        if run == "machine":
+            continue
+        for what, seconds in rows.items():
+            middle, high = np.quantile(seconds, [0.5, 0.95])
+            limit = LIMITS[what]
+            word = "yes" if high <= limit else "no"
+            lines.append(
+                f"| {run} | {what} | {len(seconds)} | {middle:.2f} | {high:.2f} | "
+                f"{limit:g}: {word} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
