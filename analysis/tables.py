@@ -192,7 +192,7 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
     for name in (name for name in table.columns if is_object_dtype(table[name])):
         if table[name].map(lambda value: isinstance(value, np.ndarray)).any():
             table[name] = table[name].map(_as_list)
-    table.attrs = dict(attrs.items())
+    table.attrs = _light(attrs)
     return table
 
 
@@ -213,8 +213,25 @@ def load_rows(path: str | os.PathLike[str], equal: Mapping[str, Any]) -> pd.Data
         raise DataError(
             f"cannot read the table {parquet}: {line}; make the table again or restore it"
         ) from error
-    table.attrs = attrs
+    table.attrs = _light(attrs)
     return table
+
+
+class _Shared(list[Any]):
+    """A long list in attrs that copies of a table share: pandas copies attrs at every step."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
+
+
+def _light(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _shared(value) if key == "documents" else value for key, value in attrs.items()}
+
+
+def _shared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shared(part) for key, part in value.items()}
+    return _Shared(value) if isinstance(value, list) else value
 
 
 def _pair(path: str | os.PathLike[str]) -> tuple[Path, Path]:

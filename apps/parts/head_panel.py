@@ -93,14 +93,14 @@ def text_area(key: str, label: str = "Text") -> str:
 
 
 def _attention(run: Run, name: str, row: pd.Series) -> None:
-    from analysis import paper
-
-    view = live.head_view(name, text_area("text"), int(row["layer"]), int(row["head"]))
+    asked = name, text_area("text"), int(row["layer"]), int(row["head"])
+    view = live.head_view(*asked)
     page.draw(
-        figures.attention_pattern(view),
+        lambda: figures.attention_pattern(view),
         "attention_pattern",
+        same=asked,
         stretch=False,
-        paper=lambda: paper.attention_pattern(view),
+        paper=page.on_paper("attention_pattern", view),
         table=view.drop(columns=["pattern"]),
     )
     page.computed(PATTERN)
@@ -163,16 +163,14 @@ def _memory(run: Run, name: str, row: pd.Series) -> None:
 
 
 def _dose(run: Run, name: str, row: pd.Series) -> None:
-    from analysis import paper
-
     if not st.toggle("Measure (some seconds)", key="measure_dose", bind="query-params"):
         st.caption("Gains from 0 to 2 over 24 beginnings of held-out documents.")
         return
     found = live.dose(name, int(row["layer"]), int(row["head"]), 24)
     page.draw(
-        figures.dose_response(found),
+        lambda: figures.dose_response(found),
         "dose_response",
-        paper=lambda: paper.dose_response(found),
+        paper=page.on_paper("dose_response", found),
         table=found,
     )
     page.computed(DOSES)

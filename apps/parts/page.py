@@ -6,7 +6,9 @@ import contextlib
 import html
 import logging
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from analysis import figure_data
 from apps.parts import access
 from kernels.errors import MidusError, RunError
 
@@ -129,10 +132,29 @@ def toggle(label: str, options: Sequence[str], key: str, *, place: Any = st) -> 
 # ---------------------------------------------------------------- figures
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A figure as it is shown: its caption taken out, its colours those of the page's theme.
+
+    Sessions share it, so it is changed (its marks) only under the lock.
+    """
+
+    figure: go.Figure
+    caption: str
+    shapes: tuple[Any, ...]
+    lock: threading.Lock
+
+
+_prepared: dict[tuple[Any, ...], Prepared] = {}
+MOST_FIGURES = 128  # kept drawn
+
+
 def draw(
-    figure: go.Figure,
+    make: Callable[[], go.Figure],
     key: str,
     *,
+    same: tuple[Any, ...] | None = None,
+    marks: Sequence[dict[str, Any]] | None = None,
     clicked: Callable[[dict[str, Any]], None] | None = None,
     stretch: bool = True,
     paper: Callable[[], Any] | None = None,
@@ -141,41 +163,81 @@ def draw(
     """Show a figure of `analysis.figures`, its caption below as text that wraps with the page.
 
     Args:
+        make: draws it.
+        same: what it depends on, hashable; a figure once drawn for it is shown again.
+        marks: shapes on top, such as `frame` makes.
         clicked: called with the point that was clicked, before the page is drawn again.
         stretch: False of maps, whose markers have a fixed size.
         paper: makes the figure's twin for print; with it, and with `table`, a menu saves them.
     """
-    caption = _without_caption(figure)
-    if clicked:
-        figure.update_traces(unselected={"marker": {"opacity": 1}})
-    ink = _INK[st.context.theme.type or "light"]
-    if ink == _INK["dark"]:
-        _darken(figure)
-    figure.update_layout(
-        font={"color": ink, "family": _FONT}, modebar={"bgcolor": _CLEAR, "color": ink}
-    )
+    theme = st.context.theme.type or "light"
+    shown = _shown(make, theme, None if same is None else (key, theme, *same))
 
     def selected() -> None:
         points = ((st.session_state.get(key) or {}).get("selection") or {}).get("points")
         if points and clicked:
             clicked(dict(points[0]))
 
-    st.plotly_chart(
-        figure,
-        width="stretch" if stretch else "content",
-        theme=None,
-        key=key,
-        on_select=selected if clicked else "ignore",
-        selection_mode="points",
-        config={"displaylogo": False, "modeBarButtonsToRemove": _BUTTONS},
-        alt=caption or None,
-    )
+    with shown.lock:
+        if marks is not None:
+            shown.figure.layout.shapes = (*shown.shapes, *marks)
+        st.plotly_chart(
+            shown.figure,
+            width="stretch" if stretch else "content",
+            theme=None,
+            key=key,
+            on_select=selected if clicked else "ignore",
+            selection_mode="points",
+            config={"displaylogo": False, "modeBarButtonsToRemove": _BUTTONS},
+            alt=shown.caption or None,
+        )
     words, menu = st.columns([7, 1])
-    if caption:
-        words.caption(escape(caption))
+    if shown.caption:
+        words.caption(escape(shown.caption))
     if paper or table is not None:
         with menu.popover("", icon=":material/download:", help="Save the figure or its numbers"):
-            saves(key, figure, paper, table)
+            saves(key, make, paper, table)
+
+
+def _shown(make: Callable[[], go.Figure], theme: str, same: tuple[Any, ...] | None) -> Prepared:
+    if same in _prepared:
+        return _prepared[same]
+    figure = make()
+    caption = _without_caption(figure)
+    ink = _INK[theme]
+    if theme == "dark":
+        _darken(figure)
+    figure.update_traces(unselected={"marker": {"opacity": 1}}, selector={"type": "scatter"})
+    figure.update_layout(
+        font={"color": ink, "family": _FONT}, modebar={"bgcolor": _CLEAR, "color": ink}
+    )
+    prepared = Prepared(figure, caption, tuple(figure.layout.shapes), threading.Lock())
+    if same is not None:
+        _prepared[same] = prepared
+        while len(_prepared) > MOST_FIGURES:
+            _prepared.pop(next(iter(_prepared)))
+    return prepared
+
+
+def frame(head: int, row: int, panel: int = 1) -> dict[str, Any]:
+    """A frame around a cell of a map: `head` across, `row` down, in its first or second panel."""
+    axis = "" if panel == 1 else str(panel)
+    return {
+        "type": "rect", "line": {"width": 2.5, "color": figure_data.MEMORY},
+        "x0": head - 0.48, "x1": head + 0.48, "y0": row - 0.48, "y1": row + 0.48,
+        "xref": f"x{axis}", "yref": f"y{axis}",
+    }  # fmt: skip
+
+
+def on_paper(name: str, *tables: Any, **options: Any) -> Callable[[], Any]:
+    """Draws the figure of that name for print when it is called: matplotlib takes a second."""
+
+    def make() -> Any:
+        from analysis import paper
+
+        return getattr(paper, name)(*tables, **options)
+
+    return make
 
 
 def _darken(figure: go.Figure) -> None:
@@ -204,7 +266,7 @@ def _without_caption(figure: go.Figure) -> str:
 
 def saves(
     name: str,
-    figure: go.Figure | None,
+    make: Callable[[], go.Figure] | None,
     paper: Callable[[], Any] | None,
     table: pd.DataFrame | None,
 ) -> None:
@@ -212,8 +274,8 @@ def saves(
     if paper:
         for form, mime in PAPER.items():
             _button(f"{form.upper()}", f"{name}.{form}", mime, _printed(paper, form))
-    if figure is not None:
-        save_page(name, lambda: figure)
+    if make is not None:
+        save_page(name, make)
     if table is not None:
         _button("CSV, the numbers", f"{name}.csv", "text/csv", lambda: csv(table))
 
@@ -239,12 +301,12 @@ def _printed(paper: Callable[[], Any], form: str) -> Callable[[], bytes]:
     return make
 
 
-def _page_of(figure: Callable[[], go.Figure]) -> Callable[[], bytes]:
+def _page_of(make_figure: Callable[[], go.Figure]) -> Callable[[], bytes]:
     def make() -> bytes:
         from analysis.figures import save_html
 
         with tempfile.TemporaryDirectory() as folder:
-            return save_html(figure(), Path(folder) / "figure").read_bytes()
+            return save_html(make_figure(), Path(folder) / "figure").read_bytes()
 
     return make
 

@@ -42,6 +42,11 @@ def head_slots(run: Run, block: int, head: int) -> pd.DataFrame:
     return _slots(str(path), block, head, stamp(path))
 
 
+def key(run: Run, *names: str) -> tuple[Any, ...]:
+    """What figures of these tables depend on."""
+    return (str(run.folder), *(stamp(_file(run, name)) for name in names))
+
+
 def stamp(path: Path) -> tuple[int, ...]:
     """Changes whenever one of a table's two files does, so that a cached table is never stale."""
     files = (path, path.with_suffix(".json"))

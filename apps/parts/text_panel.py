@@ -20,8 +20,6 @@ AT_ONCE = 24  # tokens shown
 
 def show(run: Run, block: int) -> None:
     """The map of slots by head and token, of one block."""
-    from analysis import paper
-
     name = page.model_of(run, "after", "before")
     if name is None:
         return
@@ -39,11 +37,11 @@ def show(run: Run, block: int) -> None:
 
     given: dict[str, Any] = {"block": block, "first": first, "tokens": AT_ONCE}
     page.draw(
-        figures.memory_view(view, **given, width=page.MAP_WIDTH),
+        lambda: figures.memory_view(view, **given, width=page.MAP_WIDTH),
         "memory_view",
         clicked=pick,
         stretch=False,
-        paper=lambda: paper.memory_view(view, **given),
+        paper=page.on_paper("memory_view", view, **given),
         table=view,
     )
     page.computed(METHOD)

@@ -100,7 +100,7 @@ def _prediction(run: Run, name: str, text: str, gains: tuple[tuple[int, int, flo
     moved = tuple(g for g in gains if g[2] != 1)
     table = live.next_tokens(name, text, moved, TOP)
     _losses(table)
-    page.draw(figures.next_tokens(table), "next_tokens", table=table)
+    page.draw(lambda: figures.next_tokens(table), "next_tokens", table=table)
     with st.expander("Loss of every token of the text"):
         _by_token(table)
     page.computed(METHOD)

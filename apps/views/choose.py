@@ -60,7 +60,7 @@ def _ranking(run: Run) -> None:
     top.metric("Top set", int(attrs.get("top", 0)))
     sure.metric("Confidence asked", tables.percent(attrs.get("confidence"), 0))
     chosen = _select(run, ranking)
-    _map(ranking, chosen)
+    _map(run, ranking, chosen)
     _table(ranking, chosen)
     page.computed(METHOD)
     _export(run, ranking, chosen)
@@ -153,23 +153,16 @@ def _click(point: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- showing
 
 
-def _map(ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
-    from analysis import paper
-
-    figure = figures.importance_map(ranking, width=page.MAP_WIDTH)
+def _map(run: Run, ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
     rows = [row.layer for row in figure_data.block_rows(ranking)]
-    for layer, head in chosen:
-        y = rows.index(layer)
-        figure.add_shape(
-            type="rect", line={"width": 2.5, "color": figure_data.MEMORY},
-            x0=head - 0.46, x1=head + 0.46, y0=y - 0.46, y1=y + 0.46, row=1, col=1,
-        )  # fmt: skip
     page.draw(
-        figure,
+        lambda: figures.importance_map(ranking, width=page.MAP_WIDTH),
         "ranking_map",
+        same=tables.key(run, "ranking"),
+        marks=[page.frame(head, rows.index(layer)) for layer, head in chosen],
         clicked=_click,
         stretch=False,
-        paper=lambda: paper.importance_map(ranking),
+        paper=page.on_paper("importance_map", ranking),
         table=ranking,
     )
 

@@ -46,8 +46,6 @@ def main() -> None:
 
 
 def _heads(run: Run, other: Run) -> None:
-    from analysis import paper
-
     left, right = st.columns(2)
     first = _measurement(run, left, "first", 0)
     second = _measurement(other, right, "second", 1 if other is run else 0)
@@ -67,10 +65,10 @@ def _heads(run: Run, other: Run) -> None:
         )
         return
     page.draw(
-        figure,
+        lambda: figure,
         "compare_map",
         stretch=False,
-        paper=lambda: paper.importance_map(first, second),
+        paper=page.on_paper("importance_map", first, second),
         table=second,
     )
     _difference(first, second, (run.name, run.stamp, other.name, other.stamp))
@@ -90,17 +88,15 @@ def _measurement(run: Run, place: object, key: str, default: int) -> pd.DataFram
 
 def _difference(first: pd.DataFrame, second: pd.DataFrame, runs: tuple[str, ...]) -> None:
     """Paired differences by base head; a message where the two cannot be paired."""
-    from analysis import paper
-
     if first.attrs == second.attrs and first.equals(second):
         st.info("Both are the same measurement; choose another one on either side.")
         return
     sides = tuple(str(st.session_state[side]) for side in ("first", "second"))
     change = _paired(first, second, (*runs, *sides))
     page.draw(
-        figures.importance_change(change, 20),
+        lambda: figures.importance_change(change, 20),
         "compare_change",
-        paper=lambda: paper.importance_change(change, 20),
+        paper=page.on_paper("importance_change", change, 20),
         table=change,
     )
 
@@ -120,8 +116,6 @@ def _losses(run: Run) -> pd.DataFrame | None:
 
 
 def _quality(run: Run, other: Run) -> None:
-    from analysis import paper
-
     found = [_losses(run), _losses(other) if other is not run else None]
     held = [table for table in found if table is not None]
     if not held:
@@ -130,16 +124,14 @@ def _quality(run: Run, other: Run) -> None:
         table.attrs = {}
     joined = pd.concat(held, ignore_index=True)
     page.draw(
-        figures.quality_cost(joined),
+        lambda: figures.quality_cost(joined),
         "compare_quality",
-        paper=lambda: paper.quality_cost(joined),
+        paper=page.on_paper("quality_cost", joined),
         table=joined,
     )
 
 
 def _costs(run: Run, other: Run) -> None:
-    from analysis import paper
-
     names = ("costs_before", "costs_after", "costs_baseline")
     held = [tables.table(run, name) for name in names if tables.has(run, name)]
     if other is not run:
@@ -149,9 +141,9 @@ def _costs(run: Run, other: Run) -> None:
         return
     chosen = list(unique.values())
     page.draw(
-        figures.costs(*chosen),
+        lambda: figures.costs(*chosen),
         "compare_costs",
-        paper=lambda: paper.costs(*chosen),
+        paper=page.on_paper("costs", *chosen),
         table=pd.concat([table.assign(model=name) for name, table in _plain(unique).items()]),
     )
 

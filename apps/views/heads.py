@@ -129,57 +129,50 @@ def _after(run: Run) -> pd.DataFrame | None:
 
 
 def _importance(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
-    from analysis import paper
-
-    figure = figures.importance_map(before, after, width=page.MAP_WIDTH)
-    _mark(figure, before, after, picked)
     page.draw(
-        figure,
+        lambda: figures.importance_map(before, after, width=page.MAP_WIDTH),
         f"importance_map_{run.name}",
+        same=tables.key(run, "importance_before", "importance_after"),
+        marks=_marks(before, after, picked),
         clicked=lambda point: _pick(before, after, point),
         stretch=False,
-        paper=lambda: paper.importance_map(before, after),
+        paper=page.on_paper("importance_map", before, after),
         table=before if after is None else after,
     )
     page.computed(METHOD)
 
 
-def _mark(figure: Any, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
+def _marks(
+    before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked
+) -> list[dict[str, Any]]:
     """A frame around the head in view."""
-    rows, _, _ = figure_data.aligned(
-        figure_data.grid(before), None if after is None else figure_data.grid(after)
-    )
-    labels = [row.label for row in rows]
+    labels = [row.label for row in figure_data.block_rows(before if after is None else after)]
     if picked.row["block"] not in labels:
-        return
-    x, y = int(picked.row["head"]), labels.index(picked.row["block"])
-    column = 2 if picked.side == "after" and after is not None else 1
-    figure.add_shape(
-        type="rect", line={"width": 2.5, "color": figure_data.MEMORY},
-        x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, row=1, col=column,
-    )  # fmt: skip
+        return []
+    panel = 2 if picked.side == "after" and after is not None else 1
+    return [page.frame(int(picked.row["head"]), labels.index(picked.row["block"]), panel)]
 
 
 def _change(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
-    from analysis import paper
-
     table = tables.table(run, "amplification")
     _concentration(table)
     what = page.toggle("Change of", ("importance", "share"), "of")
     share = what == "share"
     page.draw(
-        figures.amplification_map(table, share=share, width=page.MAP_WIDTH),
+        lambda: figures.amplification_map(table, share=share, width=page.MAP_WIDTH),
         f"amplification_map_{what}",
+        same=tables.key(run, "amplification"),
         stretch=False,
-        paper=lambda: paper.amplification_map(table, share=share),
+        paper=page.on_paper("amplification_map", table, share=share),
         table=table,
     )
     top = page.toggle("Heads shown", ("20 most changed", "10 most changed", "all"), "top")
     count = None if top == "all" else int(top.split()[0])
     page.draw(
-        figures.amplification(table, count),
+        lambda: figures.amplification(table, count),
         "amplification_bars",
-        paper=lambda: paper.amplification(table, count),
+        same=(*tables.key(run, "amplification"), count),
+        paper=page.on_paper("amplification", table, count),
         table=table,
     )
     page.computed(CHANGE)
@@ -240,28 +233,26 @@ def _changes(run: Run, table: pd.DataFrame) -> None:
 
 
 def _curves(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
-    from analysis import paper
-
     st.markdown("All heads from the most to the least important: how few carry the model.")
     page.draw(
-        figures.importance_curves(before, after),
+        lambda: figures.importance_curves(before, after),
         "importance_curves",
-        paper=lambda: paper.importance_curves(before, after),
+        same=tables.key(run, "importance_before", "importance_after"),
+        paper=page.on_paper("importance_curves", before, after),
         table=before if after is None else after,
     )
     page.computed(METHOD)
 
 
 def _roles(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
-    from analysis import paper
-
     roles = tables.table(run, "roles")
     st.markdown("What each head does, where the evidence is clear; most heads have no clear role.")
     page.draw(
-        figures.role_map(roles, before),
+        lambda: figures.role_map(roles, before),
         "role_map",
+        same=tables.key(run, "roles", "importance_before"),
         stretch=False,
-        paper=lambda: paper.role_map(roles, before),
+        paper=page.on_paper("role_map", roles, before),
         table=roles,
     )
     page.computed(

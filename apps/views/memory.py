@@ -78,8 +78,6 @@ def _blocks(usage: pd.DataFrame) -> dict[str, int]:
 
 
 def _map(run: Run, usage: pd.DataFrame) -> None:
-    from analysis import paper
-
     names = {layer: name for name, layer in _blocks(usage).items()}
 
     def pick(point: dict[str, Any]) -> None:
@@ -87,19 +85,18 @@ def _map(run: Run, usage: pd.DataFrame) -> None:
         st.session_state["block"], st.session_state["head"] = names[int(layer)], str(head)
 
     page.draw(
-        figures.memory_map(usage, width=page.MAP_WIDTH),
+        lambda: figures.memory_map(usage, width=page.MAP_WIDTH),
         f"memory_map_{run.name}",
+        same=tables.key(run, "memory_usage"),
         clicked=pick,
         stretch=False,
-        paper=lambda: paper.memory_map(usage),
+        paper=page.on_paper("memory_map", usage),
         table=usage,
     )
     page.computed(METHOD)
 
 
 def _head(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
-    from analysis import paper
-
     row = usage[(usage["layer"] == block) & (usage["head"] == head)].iloc[0]
     st.subheader(f"Block {block}, head {head}")
     _numbers(row)
@@ -116,15 +113,17 @@ def _head(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
         side = math.isqrt(total)
         if side * side == total:
             page.draw(
-                figures.slot_grid(slots, side=side),
+                lambda: figures.slot_grid(slots, side=side),
                 "slot_grid",
-                paper=lambda: paper.slot_grid(slots, side=side),
+                same=(*tables.key(run, "memory_slots"), block, head),
+                paper=page.on_paper("slot_grid", slots, side=side),
             )
     with st.expander("Hits from the most to the least hit slot"):
         page.draw(
-            figures.slot_histogram(slots, slots=total),
+            lambda: figures.slot_histogram(slots, slots=total),
             "slot_histogram",
-            paper=lambda: paper.slot_histogram(slots, slots=total),
+            same=(*tables.key(run, "memory_slots"), block, head),
+            paper=page.on_paper("slot_histogram", slots, slots=total),
             table=slots,
         )
     name = page.model_of(run, "after", "before")

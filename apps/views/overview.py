@@ -102,8 +102,6 @@ def _clean(summary: dict[str, Any]) -> None:
 
 
 def _changed(run: Run) -> None:
-    from analysis import paper
-
     if tables.has(run, "amplification"):
         table = tables.table(run, "amplification")
         st.subheader("Heads that changed most")
@@ -113,19 +111,22 @@ def _changed(run: Run) -> None:
             "at 95%."
         )
         page.draw(
-            figures.importance_change(table, 8),
+            lambda: figures.importance_change(table, 8),
             "overview_change",
-            paper=lambda: paper.importance_change(table, 8),
+            same=tables.key(run, "amplification"),
+            paper=page.on_paper("importance_change", table, 8),
             table=table,
         )
         return
-    table = tables.table(run, "importance_before" if not tables.has(run, "ranking") else "ranking")
+    name = "ranking" if tables.has(run, "ranking") else "importance_before"
+    table = tables.table(run, name)
     st.subheader("Heads that matter most")
     page.draw(
-        figures.importance_map(table, width=560),
+        lambda: figures.importance_map(table, width=560),
         "overview_map",
+        same=tables.key(run, name),
         stretch=False,
-        paper=lambda: paper.importance_map(table),
+        paper=page.on_paper("importance_map", table),
         table=table,
     )
 
@@ -154,23 +155,20 @@ def _memory(run: Run) -> None:
 
 
 def _quality(run: Run) -> None:
-    from analysis import paper
-
     if not tables.has(run, "losses"):
         return
     losses = tables.table(run, "losses")
     st.subheader("Quality against cost")
     page.draw(
-        figures.quality_cost(losses),
+        lambda: figures.quality_cost(losses),
         "overview_quality",
-        paper=lambda: paper.quality_cost(losses),
+        same=tables.key(run, "losses"),
+        paper=page.on_paper("quality_cost", losses),
         table=losses,
     )
 
 
 def _choice(run: Run) -> None:
-    from analysis import paper
-
     if not tables.has(run, "choice"):
         return
     choice = tables.table(run, "choice")
@@ -179,9 +177,10 @@ def _choice(run: Run) -> None:
         contrast = tables.table(run, "choice_contrast")
     st.subheader("Did choosing heads pay?")
     page.draw(
-        figures.choice(choice, contrast),
+        lambda: figures.choice(choice, contrast),
         "overview_choice",
-        paper=lambda: paper.choice(choice, contrast),
+        same=tables.key(run, "choice", "choice_contrast"),
+        paper=page.on_paper("choice", choice, contrast),
         table=choice,
     )
 
