@@ -192,6 +192,29 @@ def test_a_model_that_was_not_given_is_not_loaded(
         assert any("was not given to the explorer" in info.value for info in app.info)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "supported are"),
+        ({"model_type": "llama", "architectures": ["LlamaModel"]}, "no causal language model"),
+        (None, "holds no config.json"),
+    ],
+)
+def test_a_model_that_is_no_language_model_is_refused_in_words(
+    opened: Opener, damaged: Path, config: dict | None, said: str
+) -> None:
+    folder = damaged / "models" / "other"
+    folder.mkdir(parents=True)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["models"] = {"before": "models/other", "after": "models/other"}
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    app = opened("--run", damaged)
+    assert not app.exception and said in errors(app)
+    assert metrics(app)["Rank"]  # what the tables hold is shown all the same
+
+
 def test_runs_of_one_name_are_told_apart(opened: Opener, planted: Path, damaged: Path) -> None:
     twin = Path(shutil.move(damaged, damaged.parent / "planted"))
     app = opened("--run", planted, twin)
