@@ -208,8 +208,8 @@ def load_rows(path: str | os.PathLike[str], equal: Mapping[str, Any]) -> pd.Data
     try:
         filters = [(name, "==", value) for name, value in equal.items()]
         table = pd.read_parquet(parquet, filters=filters)
-    except (OSError, ValueError, KeyError) as error:
-        line = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"cannot read the table {parquet}: {line}; make the table again or restore it"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ STUDY = Path(workbench.__file__).resolve().parent / "study"
 SHIPPED_STUDY = "shipped study"
 SHIPPED_MODELS = ("pico", "pico-midus")
 MOST = 200  # folders listed under one root
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 USAGE = (
     "Start it as: streamlit run apps/explorer.py -- [--run FOLDER ...] [--runs FOLDER] "
     "[--models FOLDER ...]"
@@ -41,13 +43,13 @@ class Given:
         return [*self.runs.values(), self.workspace, *self.models]
 
     def all_runs(self) -> dict[str, Path]:
-        """The runs given, then those of the workspace, newest first, then the shipped study."""
-        found = {k: v for k, v in self.runs.items() if k != SHIPPED_STUDY}
+        """The runs given, the shipped study, then those of the workspace, newest first."""
+        found = dict(self.runs)
         seen = {path.resolve() for path in found.values()}
         for path in _newest(self.workspace):
             if path.resolve() not in seen and self.allows(path):
-                found.setdefault(path.name, path)
-        return {**found, SHIPPED_STUDY: STUDY}
+                found[path.name if path.name not in found else str(path)] = path
+        return found
 
     def allows(self, path: Path) -> bool:
         """Whether a path, its links followed, lies in a folder that was given."""
@@ -70,13 +72,13 @@ class Given:
             return name
         path = Path(name).expanduser()
         if path.exists() or path.is_absolute() or name.startswith((".", "~")):
-            if not self.allows(path):
+            if not self.allows(path) and path not in _downloaded:
                 raise ModelError(
                     f"the folder {name} was not given to the explorer; start it with "
                     "--models FOLDER, the folder that holds it"
                 )
             return str(path.resolve())
-        if name.count("/") != 1 or not all(name.split("/")):
+        if not HUB_ID.fullmatch(name):
             raise ModelError(
                 f"no model is called {name!r}; give a folder under --models, a hub id such as "
                 f"owner/name, or one of {', '.join(SHIPPED_MODELS)}"
@@ -114,12 +116,24 @@ class Run:
         if inside.is_dir():
             return given().check_model(str(inside))
         name = given().check_model(str(where))
-        if name not in SHIPPED_MODELS and not Path(name).is_dir() and not _is_cached(name):
+        if name in SHIPPED_MODELS or Path(name).is_dir():
+            return name
+        folder = _snapshot(name)
+        if folder is None:
             raise ModelError(
                 f"the run's model {name} is not on this machine; give the folder that holds it "
                 "with --models, or download it first: opening a run downloads nothing"
             )
-        return name
+        _downloaded.add(folder)
+        return str(folder)
+
+
+def usable(run: Run, label: str) -> str | None:
+    """The run's model of that label where it can be opened here."""
+    try:
+        return run.model(label)
+    except MidusError:
+        return None
 
 
 def short(name: Any) -> str:
@@ -129,7 +143,11 @@ def short(name: Any) -> str:
 
 def open_run(name: str, folder: Path) -> Run:
     """Read a run folder's manifest; RunError says what is wrong with the folder."""
-    return Run(name, folder, RunFolder.open(folder).manifest)
+    manifest = RunFolder.open(folder).manifest
+    odd = [name for name in manifest["tables"] if not re.fullmatch(r"\w[\w.-]*", str(name))]
+    if odd:
+        raise RunError(f"{folder} names a table {odd[0]!r}, which is no name; make the run again")
+    return Run(name, folder, manifest)
 
 
 def given_folders(arguments: Sequence[str]) -> tuple[Given, str]:
@@ -156,6 +174,7 @@ def given_folders(arguments: Sequence[str]) -> tuple[Given, str]:
     return Given({**runs, SHIPPED_STUDY: STUDY}, workspace, models), complaint
 
 
+_downloaded: set[Path] = set()  # snapshots of hub models that a run names
 _given: list[Given] = []  # one server has one command line
 
 
@@ -171,11 +190,16 @@ def given() -> Given:
     return _given[0]
 
 
-def _is_cached(hub_id: str) -> bool:
-    """Whether a hub's model was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
+def _snapshot(hub_id: str) -> Path | None:
+    """Where a hub's model lies that was downloaded before; the hub is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    return folder if list(folder.glob("*.safetensors")) else None
 
 
 def _newest(root: Path) -> list[Path]:
@@ -205,6 +229,3 @@ def _is_model(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "model_type" in config
-
-
-__all__ = ["Given", "Run", "RunError", "given", "given_folders", "open_run", "set_given"]

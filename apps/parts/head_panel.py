@@ -33,10 +33,10 @@ def show(run: Run, table: pd.DataFrame, side: str, row: pd.Series) -> None:
     """The panel of the head `row` of `tables.ranked(table)`."""
     count = len(table)
     with st.container(border=True, key="head_panel"):
-        model = figure_data.model_name(table, side)
+        whose = page.escape(figure_data.model_name(table, side))
         st.markdown(
             f"**{page.escape(row['block'])}, head {row['head']}** "
-            f"in {page.escape(model)} (block {row['layer']}, {row['kind']})"
+            f"in {whose} (block {row['layer']}, {row['kind']})"
         )
         _numbers(row, count, table)
         role = _role(run, side, row)
@@ -46,7 +46,8 @@ def show(run: Run, table: pd.DataFrame, side: str, row: pd.Series) -> None:
     if name is None:
         return
     near = page.toggle("Look at the head's", NEAR, "near")
-    if not live.ready(name):
+    model = live.ready(name)
+    if model is None:
         return
     with page.messages(f"The head's {near}"):
         {
@@ -54,12 +55,12 @@ def show(run: Run, table: pd.DataFrame, side: str, row: pd.Series) -> None:
             "what it writes": _writes,
             "memory": _memory,
             "dose": _dose,
-        }[near](run, name, row)
+        }[near](run, model, row)
 
 
 def _numbers(row: pd.Series, count: int, table: pd.DataFrame) -> None:
     score, interval, rank, share, source = st.columns([3, 4, 2, 2, 2])
-    score.metric(f"Score ({figure_data.unit(table)})", tables.number(row["score"]))
+    score.metric(f"Score ({page.escape(figure_data.unit(table))})", tables.number(row["score"]))
     interval.metric(
         "Interval",
         tables.interval(row["ci_low"], row["ci_high"]),
@@ -92,8 +93,8 @@ def text_area(key: str, label: str = "Text") -> str:
     )
 
 
-def _attention(run: Run, name: str, row: pd.Series) -> None:
-    asked = name, text_area("text"), int(row["layer"]), int(row["head"])
+def _attention(run: Run, model: live.Loadable, row: pd.Series) -> None:
+    asked = model, text_area("text"), int(row["layer"]), int(row["head"])
     view = live.head_view(*asked)
     page.draw(
         lambda: figures.attention_pattern(view),
@@ -106,8 +107,8 @@ def _attention(run: Run, name: str, row: pd.Series) -> None:
     page.computed(PATTERN)
 
 
-def _writes(run: Run, name: str, row: pd.Series) -> None:
-    view = live.head_view(name, text_area("text"), int(row["layer"]), int(row["head"]))
+def _writes(run: Run, model: live.Loadable, row: pd.Series) -> None:
+    view = live.head_view(model, text_area("text"), int(row["layer"]), int(row["head"]))
     shown = view.assign(
         promotes=[_words(words) for words in view["promotes"]],
         suppresses=[_words(words) for words in view["suppresses"]],
@@ -139,7 +140,7 @@ def _words(words: list[str]) -> str:
     return "  ".join(repr(word)[1:-1].replace(" ", "␣") for word in words)
 
 
-def _memory(run: Run, name: str, row: pd.Series) -> None:
+def _memory(run: Run, model: live.Loadable, row: pd.Series) -> None:
     usage = tables.table(run, "memory_usage")
     if row["kind"] == "memory":
         mine = usage[(usage["layer"] == row["layer"]) & (usage["head"] == row["head"])]
@@ -162,11 +163,11 @@ def _memory(run: Run, name: str, row: pd.Series) -> None:
     )
 
 
-def _dose(run: Run, name: str, row: pd.Series) -> None:
+def _dose(run: Run, model: live.Loadable, row: pd.Series) -> None:
     if not st.toggle("Measure (some seconds)", key="measure_dose", bind="query-params"):
         st.caption("Gains from 0 to 2 over 24 beginnings of held-out documents.")
         return
-    found = live.dose(name, int(row["layer"]), int(row["head"]), 24)
+    found = live.dose(model, int(row["layer"]), int(row["head"]), 24)
     page.draw(
         lambda: figures.dose_response(found),
         "dose_response",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from apps.parts import page
+from apps.parts import access, page
 from kernels.errors import MidusError
 from workbench import jobs
 
@@ -39,7 +39,7 @@ def _lines(workspace: Path, expected: bool) -> None:
         with st.container(border=True, key=f"job_{job.name}"):
             _line(job)
     if len(found) > SHOWN:
-        st.caption(f"{len(found) - SHOWN} older jobs are in {workspace / '.jobs'}.")
+        st.caption(page.escape(f"Older jobs, in {workspace / '.jobs'}: {len(found) - SHOWN}"))
 
 
 def _line(job: jobs.Job) -> None:
@@ -71,7 +71,12 @@ def _buttons(job: jobs.Job, status: str, place: st.delta_generator.DeltaGenerato
 
 
 def _open(job: jobs.Job) -> None:
-    st.session_state["run_name"], st.session_state["job_opened"] = job.folder.name, True
+    runs = access.given().all_runs()
+    names = [name for name, folder in runs.items() if folder.resolve() == job.folder.resolve()]
+    if names:
+        st.session_state["run_name"], st.session_state["job_opened"] = names[0], True
+    else:
+        st.toast(f"{job.name} left no run folder; see {job.folder}")
 
 
 def _do(action: object) -> None:

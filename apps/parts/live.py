@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import streamlit as st
@@ -19,44 +19,45 @@ from apps.parts import access
 
 LARGEST = 2**31  # bytes of weights that a page loads without being asked twice
 MOST = 3  # models held
-_models: dict[tuple[str, int], Any] = {}
+
+
+class Loadable(NamedTuple):
+    """A model that a page may run: its name or folder, and a stamp that changes with its weights.
+
+    Whatever is kept of what a model computed is kept under both.
+    """
+
+    name: str
+    stamp: int
+
+
+_models: dict[Loadable, Any] = {}
 _warmed: list[threading.Thread] = []
 _locks: dict[str, threading.RLock] = {}
-_guard = threading.Lock()
+_guard = threading.RLock()
+
+
+def ready(name: str) -> Loadable | None:
+    """The model as it lies on disc now; None where it is large and the user has not said yes."""
+    found, size = _on_disc(access.given().check_model(name))
+    words = f"Load the model {Path(name).name} ({size / 2**30:.1f} GiB of weights)"
+    return found if size <= LARGEST or st.toggle(words, key=f"load_{name}") else None
 
 
 @contextlib.contextmanager
-def using(name: str) -> Iterator[Any]:
-    """The model of that name, for one page at a time: switches and gains are hooks on it."""
-    allowed = access.given().check_model(name)
-    with _lock(allowed):
-        if (allowed, _stamp(allowed)) in _models:
-            model = _loaded(allowed)
-        else:
+def using(model: Loadable) -> Iterator[Any]:
+    """The model itself, for one page at a time: switches and gains are hooks on it."""
+    with _lock(model.name):
+        network = _models.get(model)
+        if network is None:
             with st.spinner("Loading the model"):
-                model = _loaded(allowed)
-        yield model
+                network = _loaded(model)
+        yield network
 
 
-def _lock(allowed: str) -> threading.RLock:
+def _lock(name: str) -> threading.RLock:
     with _guard:
-        return _locks.setdefault(allowed, threading.RLock())
-
-
-def weight_bytes(name: str) -> int:
-    """Size of a local model's weights on disc; 0 where they are not on this machine."""
-    folder = _folder(access.given().check_model(name))
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else 0
-
-
-def ready(name: str) -> bool:
-    """Whether the model may be run here: at once where it is small, else when the user says so."""
-    size = weight_bytes(name)
-    if size <= LARGEST:
-        return True
-    return st.toggle(
-        f"Load the model {Path(name).name} ({size / 2**30:.1f} GiB of weights)", key=f"load_{name}"
-    )
+        return _locks.setdefault(name, threading.RLock())
 
 
 def config(name: str) -> Any:
@@ -66,31 +67,29 @@ def config(name: str) -> Any:
     return load_config(access.given().check_model(name))
 
 
-def _folder(allowed: str) -> Path | None:
+def _on_disc(allowed: str) -> tuple[Loadable, int]:
+    """The model as it lies there, and how many bytes of weights it has."""
+    folder = Path(allowed)
     if allowed in access.SHIPPED_MODELS:
         from midus_model import SHIPPED
 
-        return Path(SHIPPED[allowed])
-    return Path(allowed) if Path(allowed).is_dir() else None
+        folder = SHIPPED[allowed]
+    files = [path.stat() for path in folder.glob("*.safetensors")]
+    return Loadable(allowed, sum(f.st_mtime_ns for f in files)), sum(f.st_size for f in files)
 
 
-def _stamp(allowed: str) -> int:
-    """Changes whenever a local model's weights do."""
-    folder = _folder(allowed)
-    files = list(folder.glob("*.safetensors")) if folder else []
-    return sum(p.stat().st_mtime_ns for p in files)
+def _loaded(model: Loadable) -> Any:
+    """The model from the disc; older weights of it, and the one loaded first, are let go."""
+    from midus_model import load
 
-
-def _loaded(allowed: str) -> Any:
-    """The model, from the last few that were loaded or from the disc."""
-    key = allowed, _stamp(allowed)
-    if key not in _models:
-        from midus_model import load
-
-        _models[key] = load(allowed)
+    network = load(model.name)
+    with _guard:
+        for known in [known for known in _models if known.name == model.name]:
+            del _models[known]
+        _models[model] = network
         while len(_models) > MOST:
-            _models.pop(next(iter(_models)))
-    return _models[key]
+            del _models[next(iter(_models))]
+    return network
 
 
 def warm() -> None:
@@ -98,53 +97,60 @@ def warm() -> None:
 
     def work() -> None:
         for name in access.SHIPPED_MODELS:
-            with contextlib.suppress(Exception), _lock(name):
-                _loaded(name)  # a page that needs it will say what is wrong
+            with contextlib.suppress(Exception):  # a page that needs it will say what is wrong
+                model, _ = _on_disc(name)
+                with _lock(name):
+                    if model not in _models:
+                        _loaded(model)
 
-    if not _warmed:
+    with _guard:
+        if _warmed:
+            return
         _warmed.append(threading.Thread(target=work, name="warm", daemon=True))
-        _warmed[0].start()
+    _warmed[0].start()
 
 
 # ---------------------------------------------------------------- what a page asks of a model
 
 
 @st.cache_data(show_spinner="Reading the text", max_entries=64)
-def head_view(name: str, text: str, layer: int, head: int) -> pd.DataFrame:
+def head_view(model: Loadable, text: str, layer: int, head: int) -> pd.DataFrame:
     """`analysis.head_view` of one head on a text."""
     from analysis import head_view as view
 
-    with using(name) as model:
-        return view(model, text, layer, head)
+    with using(model) as network:
+        return view(network, text, layer, head)
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
 def next_tokens(
-    name: str, text: str, gains: tuple[tuple[int, int, float], ...], top: int
+    model: Loadable, text: str, gains: tuple[tuple[int, int, float], ...], top: int
 ) -> pd.DataFrame:
     """`analysis.next_tokens` with the gains of (layer, head, gain)."""
     from analysis import next_tokens as compare
 
-    with using(name) as model:
-        return compare(model, text, {(b, h): gain for b, h, gain in gains}, top=top)
+    with using(model) as network:
+        return compare(network, text, {(b, h): gain for b, h, gain in gains}, top=top)
 
 
 @st.cache_data(show_spinner="Reading the text", max_entries=64)
-def memory_view(name: str, text: str) -> pd.DataFrame:
+def memory_view(model: Loadable, text: str) -> pd.DataFrame:
     """`analysis.memory_view`: the slots that every memory head reads at every token."""
     from analysis import memory_view as view
 
-    with using(name) as model:
-        return view(model, text)
+    with using(model) as network:
+        return view(network, text)
 
 
 @st.cache_data(show_spinner="Looking for what reads this slot", max_entries=128)
-def slot_contexts(name: str, block: int, head: int, slot: int, texts: int) -> pd.DataFrame:
+def slot_contexts(model: Loadable, block: int, head: int, slot: int, texts: int) -> pd.DataFrame:
     """`analysis.memory_contents` of one slot as one head reads it, over so many short texts."""
     from analysis import memory_contents
 
-    with using(name) as model:
-        return memory_contents(model, _excerpts(model, texts), block=block, slots=[slot], head=head)
+    with using(model) as network:
+        return memory_contents(
+            network, _excerpts(network, texts), block=block, slots=[slot], head=head
+        )
 
 
 def _excerpts(model: Any, count: int) -> Any:
@@ -157,42 +163,42 @@ def _excerpts(model: Any, count: int) -> Any:
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
-def slot_tokens(name: str, block: int, head: int, slot: int) -> pd.DataFrame:
+def slot_tokens(model: Loadable, block: int, head: int, slot: int) -> pd.DataFrame:
     """`analysis.slot_tokens`: what the slot's value promotes and suppresses through the head."""
     from analysis import slot_tokens as tokens
 
-    with using(name) as model:
-        return tokens(model, block, slot, head=head)
+    with using(model) as network:
+        return tokens(network, block, slot, head=head)
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
-def nearest_slots(name: str, block: int, head: int, slot: int) -> pd.DataFrame:
+def nearest_slots(model: Loadable, block: int, head: int, slot: int) -> pd.DataFrame:
     """`analysis.nearest_slots` through the head's projection."""
     from analysis import nearest_slots as nearest
 
-    with using(name) as model:
-        return nearest(model, block, slot, head=head)
+    with using(model) as network:
+        return nearest(network, block, slot, head=head)
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
 def switched_off(
-    name: str, text: str, block: int, head: int | None, slot: int | None, gain: float
+    model: Loadable, text: str, block: int, head: int | None, slot: int | None, gain: float
 ) -> pd.DataFrame:
     """`analysis.token_effects`: the next token with a part of memory scaled by `gain`."""
     from analysis import token_effects
 
-    with using(name) as model:
-        return token_effects(model, text, block=block, head=head, slot=slot, gain=gain)
+    with using(model) as network:
+        return token_effects(network, text, block=block, head=head, slot=slot, gain=gain)
 
 
 @st.cache_data(show_spinner="Measuring doses", max_entries=64)
-def dose(name: str, layer: int, head: int, texts: int) -> pd.DataFrame:
+def dose(model: Loadable, layer: int, head: int, texts: int) -> pd.DataFrame:
     """`analysis.dose_response` of one head over so many short held-out texts."""
     from analysis import dose_response
 
-    with using(name) as model:
+    with using(model) as network:
         return dose_response(
-            model, [(layer, head)], _excerpts(model, texts), controls=("random",), draws=4
+            network, [(layer, head)], _excerpts(network, texts), controls=("random",), draws=4
         )
 
 

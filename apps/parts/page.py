@@ -79,12 +79,13 @@ def linked(key: str, options: Sequence[str], what: str, fallback: int = 0) -> Ca
     To be called before the widget that is bound to `key`: Streamlit drops such a value silently.
     The message stays until the user chooses; returns what the widget is to call then.
     """
-    lost = f"lost_{key}"
+    lost = f"lost_{key}_{what}"
     asked = st.query_params.get(key)
-    if asked is not None:
+    if asked is not None and asked not in options and key not in st.session_state:
         st.session_state[lost] = asked
-    if st.session_state.get(lost) in options:
-        st.session_state.pop(lost)
+    now = st.session_state.get(key)
+    if now in options and now != options[fallback]:  # chosen since
+        st.session_state.pop(lost, None)
     if lost in st.session_state:
         shown = options[fallback] if options else "nothing"
         st.warning(

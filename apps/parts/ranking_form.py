@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ BASELINES = ("mean", "zero", "resample")
 METRICS = ("loss", "kl", "accuracy", "logit_difference")
 DATA = ("held-out standard library", "packages (test split)", "a file of mine")
 OTHER = "another one …"
-MOST_BYTES = 20 * 2**20
+MOST_MEGABYTES = 20
 
 
 def show(run: Run) -> None:
@@ -36,26 +37,30 @@ def show(run: Run) -> None:
     what = WORK[left.selectbox("Work", list(WORK), key="work")]
     model = _model(run, given, right)
     arguments = [what, model]
-    data = _data(given.workspace)
+    data, file = _data()
+    own = file is not None
     limit = st.number_input(
-        "Documents at most (0: all)", 0, 10**6, 40 if data is None else 0, key="limit",
+        "Documents at most (0: all)", 0, 10**6, 0 if own else 40, key=f"limit_{own}",
         help="Fewer are quicker and say less: intervals are over documents.",
     )  # fmt: skip
-    arguments += [*(data or []), *(["--limit", str(int(limit))] if limit else [])]
+    arguments += [*data, *(["--limit", str(int(limit))] if limit else [])]
     if what in ("rank", "importance"):
         arguments += _how(what)
-    if what in ("rank",):
+    if what == "rank":
         arguments += _race()
-    st.code(" ".join(["midus", *arguments]), language="bash", wrap_lines=True)
+    if file is not None:
+        arguments += ["--data", str(_place(given.workspace, file))]
+    st.code(shlex.join(["midus", *arguments]), language="bash", wrap_lines=True)
     if st.button("Start", type="primary", icon=":material/play_arrow:", key="start"):
-        job = jobs.start(arguments, given.workspace, f"{what}-{Path(model).name}")
-        st.session_state["started"] = job.name
+        if file is not None:
+            _keep(_place(given.workspace, file), file.getvalue())
+        jobs.start(arguments, given.workspace, f"{what}-{Path(model).name}")
         st.rerun()
 
 
 def _model(run: Run, given: access.Given, place: Any) -> str:
     names = given.checkpoints()
-    first = (run.manifest.get("models") or {}).get("before")
+    first = access.usable(run, "before")
     name = str(
         place.selectbox(
             "Model",
@@ -82,40 +87,41 @@ def _short(name: str) -> str:
     return f"{path.name} (in {path.parent.name})" if path.is_absolute() else name
 
 
-def _data(workspace: Path) -> list[str] | None:
-    """The command's words for the data; None for the shipped held-out text."""
+def _data() -> tuple[list[str], Any]:
+    """The command's words for the data, and the user's own file where there is one."""
     chosen = st.selectbox("Data", DATA, key="form_data")
     if chosen == DATA[0]:
-        return None
+        return [], None
     if chosen == DATA[1]:
-        return ["--data", "packages", "--split", "test"]
+        return ["--data", "packages", "--split", "test"], None
     file = st.file_uploader(
         "Text, or rows of prompt, answer and foil (a task)",
         type=["txt", "jsonl"],
         key="form_file",
+        max_upload_size=MOST_MEGABYTES,
         help="It is kept in the folder of runs, beside the jobs.",
     )
     if file is None:
         raise DataError("no file is chosen yet: give a .txt, or a .jsonl of text or of tasks")
-    content = file.getvalue()
-    if len(content) > MOST_BYTES:
-        raise DataError(
-            f"the file has {len(content):,} bytes; give one of at most {MOST_BYTES:,}, or use the "
-            "command line"
-        )
-    return ["--data", str(_kept(workspace, content, Path(file.name).suffix))]
+    return [], file
 
 
-def _kept(workspace: Path, content: bytes, suffix: str) -> Path:
-    """The file in the workspace, named by what is in it."""
-    folder = workspace / ".data"
-    folder.mkdir(parents=True, exist_ok=True)
-    place = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
-    if not place.exists():
-        draft = place.with_suffix(".partial")
+def _place(workspace: Path, file: Any) -> Path:
+    """Where the file is kept: its name says what is in it."""
+    digest = hashlib.sha256(file.getvalue()).hexdigest()[:16]
+    return workspace / ".data" / f"{digest}{Path(file.name).suffix}"
+
+
+def _keep(place: Path, content: bytes) -> None:
+    draft = place.with_suffix(".partial")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(content)
         draft.replace(place)
-    return place
+    except OSError as error:
+        raise DataError(
+            f"cannot write {place}: {error.strerror}; start with --runs FOLDER"
+        ) from error
 
 
 def _how(what: str) -> list[str]:

@@ -27,8 +27,8 @@ def choose_run(given: access.Given) -> access.Run:
     status = run.manifest.get("status")
     if status != "done":
         st.warning(
-            f"The run {page.escape(run.name)} is marked '{status}': its tables may be incomplete. "
-            "Reload the page once it has finished."
+            f"The run {page.escape(run.name)} is marked '{page.escape(str(status))}': its tables "
+            "may be incomplete. Reload the page once it has finished."
         )
     return run
 

@@ -19,7 +19,7 @@ keeping their weights.
 """
 
 
-def show(name: str, block: int, head: int, slot: int, slots: pd.DataFrame) -> None:
+def show(model: live.Loadable, block: int, head: int, slot: int, slots: pd.DataFrame) -> None:
     """The panel of a slot as one head of a block reads it."""
     with st.container(border=True, key="slot_panel"):
         st.markdown(f"**Slot {slot}**, read by block {block}, head {head}")
@@ -29,19 +29,19 @@ def show(name: str, block: int, head: int, slot: int, slots: pd.DataFrame) -> No
         searched = page.toggle("Text searched for contexts", tuple(TEXTS), "searched")
         contexts = pd.DataFrame()
         with page.messages("The slot's contexts"):
-            contexts = _contexts(name, block, head, slot, TEXTS[searched])
+            contexts = _contexts(model, block, head, slot, TEXTS[searched])
         words, near = st.columns(2)
         with words, page.messages("The slot's tokens"):
-            _words(name, block, head, slot)
+            _words(model, block, head, slot)
         with near, page.messages("The slot's neighbours"):
-            _neighbours(name, block, head, slot)
+            _neighbours(model, block, head, slot)
         with page.messages("The slot switched off"):
-            _switched(name, block, head, slot, contexts)
+            _switched(model, block, head, slot, contexts)
     page.computed(METHOD)
 
 
-def _contexts(name: str, block: int, head: int, slot: int, texts: int) -> pd.DataFrame:
-    table = live.slot_contexts(name, block, head, slot, texts)
+def _contexts(model: live.Loadable, block: int, head: int, slot: int, texts: int) -> pd.DataFrame:
+    table = live.slot_contexts(model, block, head, slot, texts)
     if table.empty:
         st.info(f"Nothing read this slot in {texts} short texts; search more of them above.")
         return table
@@ -69,8 +69,8 @@ def _line(before: str | None, token: str | None, after: str | None) -> str:
     return f"{parts[0]}⟦{parts[1]}⟧{parts[2]}"
 
 
-def _words(name: str, block: int, head: int, slot: int) -> None:
-    found = live.slot_tokens(name, block, head, slot)
+def _words(model: live.Loadable, block: int, head: int, slot: int) -> None:
+    found = live.slot_tokens(model, block, head, slot)
     if found.empty:
         st.info("The slot's value is zero: it writes nothing.")
         return
@@ -99,8 +99,8 @@ def _words(name: str, block: int, head: int, slot: int) -> None:
     )
 
 
-def _neighbours(name: str, block: int, head: int, slot: int) -> None:
-    found = live.nearest_slots(name, block, head, slot)
+def _neighbours(model: live.Loadable, block: int, head: int, slot: int) -> None:
+    found = live.nearest_slots(model, block, head, slot)
     st.dataframe(
         found,
         column_order=["nearest", "row", "col", "cosine"],
@@ -115,13 +115,16 @@ def _neighbours(name: str, block: int, head: int, slot: int) -> None:
     )
 
 
-def _switched(name: str, block: int, head: int, slot: int, contexts: pd.DataFrame) -> None:
+def _switched(
+    model: live.Loadable, block: int, head: int, slot: int, contexts: pd.DataFrame
+) -> None:
     """The next token after the slot's top context, with and without it."""
     if contexts.empty or not st.toggle("Switch it off", key="switch_off", bind="query-params"):
         return
     text = contexts.iloc[0]["text"]
-    found = live.switched_off(name, text, block, head, slot, 0.0)
-    st.markdown(f"After the context `{repr(text)[1:-1]}`, without this slot:")
+    found = live.switched_off(model, text, block, head, slot, 0.0)
+    st.markdown("After this context, with the slot and without it:")
+    st.code(text, language=None)
     if found.empty:
         st.info("The prediction does not move.")
         return

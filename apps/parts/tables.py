@@ -9,8 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, statistics
-from apps.parts.access import Run
+from apps.parts.access import Run, given
 from apps.parts.page import MissingTable
+from kernels.errors import RunError
 from workbench.runs import RunFolder
 
 EMPTY = "—"
@@ -54,7 +55,10 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 
 def _file(run: Run, name: str) -> Path:
-    return run.folder / "tables" / f"{name}.parquet"
+    path = run.folder / "tables" / f"{name}.parquet"
+    if not given().allows(path):
+        raise RunError(f"the table {name} lies outside the folders given to the explorer")
+    return path
 
 
 @st.cache_data(show_spinner=False, max_entries=64)

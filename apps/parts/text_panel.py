@@ -24,9 +24,10 @@ def show(run: Run, block: int) -> None:
     if name is None:
         return
     text = head_panel.text_area("text")
-    if not live.ready(name):
+    model = live.ready(name)
+    if model is None:
         return
-    view = live.memory_view(name, text)
+    view = live.memory_view(model, text)
     tokens = int(view["position"].max()) + 1
     first = _first(tokens)
 
@@ -52,4 +53,6 @@ def _first(tokens: int) -> int:
     most = max(0, tokens - AT_ONCE)
     if not most:
         return 0
-    return int(st.slider("First token", 0, most, most, key="first", bind="query-params"))
+    if st.session_state.get("first_token", 0) > most:  # of a longer text
+        st.session_state.pop("first_token")
+    return int(st.slider("First token", 0, most, most, key="first_token", bind="query-params"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pandas as pd
 import streamlit as st
@@ -40,12 +41,13 @@ def main() -> None:
         if name is None:
             return
         text = head_panel.text_area("text", "Text (the model goes on from its end)")
-        if not live.ready(name):
+        model = live.ready(name)
+        if model is None:
             return
         heads = _heads(run, side)
         chosen = _chosen(heads)
         gains = _gains(chosen, heads)
-        _prediction(run, name, text, gains)
+        _prediction(name, model, text, gains)
 
 
 def _heads(run: Run, side: str) -> dict[str, tuple[int, int]]:
@@ -96,9 +98,11 @@ def _gains(
     return tuple(found)
 
 
-def _prediction(run: Run, name: str, text: str, gains: tuple[tuple[int, int, float], ...]) -> None:
+def _prediction(
+    name: str, model: live.Loadable, text: str, gains: tuple[tuple[int, int, float], ...]
+) -> None:
     moved = tuple(g for g in gains if g[2] != 1)
-    table = live.next_tokens(name, text, moved, TOP)
+    table = live.next_tokens(model, text, moved, TOP)
     _losses(table)
     page.draw(lambda: figures.next_tokens(table), "next_tokens", table=table)
     with st.expander("Loss of every token of the text"):
@@ -120,7 +124,7 @@ def _losses(table: pd.DataFrame) -> None:
     top = table.loc[table["probability_after"].idxmax()]
     best.metric(
         "Likeliest next token",
-        repr(top["token"]),
+        page.escape(repr(top["token"])),
         delta=f"{100 * top['difference']:+.1f} points" if top["difference"] else None,
         delta_color="off",
         help=f"probability {100 * top['probability_after']:.1f} %",
@@ -167,7 +171,8 @@ def _keep(name: str, moved: tuple[tuple[int, int, float], ...]) -> None:
         if same:
             pairs = ",".join(f"{layer}:{head}" for layer, head in heads)
             st.code(
-                f"midus amplify {name} --heads {pairs} --gain {moved[0][2]} --save PATH",
+                f"midus amplify {shlex.quote(name)} --heads {pairs} --gain {moved[0][2]} "
+                "--save PATH",
                 language="bash",
                 wrap_lines=True,
             )

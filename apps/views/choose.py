@@ -51,28 +51,31 @@ def _ranking(run: Run) -> None:
         return
     ranking = tables.table(run, "ranking")
     attrs = ranking.attrs
-    st.subheader(f"Heads of {figure_data.model_name(ranking)}")
+    st.subheader(f"Heads of {page.escape(figure_data.model_name(ranking))}")
     st.caption(page.escape(tables.measured(ranking)))
     stopped, spent, top, sure = st.columns(4)
-    stopped.metric("Stopped", str(attrs.get("stopped", "not recorded")))
+    stopped.metric("Stopped", page.escape(str(attrs.get("stopped", "not recorded"))))
     spent.metric("Exact evaluations", f"{attrs.get('evaluations', 0):,}",
                  help=f"of {attrs.get('exhaustive', 0):,} in all")  # fmt: skip
     top.metric("Top set", int(attrs.get("top", 0)))
     sure.metric("Confidence asked", tables.percent(attrs.get("confidence"), 0))
-    chosen = _select(run, ranking)
+    sizes = _sizes()
+    chosen = _select(run, ranking, sizes)
     _map(run, ranking, chosen)
     _table(ranking, chosen)
     page.computed(METHOD)
-    _export(run, ranking, chosen)
+    _export(run, ranking, chosen, sizes)
 
 
 # ---------------------------------------------------------------- selecting
 
 
-def _select(run: Run, ranking: pd.DataFrame) -> list[selection.Head]:
+def _select(run: Run, ranking: pd.DataFrame, sizes: dict[str, int]) -> list[selection.Head]:
     rules = [rule for rule in RULES if rule != "a role" or tables.has(run, "roles")]
     rule = page.choose("Select heads by", rules, "rule")
     if rule == "a number":
+        if st.session_state.get("count", 1) > len(ranking):  # of a larger model
+            st.session_state.pop("count")
         count = st.slider("Heads", 1, len(ranking), int(ranking.attrs.get("top") or 8),
                           key="count", bind="query-params")  # fmt: skip
         return selection.top_heads(ranking, count)
@@ -85,7 +88,7 @@ def _select(run: Run, ranking: pd.DataFrame) -> list[selection.Head]:
         names = sorted(set(roles["role"]) - {"none"})
         return selection.heads_of_role(ranking, roles, page.choose("Role", names, "role"))
     if rule == "a parameter budget":
-        return _within(run, ranking)
+        return _within(run, ranking, sizes)
     if rule == "by hand":
         return _by_hand(ranking)
     return selection.top_heads(ranking, int(ranking.attrs.get("top") or 8))
@@ -107,22 +110,15 @@ def _sizes() -> dict[str, int]:
     }
 
 
-def _within(run: Run, ranking: pd.DataFrame) -> list[selection.Head]:
+def _within(run: Run, ranking: pd.DataFrame, sizes: dict[str, int]) -> list[selection.Head]:
     config = _config(run)
     million = st.number_input(
         "Parameters to add at most (millions)", 0.01, 1e6, 0.5, 0.1, key="millions",
         bind="query-params",
     )  # fmt: skip
-    sizes = _wanted()
     return selection.heads_within(
         ranking, config, int(1e6 * million), sizes["num_keys"], sizes["latent_dim"]
     )
-
-
-def _wanted() -> dict[str, int]:
-    """The sizes chosen further down the page, or the usual ones."""
-    usual = {"num_keys": 64, "top_k": 8, "latent_dim": 64}
-    return {name: int(st.session_state.get(name, value)) for name, value in usual.items()}
 
 
 def _by_hand(ranking: pd.DataFrame) -> list[selection.Head]:
@@ -208,10 +204,10 @@ def _config(run: Run) -> Any:
     return live.config(name)
 
 
-def _export(run: Run, ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
+def _export(
+    run: Run, ranking: pd.DataFrame, chosen: list[selection.Head], sizes: dict[str, int]
+) -> None:
     st.subheader("Take it with you")
-    sizes = _sizes()
-    name = str((run.manifest.get("models") or {}).get("before") or "MODEL")
     if not chosen:
         st.warning("No head is chosen.")
         return
@@ -221,8 +217,8 @@ def _export(run: Run, ranking: pd.DataFrame, chosen: list[selection.Head]) -> No
         )
         blocks = len({layer for layer, _ in chosen})
         st.markdown(
-            f"**{len(chosen)} heads** in {blocks} layers: {blocks} inserted blocks, "
-            f"**{added:,} parameters** more."
+            f"Heads: **{len(chosen)}**, inserted blocks: **{blocks}**, one after each layer with a "
+            f"chosen head; parameters added: **{added:,}**."
         )
     st.download_button(
         "ranking.json",
@@ -233,7 +229,9 @@ def _export(run: Run, ranking: pd.DataFrame, chosen: list[selection.Head]) -> No
         on_click="ignore",
     )
     st.code(
-        selection.upscale_command(name, "ranking.json", "runs/deeper", **sizes),
+        selection.upscale_command(
+            access.usable(run, "before") or "MODEL", "ranking.json", "runs/deeper", **sizes
+        ),
         language="bash",
         wrap_lines=True,
     )

@@ -32,7 +32,7 @@ def main() -> None:
     st.markdown(INTRO)
     with page.messages("The comparison"):
         runs = access.given().all_runs()
-        others = [name for name in runs if name != run.name] or [run.name]
+        others = [name for name in runs if name != run.name]
         other_name = page.choose("Compare with the run", [run.name, *others], "with", what="run")
         other = run if other_name == run.name else access.open_run(other_name, runs[other_name])
         with page.messages("The heads"):
@@ -57,21 +57,31 @@ def _heads(run: Run, other: Run) -> None:
         f"Second: {page.escape(tables.measured(second))}."
     )
     try:
-        figure = figures.importance_map(first, second, width=page.MAP_WIDTH)
+        figure_data.require_pair(first, second, "the comparison")
+        change = _paired(first, second, _key(run, other))
     except IncomparableTables as error:
-        why = str(error).removesuffix(" Measure both alike, or pass force=True.")
-        st.warning(
-            f"{page.escape(why)}. Choose two that were measured alike.", icon=":material/warning:"
-        )
+        why = page.escape(str(error).removesuffix(", or pass force=True"))
+        st.warning(f"{why}; choose two that were.", icon=":material/warning:")
         return
     page.draw(
-        lambda: figure,
+        lambda: figures.importance_map(first, second, width=page.MAP_WIDTH),
         "compare_map",
         stretch=False,
         paper=page.on_paper("importance_map", first, second),
         table=second,
     )
-    _difference(first, second, (run.name, run.stamp, other.name, other.stamp))
+    page.draw(
+        lambda: figures.importance_change(change, 20),
+        "compare_change",
+        paper=page.on_paper("importance_change", change, 20),
+        table=change,
+    )
+
+
+def _key(run: Run, other: Run) -> tuple[str, ...]:
+    """What tells two measurements from others."""
+    sides = tuple(str(st.session_state[side]) for side in ("first", "second"))
+    return (str(run.folder), run.stamp, str(other.folder), other.stamp, *sides)
 
 
 def _measurement(run: Run, place: object, key: str, default: int) -> pd.DataFrame | None:
@@ -84,21 +94,6 @@ def _measurement(run: Run, place: object, key: str, default: int) -> pd.DataFram
         default=min(default, len(words) - 1), what="a measurement",
     )  # fmt: skip
     return tables.table(run, held[words.index(chosen)])
-
-
-def _difference(first: pd.DataFrame, second: pd.DataFrame, runs: tuple[str, ...]) -> None:
-    """Paired differences by base head; a message where the two cannot be paired."""
-    if first.attrs == second.attrs and first.equals(second):
-        st.info("Both are the same measurement; choose another one on either side.")
-        return
-    sides = tuple(str(st.session_state[side]) for side in ("first", "second"))
-    change = _paired(first, second, (*runs, *sides))
-    page.draw(
-        lambda: figures.importance_change(change, 20),
-        "compare_change",
-        paper=page.on_paper("importance_change", change, 20),
-        table=change,
-    )
 
 
 @st.cache_data(show_spinner="Pairing the two", max_entries=16)
@@ -133,10 +128,17 @@ def _quality(run: Run, other: Run) -> None:
 
 def _costs(run: Run, other: Run) -> None:
     names = ("costs_before", "costs_after", "costs_baseline")
-    held = [tables.table(run, name) for name in names if tables.has(run, name)]
-    if other is not run:
-        held += [tables.table(other, name) for name in names[1:] if tables.has(other, name)]
-    unique = {figure_data.model_name(table): table for table in held}
+    sides = [run] if other is run else [run, other]
+    unique: dict[str, pd.DataFrame] = {}
+    for side in sides:
+        for name in names:
+            if tables.has(side, name):
+                table = tables.table(side, name)
+                label = figure_data.model_name(table)
+                if label in unique and not unique[label].equals(table):
+                    label = f"{label} ({side.name})"
+                    table.attrs = {**table.attrs, "model": label}
+                unique.setdefault(label, table)
     if not unique:
         return
     chosen = list(unique.values())

@@ -46,7 +46,7 @@ def main() -> None:
     st.markdown(INTRO)
     with page.messages("Memory"):
         usage = tables.table(run, "memory_usage")
-        block, head = _picked(usage)
+        block, head = _picked(run, usage)
         _map(run, usage)
         look = page.toggle("Look at", LOOKS, "look")
         with page.messages(f"The view of {look}"):
@@ -58,17 +58,18 @@ def main() -> None:
             _table(run, usage)
 
 
-def _picked(usage: pd.DataFrame) -> tuple[int, int]:
+def _picked(run: Run, usage: pd.DataFrame) -> tuple[int, int]:
     """The head in view: the address', a click's, or at first the one that reads most widely."""
     left, right = st.columns(2)
     blocks = _blocks(usage)
     layer = blocks[page.choose("Block", list(blocks), "block", place=left, what="block")]
     heads = [str(head) for head in sorted(usage.loc[usage["layer"] == layer, "head"].unique())]
     head = int(page.choose("Head", heads, "head", place=right, what="head"))
-    if st.session_state.setdefault("slot_of", (layer, head)) != (layer, head):
-        # Another head: its own best slot, unless the click that chose it chose a slot as well.
-        st.session_state["slot_of"] = layer, head
-        if not st.session_state.pop("slot_picked", False):
+    # Another head: its own best slot, unless the click that chose it chose a slot as well.
+    place, picked = (run.name, layer, head), st.session_state.pop("slot_picked", False)
+    if st.session_state.setdefault("slot_of", place) != place:
+        st.session_state["slot_of"] = place
+        if not picked:
             st.session_state.pop("slot", None)
     return layer, head
 
@@ -115,20 +116,21 @@ def _head(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
             page.draw(
                 lambda: figures.slot_grid(slots, side=side),
                 "slot_grid",
-                same=(*tables.key(run, "memory_slots"), block, head),
+                same=(*tables.key(run, "memory_slots", "memory_usage"), block, head),
                 paper=page.on_paper("slot_grid", slots, side=side),
             )
     with st.expander("Hits from the most to the least hit slot"):
         page.draw(
             lambda: figures.slot_histogram(slots, slots=total),
             "slot_histogram",
-            same=(*tables.key(run, "memory_slots"), block, head),
+            same=(*tables.key(run, "memory_slots", "memory_usage"), block, head),
             paper=page.on_paper("slot_histogram", slots, slots=total),
             table=slots,
         )
     name = page.model_of(run, "after", "before")
-    if name is not None and live.ready(name):
-        slot_panel.show(name, block, head, slot, slots)
+    model = None if name is None else live.ready(name)
+    if model is not None:
+        slot_panel.show(model, block, head, slot, slots)
 
 
 def _numbers(row: pd.Series) -> None:

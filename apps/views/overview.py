@@ -98,7 +98,7 @@ def _clean(summary: dict[str, Any]) -> None:
     plain = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
     for column, (key, value) in zip(st.columns(4), list(plain.items())[:4], strict=False):
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        column.metric(key.replace("_", " ").capitalize(), text)
+        column.metric(page.escape(key.replace("_", " ").capitalize()), page.escape(text))
 
 
 def _changed(run: Run) -> None:
@@ -107,8 +107,8 @@ def _changed(run: Run) -> None:
         st.subheader("Heads that changed most")
         sure = (table["ci_low"] > 0).sum(), (table["ci_high"] < 0).sum()
         st.markdown(
-            f"{sure[0]} of {len(table)} heads were amplified and {sure[1]} weakened, beyond doubt "
-            "at 95%."
+            f"{sure[0]} of {len(table)} heads were amplified and {sure[1]} weakened, by 95% "
+            "intervals that leave out zero, each for itself."
         )
         page.draw(
             lambda: figures.importance_change(table, 8),

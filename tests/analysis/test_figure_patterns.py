@@ -10,7 +10,8 @@ import pytest
 
 from analysis import figures, paper
 from kernels.errors import MidusError
-from tests.analysis.figure_tables import drawn, importance_table, pattern_table, words
+from tests.analysis.figure_tables import drawn, importance_table, words
+from tests.analysis.text_tables import pattern_table
 
 
 def square(table: pd.DataFrame) -> np.ndarray:

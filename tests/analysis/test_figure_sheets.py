@@ -20,21 +20,19 @@ from tests.analysis.figure_tables import (
     evidence_table,
     importance_table,
     key_table,
-    loss_table,
-    pattern_table,
     plain,
     prune_table,
     realisations_table,
     roles_table,
     slopes_table,
     slots_table,
-    token_table,
     training_log,
     usage_log,
     usage_table,
     view_table,
     with_reads,
 )
+from tests.analysis.text_tables import loss_table, pattern_table, token_table
 
 METHODS = ["ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley"]
 BEFORE = importance_table(BASE_BLOCKS, "pico")

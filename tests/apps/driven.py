@@ -54,10 +54,11 @@ def serving(log: Path, *arguments: object) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "apps/explorer.py"]
+    # From a folder of its own: the app's settings must not hang on where it is started.
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "apps" / "explorer.py")]
     command += ["--server.port", str(port), "--", *map(str, arguments)]
     with log.open("wb") as output:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, cwd=log.parent, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait(f"http://127.0.0.1:{port}/_stcore/health", server, log)
             yield f"http://127.0.0.1:{port}/"

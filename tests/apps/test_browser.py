@@ -133,7 +133,7 @@ def test_a_ranking_is_started_cancelled_started_again_and_finished(
 ) -> None:
     tab.open("choose")
     tab.page.get_by_text("Rank heads", exact=True).click()
-    limit = tab.page.locator(".st-key-limit input")
+    limit = tab.page.locator(".st-key-limit_False input")
     limit.fill("1")
     limit.press("Enter")
     tab.settle()

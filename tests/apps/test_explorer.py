@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis import next_tokens, statistics, tables
+from analysis import amplify, next_tokens, statistics, tables
+from apps.parts import access
+from kernels.errors import ModelError
 from midus_model import SHIPPED
 from tests.apps.planted import plant_run
 
@@ -111,7 +113,7 @@ def test_importance_numbers_are_the_tables(opened: Opener, planted: Path) -> Non
     assert frame["share"].sum() == pytest.approx(100)
 
 
-def test_the_address_names_a_head(opened: Opener, planted: Path) -> None:
+def test_the_choices_name_a_head(opened: Opener, planted: Path) -> None:
     table = tables.load(planted / "tables" / "importance_after")
     row = table[(table["kind"] == "memory") & (table["head"] == 2)].iloc[0]
     block = f"{row['layer']}: + memory (from {row['source_layer']})"
@@ -172,10 +174,11 @@ def test_a_folder_that_is_not_given_cannot_be_opened(
 def test_a_link_to_what_is_not_there_says_so_and_the_page_goes_on(
     opened: Opener, planted: Path
 ) -> None:
-    app = opened("--run", planted, head="99")
+    app = opened("--run", planted, page=OVERVIEW)
     app.query_params["head"] = "99"
     app.switch_page(HEADS).run()
     assert not app.exception and not app.error and metrics(app)["Rank"].endswith("of 24")
+    assert "The link asks for head 99" in words(app)
 
 
 def test_a_model_that_was_not_given_is_not_loaded(
@@ -190,6 +193,44 @@ def test_a_model_that_was_not_given_is_not_loaded(
         app = opened("--run", damaged)
         assert not app.exception and not app.error
         assert any("was not given to the explorer" in info.value for info in app.info)
+
+
+def test_no_table_is_read_from_outside(opened: Opener, damaged: Path, tmp_path: Path) -> None:
+    outside = plant_run(tmp_path / "outside")
+    table = damaged / "tables" / "memory_usage.parquet"
+    table.unlink()
+    table.symlink_to(outside / "tables" / "memory_usage.parquet")
+    app = opened("--run", damaged, page=MEMORY)
+    assert not app.exception and "outside the folders given" in errors(app)
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["tables"].append("../../outside/tables/ranking")
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    app = opened("--run", damaged)
+    assert not app.exception and "which is no name" in errors(app)
+
+
+@pytest.mark.parametrize("name", ["--output=/tmp", "-x/y", "a b/c", "../x/y", "/etc", "x/y/z"])
+def test_what_is_no_model_s_name_reaches_no_command(tmp_path: Path, name: str) -> None:
+    given, _ = access.given_folders(["--runs", str(tmp_path)])
+    with pytest.raises(ModelError):
+        given.check_model(name)
+    assert given.check_model("owner/name-1.5B") == "owner/name-1.5B"
+
+
+def test_another_model_s_weights_are_not_shown_what_was_computed_before(
+    opened: Opener, damaged: Path
+) -> None:
+    folder = damaged / "models" / "own"
+    shutil.copytree(SHIPPED["pico"], folder)
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["models"] = {"before": "models/own"}
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    app = opened("--run", damaged, page="views/amplify.py")
+    before = metrics(app)["Loss on this text (nats/token)"]
+    amplify("pico", [(0, 0)], 0.0).save(folder, overwrite=True)
+    app.run()
+    assert not app.exception and not app.error
+    assert metrics(app)["Loss on this text (nats/token)"] != before
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def command(
     """The command line that starts the explorer, bound to this machine, telling nobody."""
     line = [sys.executable, "-m", "streamlit", "run", str(app)]
     line += ["--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
-    line += ["--server.headless", "true"] if headless else []
+    line += ["--server.headless", str(headless).lower()]
     line += ["--server.port", str(port)] if port is not None else []
     line += ["--", "--runs", str(runs.resolve())]
     for option, folders in (("--run", run), ("--models", models)):
