@@ -13,7 +13,7 @@ from analysis import figure_data as data
 from analysis.figures.maps import cell_size, colour_bar, label_room, map_axes, squares
 from analysis.figures.page import FAINT, finish, legend
 
-_RANKS = 2000  # points of a line of ranks
+_RANKS = 4096  # points of a line of ranks
 
 
 def slot_usage(usage: pd.DataFrame, *, width: float = 940) -> go.Figure:
