@@ -19,6 +19,7 @@ from apps.parts import access
 
 LARGEST = 2**31  # bytes of weights that a page loads without being asked twice
 MOST = 3  # models held
+WAIT = 4.0  # seconds in which the browser draws the first page and needs the processor
 
 
 class Loadable(NamedTuple):
@@ -93,7 +94,7 @@ def _loaded(model: Loadable) -> Any:
 
 
 def warm() -> None:
-    """Begin to import torch and to load what is shipped, beside the first page; once a server."""
+    """Import torch and load what is shipped, once the first page is drawn; once a server."""
 
     def work() -> None:
         for name in access.SHIPPED_MODELS:
@@ -106,7 +107,8 @@ def warm() -> None:
     with _guard:
         if _warmed:
             return
-        _warmed.append(threading.Thread(target=work, name="warm", daemon=True))
+        _warmed.append(threading.Timer(WAIT, work))
+        _warmed[0].daemon = True
     _warmed[0].start()
 
 

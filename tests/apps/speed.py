@@ -26,26 +26,27 @@ from tests.apps.planted import plant_run
 
 LIMITS = {"first view": 3.0, "another page": 1.0, "cached interaction": 0.3, "live gate": 1.0}
 COUNT, SERVERS = 50, 5
+SHIPPED, LARGE = "shipped study", "32 x 32 heads, 65,536 slots"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--servers", type=int, default=SERVERS)
+    parser.add_argument("--runs", nargs="+", choices=[SHIPPED, LARGE], default=[SHIPPED, LARGE])
     parser.add_argument("--out", type=Path, default=Path("runs/explorer-speed.json"))
     parser.add_argument("--markdown", type=Path, help="page whose table is filled in")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, browser() as opened:
-        large = plant_run(Path(folder) / "large", layers=32, heads=32, side=256)
-        found = {
-            "machine": machine_of("cpu"),
-            "shipped study": measured(opened, Path(folder), [], given.count, given.servers),
-            "32 x 32 heads, 65,536 slots": measured(
-                opened, Path(folder), ["--run", large], given.count, given.servers
-            ),
-        }
+    found = json.loads(given.out.read_text()) if given.out.exists() else {}
+    found["machine"] = machine_of("cpu")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder, browser() as opened:
+        for name in given.runs:
+            run: list[Any] = []
+            if name == LARGE:
+                run = ["--run", plant_run(Path(folder) / "large", layers=32, heads=32, side=256)]
+            found[name] = measured(opened, Path(folder), run, given.count, given.servers)
+            given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     table = markdown(found)
     if given.markdown:
         fill_in(given.markdown, "speed", table)
