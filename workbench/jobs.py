@@ -26,10 +26,10 @@ import psutil
 
 import workbench
 from kernels.errors import RunError
+from workbench.progress import PLACE
 from workbench.runs import MANIFEST, check_place, free_place
 
 FOLDER = ".jobs"
-PROGRESS = "MIDUS_PROGRESS"  # environment variable: the file that a command's progress goes to
 _starting = threading.Lock()
 
 
@@ -159,7 +159,7 @@ class Job:
         packages = str(Path(workbench.__file__).resolve().parents[1])  # a checkout, not installed
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH", "")]))
         told = str((self._folder / "progress.json").resolve())
-        environment = os.environ | {PROGRESS: told, "PYTHONPATH": path}
+        environment = os.environ | {PLACE: told, "PYTHONPATH": path}
         with self._log.open("wb") as output:
             return subprocess.Popen(
                 [*line, "--output", str(self.folder)],

@@ -201,8 +201,9 @@ def draw(
 
 
 def _shown(make: Callable[[], go.Figure], theme: str, same: tuple[Any, ...] | None) -> Prepared:
-    if same in _prepared:
-        return _prepared[same]
+    kept = None if same is None else _prepared.get(same)
+    if kept is not None:
+        return kept
     figure = make()
     caption = _without_caption(figure)
     ink = _INK[theme]
@@ -215,8 +216,8 @@ def _shown(make: Callable[[], go.Figure], theme: str, same: tuple[Any, ...] | No
     prepared = Prepared(figure, caption, tuple(figure.layout.shapes), threading.Lock())
     if same is not None:
         _prepared[same] = prepared
-        while len(_prepared) > MOST_FIGURES:
-            _prepared.pop(next(iter(_prepared)))
+        for oldest in list(_prepared)[:-MOST_FIGURES]:
+            _prepared.pop(oldest, None)  # another session may have been quicker
     return prepared
 
 

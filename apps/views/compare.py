@@ -61,7 +61,9 @@ def _heads(run: Run, other: Run) -> None:
         change = _paired(first, second, _key(run, other))
     except IncomparableTables as error:
         why = page.escape(str(error).removesuffix(", or pass force=True"))
-        st.warning(f"{why}; choose two that were.", icon=":material/warning:")
+        st.warning(
+            f"{why[:1].upper()}{why[1:]}. Choose another pair above.", icon=":material/warning:"
+        )
         return
     page.draw(
         lambda: figures.importance_map(first, second, width=page.MAP_WIDTH),

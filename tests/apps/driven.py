@@ -37,12 +37,21 @@ IDLE = (
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser; skips the test, or fails it in CI, where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         if os.environ.get("CI"):
             pytest.fail("no chromium on the path; install it: apt-get install -y chromium")
         pytest.skip("no chromium on the path (apt-get install -y chromium)")
-    with sync_api.sync_playwright() as playwright:
+    with launched() as browser:
+        yield browser
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """A browser, where there is one."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser
         browser.close()

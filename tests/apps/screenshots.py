@@ -10,8 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.apps.driven import ROOT, Tab, serving
-from tests.apps.speed import browser
+from tests.apps.driven import ROOT, Tab, launched, serving
 
 PAGES = ("Overview", "Heads", "Choose", "Amplify", "Memory", "Compare", "Report")
 README = {  # picture -> address, height in pixels
@@ -26,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/screenshots"))
     parser.add_argument("--readme", action="store_true")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, browser() as opened:
+    with tempfile.TemporaryDirectory() as folder, launched() as opened:
         words = ("--runs", Path(folder) / "runs")
         with serving(Path(folder) / "log.txt", *words) as address:
             if given.readme:

@@ -13,15 +13,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from midus_model.bench.report import fill_in, machine_of
-from tests.apps.driven import CHROMIUM, FLAGS, Tab, serving
+from tests.apps.driven import Tab, launched, serving
 from tests.apps.planted import plant_run
 
 LIMITS = {"first view": 3.0, "another page": 1.0, "cached interaction": 0.3, "live gate": 1.0}
@@ -40,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = json.loads(given.out.read_text()) if given.out.exists() else {}
     found["machine"] = machine_of("cpu")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, browser() as opened:
+    with tempfile.TemporaryDirectory() as folder, launched() as opened:
         for name in given.runs:
             run: list[Any] = []
             if name == LARGE:
@@ -52,18 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
         fill_in(given.markdown, "speed", table)
     print(table)
     return 0
-
-
-@contextmanager
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    if CHROMIUM is None:
-        sys.exit("no chromium on the path (apt-get install -y chromium)")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield opened
-        opened.close()
 
 
 def measured(

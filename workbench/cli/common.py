@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from workbench.cli.progress import written
+from workbench.progress import written
 
 settings = {"debug": False}
 
