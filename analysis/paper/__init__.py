@@ -17,6 +17,7 @@ from analysis.paper.memory import slot_grid, slot_histogram, slot_usage
 from analysis.paper.patterns import attention_pattern
 from analysis.paper.quality import quality_cost
 from analysis.paper.roles import role_map
+from analysis.paper.screen import screen_svg
 from analysis.paper.slots import memory_map, memory_view
 from analysis.paper.tokens import next_tokens
 from analysis.paper.training import training_curves
@@ -46,6 +47,7 @@ __all__ = [
     "role_map",
     "role_slopes",
     "save",
+    "screen_svg",
     "slot_grid",
     "slot_histogram",
     "slot_usage",

@@ -8,12 +8,13 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as _Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from analysis import figure_data as data
@@ -51,6 +52,8 @@ METADATA = {
     "svg": {"Date": None},
     "png": {"Software": None},
 }
+LAYOUT: Final = "constrained"
+PADS: dict[str, Any] = {"w_pad": 0.03, "h_pad": 0.03, "wspace": 0.02}
 LOCK = threading.RLock()
 
 
@@ -65,6 +68,8 @@ class Figure(_Figure):
     """A matplotlib Figure that keeps its caption as text and shows itself in a notebook."""
 
     caption: str = ""
+    note: Text | None = None  # the caption as it is drawn
+    foot: float = 0.0  # inches that it takes
 
     def draw(self, renderer: Any) -> None:
         with style():
@@ -86,12 +91,10 @@ def canvas(width: float, height: float, caption: str) -> Figure:
     foot = (len(lines) * CAPTION * 1.3 + 4) / 72
     figure = Figure(figsize=(width, height + foot), facecolor="white")
     FigureCanvasAgg(figure)
-    figure.caption = caption
+    figure.caption, figure.foot = caption, foot
     share = foot / (height + foot)
-    figure.set_layout_engine(
-        "constrained", rect=(0, share, 1, 1 - share), w_pad=0.03, h_pad=0.03, wspace=0.02
-    )
-    note = figure.text(
+    figure.set_layout_engine(LAYOUT, rect=(0, share, 1, 1 - share), **PADS)
+    figure.note = figure.text(
         0.05 / width,
         2 / 72 / (height + foot),
         "\n".join(lines),
@@ -101,7 +104,7 @@ def canvas(width: float, height: float, caption: str) -> Figure:
         ha="left",
         linespacing=1.25,
     )
-    note.set_in_layout(False)
+    figure.note.set_in_layout(False)
     return figure
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps.parts import live, page, tables
+from apps.parts import drawn, grid, live, page, tables
 from apps.parts.access import Run
 
 NEAR = ("attention", "what it writes", "memory", "dose")
@@ -96,15 +96,21 @@ def text_area(key: str, label: str = "Text") -> str:
 def _attention(run: Run, model: live.Loadable, row: pd.Series) -> None:
     asked = model, text_area("text"), int(row["layer"]), int(row["head"])
     view = live.head_view(*asked)
-    page.draw(
+    drawn.map(
         lambda: figures.attention_pattern(view),
         "attention_pattern",
         same=asked,
-        stretch=False,
-        paper=page.on_paper("attention_pattern", view),
+        words=lambda: _pattern_words(view),
+        paper=drawn.on_paper("attention_pattern", view),
         table=view.drop(columns=["pattern"]),
     )
     page.computed(PATTERN)
+
+
+def _pattern_words(view: pd.DataFrame) -> grid.Words:
+    tokens = figure_data.pattern_of(view, "attention_pattern").tokens
+    names = [f"{token} ({at})" for at, token in enumerate(tokens)]
+    return grid.Words(names, names, "{row} → {column}\n{value} of its attention")
 
 
 def _writes(run: Run, model: live.Loadable, row: pd.Series) -> None:
@@ -132,7 +138,7 @@ def _writes(run: Run, model: live.Loadable, row: pd.Series) -> None:
         height=340,
         key="writes_table",
     )
-    page.download(shown.drop(columns=["pattern"]), f"head_{row['layer']}_{row['head']}_writes")
+    drawn.download(shown.drop(columns=["pattern"]), f"head_{row['layer']}_{row['head']}_writes")
     page.computed(WRITES)
 
 
@@ -168,10 +174,10 @@ def _dose(run: Run, model: live.Loadable, row: pd.Series) -> None:
         st.caption("Gains from 0 to 2 over 24 beginnings of held-out documents.")
         return
     found = live.dose(model, int(row["layer"]), int(row["head"]), 24)
-    page.draw(
+    drawn.figure(
         lambda: figures.dose_response(found),
         "dose_response",
-        paper=page.on_paper("dose_response", found),
+        paper=drawn.on_paper("dose_response", found),
         table=found,
     )
     page.computed(DOSES)

@@ -43,7 +43,11 @@ def _describe(run: access.Run) -> None:
         *(f"{label}: {access.short(name)}" for label, name in models.items()),
     ]
     st.caption("  \n".join(page.escape(line) for line in lines))
-    with st.expander("How it was made"):
+    # Drawn when it is opened: the browser takes a second over the libraries that show code.
+    made = st.expander("How it was made", key="made", on_change="rerun")
+    if not made.open:
+        return
+    with made:
         st.code(" ".join(map(str, manifest.get("command") or ["command not recorded"])),
                 language=None, wrap_lines=True)  # fmt: skip
         st.json(

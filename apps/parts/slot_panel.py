@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from apps.parts import live, page, tables
+from apps.parts import drawn, live, page, tables
 
 TEXTS = {"a little": 24, "more": 96, "much": 384}
 METHOD = """
@@ -60,7 +60,7 @@ def _contexts(model: live.Loadable, block: int, head: int, slot: int, texts: int
         hide_index=True,
         key="contexts_table",
     )  # fmt: skip
-    page.download(table, f"slot_{block}_{head}_{slot}_contexts")
+    drawn.download(table, f"slot_{block}_{head}_{slot}_contexts")
     return table
 
 

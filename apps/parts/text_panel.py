@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from analysis import figures
-from apps.parts import head_panel, live, page
+from apps.parts import drawn, head_panel, live, page
 from apps.parts.access import Run
 
 METHOD = """
@@ -37,12 +37,11 @@ def show(run: Run, block: int) -> None:
         st.session_state["look"], st.session_state["slot_picked"] = "slots", True
 
     given: dict[str, Any] = {"block": block, "first": first, "tokens": AT_ONCE}
-    page.draw(
-        lambda: figures.memory_view(view, **given, width=page.MAP_WIDTH),
+    drawn.map(
+        lambda: figures.memory_view(view, **given, width=drawn.MAP_WIDTH),
         "memory_view",
         clicked=pick,
-        stretch=False,
-        paper=page.on_paper("memory_view", view, **given),
+        paper=drawn.on_paper("memory_view", view, **given),
         table=view,
     )
     page.computed(METHOD)

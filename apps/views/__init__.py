@@ -1,1 +1,1 @@
-"""The explorer's pages, a script each, run by `apps/explorer.py` through st.navigation."""
+"""The explorer's pages, a script each, run by `apps/main.py` through st.navigation."""

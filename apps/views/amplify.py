@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figures
-from apps.parts import head_panel, live, page, tables
+from apps.parts import drawn, head_panel, live, page, tables
 from apps.parts.access import Run
 from kernels.errors import ModelError
 
@@ -104,7 +104,7 @@ def _prediction(
     moved = tuple(g for g in gains if g[2] != 1)
     table = live.next_tokens(model, text, moved, TOP)
     _losses(table)
-    page.draw(lambda: figures.next_tokens(table), "next_tokens", table=table)
+    drawn.figure(lambda: figures.next_tokens(table), "next_tokens", table=table)
     with st.expander("Loss of every token of the text"):
         _by_token(table)
     page.computed(METHOD)
@@ -152,7 +152,7 @@ def _by_token(table: pd.DataFrame) -> None:
         height=300,
         key="losses_table",
     )
-    page.download(losses, "losses_by_token")
+    drawn.download(losses, "losses_by_token")
 
 
 def _keep(name: str, moved: tuple[tuple[int, int, float], ...]) -> None:

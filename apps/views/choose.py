@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps.parts import access, job_panel, live, page, ranking_form, tables
+from apps.parts import access, drawn, job_panel, live, page, ranking_form, tables
 from apps.parts.access import Run
 from kernels.errors import ModelError
 from workbench import selection
@@ -151,14 +151,13 @@ def _click(point: dict[str, Any]) -> None:
 
 def _map(run: Run, ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
     rows = [row.layer for row in figure_data.block_rows(ranking)]
-    page.draw(
-        lambda: figures.importance_map(ranking, width=page.MAP_WIDTH),
+    drawn.map(
+        lambda: figures.importance_map(ranking, width=drawn.MAP_WIDTH),
         "ranking_map",
         same=tables.key(run, "ranking"),
-        marks=[page.frame(head, rows.index(layer)) for layer, head in chosen],
+        marks=[(0, head, rows.index(layer)) for layer, head in chosen],
         clicked=_click,
-        stretch=False,
-        paper=page.on_paper("importance_map", ranking),
+        paper=drawn.on_paper("importance_map", ranking),
         table=ranking,
     )
 
@@ -194,7 +193,7 @@ def _table(ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
         height=300,
         key="ranking_table",
     )  # fmt: skip
-    page.download(ranking, "ranking")
+    drawn.download(ranking, "ranking")
 
 
 def _config(run: Run) -> Any:

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps.parts import access, page, tables
+from apps.parts import access, drawn, page, tables
 from apps.parts.access import Run
 from kernels.errors import IncomparableTables
 
@@ -65,17 +65,19 @@ def _heads(run: Run, other: Run) -> None:
             f"{why[:1].upper()}{why[1:]}. Choose another pair above.", icon=":material/warning:"
         )
         return
-    page.draw(
-        lambda: figures.importance_map(first, second, width=page.MAP_WIDTH),
+    pair = _key(run, other)
+    drawn.map(
+        lambda: figures.importance_map(first, second, width=drawn.MAP_WIDTH),
         "compare_map",
-        stretch=False,
-        paper=page.on_paper("importance_map", first, second),
-        table=second,
+        same=pair,
+        paper=drawn.on_paper("importance_map", first, second),
+        table={"first": first, "second": second},
     )
-    page.draw(
+    drawn.figure(
         lambda: figures.importance_change(change, 20),
         "compare_change",
-        paper=page.on_paper("importance_change", change, 20),
+        same=pair,
+        paper=drawn.on_paper("importance_change", change, 20),
         table=change,
     )
 
@@ -120,12 +122,7 @@ def _quality(run: Run, other: Run) -> None:
     for table in held:
         table.attrs = {}
     joined = pd.concat(held, ignore_index=True)
-    page.draw(
-        lambda: figures.quality_cost(joined),
-        "compare_quality",
-        paper=page.on_paper("quality_cost", joined),
-        table=joined,
-    )
+    drawn.picture(drawn.Picture("quality_cost", (joined,), _key(run, other)), "compare_quality")
 
 
 def _costs(run: Run, other: Run) -> None:
@@ -144,11 +141,9 @@ def _costs(run: Run, other: Run) -> None:
     if not unique:
         return
     chosen = list(unique.values())
-    page.draw(
-        lambda: figures.costs(*chosen),
-        "compare_costs",
-        paper=page.on_paper("costs", *chosen),
-        table=pd.concat([table.assign(model=name) for name, table in _plain(unique).items()]),
+    together = pd.concat([table.assign(model=name) for name, table in _plain(unique).items()])
+    drawn.picture(
+        drawn.Picture("costs", tuple(chosen), _key(run, other), together), "compare_costs"
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps.parts import head_panel, page, tables
+from apps.parts import drawn, grid, head_panel, page, tables
 from apps.parts.access import Run
 
 INTRO = (
@@ -52,8 +52,13 @@ VIEWS = ("importance", "change", "curves", "roles", "table")
 
 
 def main() -> None:
-    run = page.run()
     st.markdown(INTRO)
+    _body(page.run())
+
+
+@st.fragment
+def _body(run: Run) -> None:
+    """All that a click changes: it is drawn again without the rest of the page."""
     with page.messages("Head importance"):
         before = tables.table(run, "importance_before")
         after = _after(run)
@@ -110,7 +115,7 @@ def _blocks(heads: pd.DataFrame) -> dict[str, tuple[int, str]]:
 def _pick(before: pd.DataFrame, after: pd.DataFrame | None, point: dict[str, Any]) -> None:
     """Make a clicked cell the head in view."""
     layer, kind, head, _ = point["customdata"]
-    side = "after" if after is not None and point["curve_number"] == 1 else "before"
+    side = "after" if after is not None and point["panel"] == 1 else "before"
     table = tables.ranked(after if side == "after" and after is not None else before)
     names = {place: name for name, place in _blocks(table).items()}
     st.session_state["side"] = side
@@ -129,28 +134,29 @@ def _after(run: Run) -> pd.DataFrame | None:
 
 
 def _importance(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
-    page.draw(
-        lambda: figures.importance_map(before, after, width=page.MAP_WIDTH),
+    drawn.map(
+        lambda: figures.importance_map(before, after, width=drawn.MAP_WIDTH),
         f"importance_map_{run.name}",
         same=tables.key(run, "importance_before", "importance_after"),
         marks=_marks(before, after, picked),
         clicked=lambda point: _pick(before, after, point),
-        stretch=False,
-        paper=page.on_paper("importance_map", before, after),
-        table=before if after is None else after,
+        paper=drawn.on_paper("importance_map", before, after),
+        table=_sides(before, after),
     )
     page.computed(METHOD)
 
 
-def _marks(
-    before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked
-) -> list[dict[str, Any]]:
+def _sides(before: pd.DataFrame, after: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    return {"before": before} if after is None else {"before": before, "after": after}
+
+
+def _marks(before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> list[grid.Mark]:
     """A frame around the head in view."""
     labels = [row.label for row in figure_data.block_rows(before if after is None else after)]
     if picked.row["block"] not in labels:
         return []
-    panel = 2 if picked.side == "after" and after is not None else 1
-    return [page.frame(int(picked.row["head"]), labels.index(picked.row["block"]), panel)]
+    panel = int(picked.side == "after" and after is not None)
+    return [(panel, int(picked.row["head"]), labels.index(picked.row["block"]))]
 
 
 def _change(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
@@ -158,21 +164,20 @@ def _change(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: 
     _concentration(table)
     what = page.toggle("Change of", ("importance", "share"), "of")
     share = what == "share"
-    page.draw(
-        lambda: figures.amplification_map(table, share=share, width=page.MAP_WIDTH),
+    drawn.map(
+        lambda: figures.amplification_map(table, share=share, width=drawn.MAP_WIDTH),
         f"amplification_map_{what}",
-        same=tables.key(run, "amplification"),
-        stretch=False,
-        paper=page.on_paper("amplification_map", table, share=share),
+        same=(*tables.key(run, "amplification"), what),
+        paper=drawn.on_paper("amplification_map", table, share=share),
         table=table,
     )
     top = page.toggle("Heads shown", ("20 most changed", "10 most changed", "all"), "top")
     count = None if top == "all" else int(top.split()[0])
-    page.draw(
+    drawn.figure(
         lambda: figures.amplification(table, count),
         "amplification_bars",
         same=(*tables.key(run, "amplification"), count),
-        paper=page.on_paper("amplification", table, count),
+        paper=drawn.on_paper("amplification", table, count),
         table=table,
     )
     page.computed(CHANGE)
@@ -229,17 +234,17 @@ def _changes(run: Run, table: pd.DataFrame) -> None:
         height=320,
         key="amplification_table",
     )
-    page.download(heads, f"{run.folder.name}-amplification")
+    drawn.download(heads, f"{run.folder.name}-amplification")
 
 
 def _curves(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
     st.markdown("All heads from the most to the least important: how few carry the model.")
-    page.draw(
+    drawn.figure(
         lambda: figures.importance_curves(before, after),
         "importance_curves",
         same=tables.key(run, "importance_before", "importance_after"),
-        paper=page.on_paper("importance_curves", before, after),
-        table=before if after is None else after,
+        paper=drawn.on_paper("importance_curves", before, after),
+        table=_sides(before, after),
     )
     page.computed(METHOD)
 
@@ -247,13 +252,13 @@ def _curves(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: 
 def _roles(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
     roles = tables.table(run, "roles")
     st.markdown("What each head does, where the evidence is clear; most heads have no clear role.")
-    page.draw(
+    drawn.figure(
         lambda: figures.role_map(roles, before),
         "role_map",
         same=tables.key(run, "roles", "importance_before"),
         stretch=False,
-        paper=page.on_paper("role_map", roles, before),
-        table=roles,
+        paper=drawn.on_paper("role_map", roles, before),
+        table={"roles": roles, "importance": before},
     )
     page.computed(
         "Roles are scored on attention patterns over probe sequences and over text, and on what "
@@ -285,7 +290,7 @@ def _table(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: P
         height=380,
         key="heads_table",
     )
-    page.download(heads, f"{run.folder.name}-importance_{picked.side}")
+    drawn.download(heads, f"{run.folder.name}-importance_{picked.side}")
     st.caption(page.escape(tables.measured(heads)))
 
 

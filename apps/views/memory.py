@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps.parts import live, page, slot_panel, tables, text_panel
+from apps.parts import drawn, grid, live, page, slot_panel, tables, text_panel
 from apps.parts.access import Run
 from kernels.errors import DataError
 
@@ -42,12 +42,17 @@ LOOKS = ("slots", "a text")
 
 
 def main() -> None:
-    run = page.run()
     st.markdown(INTRO)
+    _body(page.run())
+
+
+@st.fragment
+def _body(run: Run) -> None:
+    """All that a click changes: it is drawn again without the rest of the page."""
     with page.messages("Memory"):
         usage = tables.table(run, "memory_usage")
         block, head = _picked(run, usage)
-        _map(run, usage)
+        _map(run, usage, block, head)
         look = page.toggle("Look at", LOOKS, "look")
         with page.messages(f"The view of {look}"):
             if look == "slots":
@@ -78,20 +83,21 @@ def _blocks(usage: pd.DataFrame) -> dict[str, int]:
     return {f"{row.layer}: {row.label}": row.layer for row in figure_data.block_rows(usage)}
 
 
-def _map(run: Run, usage: pd.DataFrame) -> None:
+def _map(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
     names = {layer: name for name, layer in _blocks(usage).items()}
+    here = (grid.ALL, head, list(names).index(block))
 
     def pick(point: dict[str, Any]) -> None:
         layer, _, head, _ = point["customdata"]
         st.session_state["block"], st.session_state["head"] = names[int(layer)], str(head)
 
-    page.draw(
-        lambda: figures.memory_map(usage, width=page.MAP_WIDTH),
+    drawn.map(
+        lambda: figures.memory_map(usage, width=drawn.MAP_WIDTH),
         f"memory_map_{run.name}",
         same=tables.key(run, "memory_usage"),
+        marks=[here],
         clicked=pick,
-        stretch=False,
-        paper=page.on_paper("memory_map", usage),
+        paper=drawn.on_paper("memory_map", usage),
         table=usage,
     )
     page.computed(METHOD)
@@ -106,31 +112,53 @@ def _head(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
         raise DataError(f"block {block}, head {head} hit no slot, or its slots were not recorded")
     slots.attrs = {**usage.attrs, **slots.attrs, "block": block, "head": head}
     total = int(row["slots"])
-    grid, listed = st.columns(2)
+    map_side, listed = st.columns([5, 4])
     with listed:
         slot = _choose_slot(slots, total)
-        page.download(slots, f"{run.folder.name}-slots_block{block}_head{head}")
-    with grid:
-        side = math.isqrt(total)
-        if side * side == total:
-            page.draw(
-                lambda: figures.slot_grid(slots, side=side),
-                "slot_grid",
-                same=(*tables.key(run, "memory_slots", "memory_usage"), block, head),
-                paper=page.on_paper("slot_grid", slots, side=side),
+        drawn.download(slots, f"{run.folder.name}-slots_block{block}_head{head}")
+    same = (*tables.key(run, "memory_slots", "memory_usage"), block, head)
+    with map_side:
+        _grid(slots, total, slot, same)
+    folded = st.expander("Hits from the most to the least hit slot", key="ranks", on_change="rerun")
+    if folded.open:
+        with folded:
+            drawn.figure(
+                lambda: figures.slot_histogram(slots, slots=total),
+                "slot_histogram",
+                same=same,
+                paper=drawn.on_paper("slot_histogram", slots, slots=total),
+                table=slots,
             )
-    with st.expander("Hits from the most to the least hit slot"):
-        page.draw(
-            lambda: figures.slot_histogram(slots, slots=total),
-            "slot_histogram",
-            same=(*tables.key(run, "memory_slots", "memory_usage"), block, head),
-            paper=page.on_paper("slot_histogram", slots, slots=total),
-            table=slots,
-        )
     name = page.model_of(run, "after", "before")
     model = None if name is None else live.ready(name)
     if model is not None:
         slot_panel.show(model, block, head, slot, slots)
+
+
+def _grid(slots: pd.DataFrame, total: int, slot: int, same: tuple[Any, ...]) -> None:
+    """The bank as a square of row keys by column keys; a click on a slot opens it."""
+    side = math.isqrt(total)
+    if side * side != total:
+        return
+
+    def pick(point: dict[str, Any]) -> None:
+        st.session_state["slot"] = point["row"] * side + point["column"]
+
+    def words() -> grid.Words:
+        hits = figure_data.slot_square(slots, side, "slot_grid")
+        rows, columns = ([f"{key} {i}" for i in range(side)] for key in ("row", "column"))
+        return grid.Words(rows, columns, "{row}, {column}\n{value} hits", hits)
+
+    drawn.map(
+        lambda: figures.slot_grid(slots, side=side),
+        "slot_grid",
+        same=same,
+        marks=[(0, slot % side, slot // side)],
+        clicked=pick,
+        words=words,
+        paper=drawn.on_paper("slot_grid", slots, side=side),
+        table=slots,
+    )
 
 
 def _numbers(row: pd.Series) -> None:
@@ -207,7 +235,7 @@ def _table(run: Run, usage: pd.DataFrame) -> None:
         height=280,
         key="usage_table",
     )  # fmt: skip
-    page.download(shown, f"{run.folder.name}-memory_usage")
+    drawn.download(shown, f"{run.folder.name}-memory_usage")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
-from analysis import figure_data, figures
-from apps.parts import access, page, tables
+from analysis import figure_data
+from apps.parts import access, drawn, page, tables
 from apps.parts.access import Run
 
 NEXT = (
@@ -102,33 +101,27 @@ def _clean(summary: dict[str, Any]) -> None:
 
 
 def _changed(run: Run) -> None:
-    if tables.has(run, "amplification"):
-        table = tables.table(run, "amplification")
+    picture = _heads_picture(run)
+    if picture.name == "importance_change":
+        table = picture.tables[0]
         st.subheader("Heads that changed most")
         sure = (table["ci_low"] > 0).sum(), (table["ci_high"] < 0).sum()
         st.markdown(
             f"{sure[0]} of {len(table)} heads were amplified and {sure[1]} weakened, by 95% "
             "intervals that leave out zero, each for itself."
         )
-        page.draw(
-            lambda: figures.importance_change(table, 8),
-            "overview_change",
-            same=tables.key(run, "amplification"),
-            paper=page.on_paper("importance_change", table, 8),
-            table=table,
-        )
-        return
+    else:
+        st.subheader("Heads that matter most")
+    drawn.picture(picture, "overview_heads")
+
+
+def _heads_picture(run: Run) -> drawn.Picture:
+    """The heads that changed; where the run compared no two models, the heads of its one."""
+    if tables.has(run, "amplification"):
+        table = tables.table(run, "amplification")
+        return drawn.Picture("importance_change", (table, 8), tables.key(run, "amplification"))
     name = "ranking" if tables.has(run, "ranking") else "importance_before"
-    table = tables.table(run, name)
-    st.subheader("Heads that matter most")
-    page.draw(
-        lambda: figures.importance_map(table, width=560),
-        "overview_map",
-        same=tables.key(run, name),
-        stretch=False,
-        paper=page.on_paper("importance_map", table),
-        table=table,
-    )
+    return drawn.Picture("importance_map", (tables.table(run, name),), tables.key(run, name))
 
 
 def _memory(run: Run) -> None:
@@ -139,50 +132,49 @@ def _memory(run: Run) -> None:
     labels = {row.layer: row.label for row in figure_data.block_rows(usage)}
     by_block = usage.groupby("layer").agg(coverage=("coverage", "mean"), slots=("slots", "max"))
     st.subheader("Memory in use")
-    st.dataframe(
-        tables.in_percent(
-            by_block.assign(block=[labels[layer] for layer in by_block.index]), "coverage"
-        ),
-        column_order=["block", "coverage", "slots"],
-        column_config={
-            "block": "Block",
-            "coverage": tables.percent_column("Slots read", "mean over the block's heads"),
-            "slots": tables.whole_column("Slots"),
-        },
-        hide_index=True,
-        key="overview_memory",
-    )
+    lines = [
+        f"| {page.escape(labels[int(layer)])} | {tables.percent(row.coverage)} | {row.slots:,.0f} |"
+        for layer, row in by_block.iterrows()
+    ]
+    st.markdown("\n".join(["| Block | Slots read | Slots |", "|:--|--:|--:|", *lines]))
+    st.caption("Slots that at least one token read: the mean over the block's heads.")
 
 
 def _quality(run: Run) -> None:
+    picture = _quality_picture(run)
+    if picture:
+        st.subheader("Quality against cost")
+        drawn.picture(picture, "overview_quality")
+
+
+def _quality_picture(run: Run) -> drawn.Picture | None:
     if not tables.has(run, "losses"):
-        return
+        return None
     losses = tables.table(run, "losses")
-    st.subheader("Quality against cost")
-    page.draw(
-        lambda: figures.quality_cost(losses),
-        "overview_quality",
-        same=tables.key(run, "losses"),
-        paper=page.on_paper("quality_cost", losses),
-        table=losses,
-    )
+    return drawn.Picture("quality_cost", (losses,), tables.key(run, "losses"))
 
 
 def _choice(run: Run) -> None:
-    if not tables.has(run, "choice"):
-        return
-    choice = tables.table(run, "choice")
-    contrast: pd.DataFrame | None = None
-    if tables.has(run, "choice_contrast"):
-        contrast = tables.table(run, "choice_contrast")
-    st.subheader("Did choosing heads pay?")
-    page.draw(
-        lambda: figures.choice(choice, contrast),
-        "overview_choice",
-        same=tables.key(run, "choice", "choice_contrast"),
-        paper=page.on_paper("choice", choice, contrast),
-        table=choice,
-    )
+    picture = _choice_picture(run)
+    if picture:
+        st.subheader("Did choosing heads pay?")
+        drawn.picture(picture, "overview_choice")
+
+
+def _choice_picture(run: Run) -> drawn.Picture | None:
+    names = [name for name in ("choice", "choice_contrast") if tables.has(run, name)]
+    if "choice" not in names:
+        return None
+    held = [tables.table(run, name) for name in names]
+    parts = dict(zip(("arms", "contrasts"), held, strict=False))
+    return drawn.Picture("choice", tuple(held), tables.key(run, *names), parts)
+
+
+def ahead(run: Run) -> None:
+    """Draw the page's pictures before it is asked for."""
+    for picture in (_heads_picture(run), _quality_picture(run), _choice_picture(run)):
+        if picture:
+            drawn.ahead(picture)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from apps.parts import page, tables
+from apps.parts import drawn, page, tables
 from apps.parts.access import Run
 from kernels.errors import MidusError
 from workbench import drawing
@@ -53,8 +53,8 @@ def _figure(run: Run, name: str) -> None:
     needed = drawing.FIGURES[name][0][0]
     table = tables.table(run, needed)
     with st.container(horizontal=True, key="saves"):
-        page.saves(f"{run.folder.name}-{name}", None, lambda: _drawn(run.folder, name), table)
-        page.save_page(f"{run.folder.name}-{name}", lambda: _twin(run.folder, name))
+        drawn.saves(f"{run.folder.name}-{name}", None, lambda: _drawn(run.folder, name), table)
+        drawn.save_page(f"{run.folder.name}-{name}", lambda: _twin(run.folder, name))
 
 
 def _drawn(folder: Path, name: str) -> Any:
@@ -102,7 +102,7 @@ def _zipped(run: Run, names: list[str]) -> bytes:
             for path in save(_drawn(run.folder, name), Path(folder) / name):
                 archive.write(path, f"figures/{path.name}")
         for name in run.tables:
-            archive.writestr(f"tables/{name}.csv", page.csv(tables.table(run, name)))
+            archive.writestr(f"tables/{name}.csv", drawn.csv(tables.table(run, name)))
     return buffer.getvalue()
 
 

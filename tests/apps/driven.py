@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -139,15 +140,19 @@ class Tab:
         assert wide <= 0, f"{self.page.url} is {wide} pixels wider than the window"
         assert not self.complaints, self.complaints
 
-    def click_marker(self, figure: Any, trace: int, marker: int) -> None:
-        """A real click on a marker: plotly's drag layer lies above the markers."""
-        cell = figure.locator("g.trace").nth(trace).locator("path.point").nth(marker)
-        cell.wait_for()
-        cell.scroll_into_view_if_needed()
+    def cell(self, key: str, panel: int, column: int, row: int) -> tuple[float, float]:
+        """Where a cell of a map is on the screen; `key` begins the map's key."""
+        grid = self.page.locator(f"[class*=st-key-{key}] .grid").first
+        grid.scroll_into_view_if_needed()
         self.settle()
-        box = cell.bounding_box()
+        left, top, width, height = json.loads(grid.get_attribute("data-cells"))[panel]
+        box = grid.bounding_box()
         assert box is not None
-        self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        return box["x"] + left + (column + 0.5) * width, box["y"] + top + (row + 0.5) * height
+
+    def click_cell(self, key: str, panel: int, column: int, row: int) -> None:
+        """A real click on a cell of a map."""
+        self.page.mouse.click(*self.cell(key, panel, column, row))
         self.settle()
 
     def close(self) -> None:

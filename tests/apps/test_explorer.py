@@ -17,7 +17,7 @@ from kernels.errors import ModelError
 from midus_model import SHIPPED
 from tests.apps.planted import plant_run
 
-APP = Path(__file__).parents[2] / "apps" / "explorer.py"
+APP = Path(__file__).parents[2] / "apps" / "main.py"
 STUDY = Path(__file__).parents[2] / "workbench" / "study"
 HEADS, MEMORY = "views/heads.py", "views/memory.py"
 OVERVIEW = "views/overview.py"
