@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from midus_model.config import SUPPORTED_BASES
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
+# Transformers patches torch while it loads; two loads at once lose each other's tied weights.
+_LOADING = threading.Lock()
 
 
 def resolve(name: str | Path) -> str:
@@ -56,9 +59,10 @@ def load(model: str | Path | nn.Module, *, dtype: torch.dtype | None = None) -> 
     if dtype is None:
         dtype = torch.float32 if config.dtype in (None, torch.float16) else config.dtype
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        with _LOADING:
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"the weights of {str(model)!r} cannot be read: {_line(error)}") from error
     if info["missing_keys"]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -236,8 +237,13 @@ def _below(
     if caption:
         words.caption(escape(caption))
     if paper or table is not None:
-        with menu.popover("", icon=":material/download:", help="Save the figure or its numbers"):
-            saves(key, make, paper, table)
+        saved = menu.popover(
+            "", icon=":material/download:", help="Save the figure or its numbers",
+            key=f"menu_{key}", on_change="rerun",
+        )  # fmt: skip
+        if saved.open:
+            with saved:
+                saves(key, make, paper, table)
 
 
 def saves(
@@ -295,8 +301,9 @@ def _csv_of(table: pd.DataFrame) -> Callable[[], bytes]:
 
 
 def csv(table: pd.DataFrame) -> bytes:
-    """A table as CSV, without the scores by document."""
-    flat = table[[c for c in table.columns if not c.endswith("by_document")]]
+    """A table as CSV, without what is a list in every row: scores by document, patterns."""
+    first = table.iloc[0] if len(table) else {}
+    flat = table[[c for c in table.columns if not isinstance(first.get(c), list | np.ndarray)]]
     return flat.to_csv(index=False).encode()
 
 

@@ -30,7 +30,7 @@ layer, drawn at random. Whole documents are resampled.
 
 
 def show(run: Run, table: pd.DataFrame, side: str, row: pd.Series) -> None:
-    """The panel of the head `row` of `tables.ranked(table)`."""
+    """The panel of the head `row` of `table`, which `tables.heads` gave."""
     count = len(table)
     with st.container(border=True, key="head_panel"):
         whose = page.escape(figure_data.model_name(table, side))
@@ -75,12 +75,9 @@ def _role(run: Run, side: str, row: pd.Series) -> str:
     """The head's role in the base model, where the run measured roles."""
     if not tables.has(run, "roles") or row["inserted"]:
         return ""
-    roles = tables.table(run, "roles")
-    same = (roles["source_layer"] == row["source_layer"]) & (roles["head"] == row["head"])
-    found = roles[same & (roles["kind"] == row["kind"])]
-    if found.empty:
+    role = tables.roles(run).get((int(row["source_layer"]), str(row["kind"]), int(row["head"])))
+    if role is None:
         return ""
-    role = str(found.iloc[0]["role"])
     return "No clear role." if role == "none" else f"Role: {role}."
 
 
@@ -102,7 +99,7 @@ def _attention(run: Run, model: live.Loadable, row: pd.Series) -> None:
         same=asked,
         words=lambda: _pattern_words(view),
         paper=drawn.on_paper("attention_pattern", view),
-        table=view.drop(columns=["pattern"]),
+        table=view,
     )
     page.computed(PATTERN)
 

@@ -7,6 +7,7 @@ without it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,10 @@ def warm() -> None:
                 with _lock(name):
                     if model not in _models:
                         _loaded(model)
+        # What is loaded now stays: looking through all of it for garbage stops a page for half a
+        # second.
+        gc.collect()
+        gc.freeze()
 
     with _guard:
         if _warmed:

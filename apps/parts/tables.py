@@ -18,7 +18,7 @@ EMPTY = "—"
 
 
 def table(run: Run, name: str) -> pd.DataFrame:
-    """The run's table of that name.
+    """The run's table of that name; all pages share it, so nobody changes it.
 
     Raises MissingTable where the run has none, DataError where it is damaged.
     """
@@ -30,9 +30,27 @@ def table(run: Run, name: str) -> pd.DataFrame:
     return _load(str(run.folder), name, stamp(_file(run, name)))
 
 
+def heads(run: Run, name: str) -> pd.DataFrame:
+    """The run's table of that name as `ranked` gives it; errors as `table`."""
+    table(run, name)
+    return _ranked(str(run.folder), name, stamp(_file(run, name)))
+
+
+def blocks(run: Run, name: str) -> list[figure_data.Row]:
+    """The blocks of a head table in the model's order; errors as `table`."""
+    table(run, name)
+    return _blocks(str(run.folder), name, stamp(_file(run, name)))
+
+
 def has(run: Run, name: str) -> bool:
     """Whether the run holds a table of that name."""
     return name in run.tables and _file(run, name).is_file()
+
+
+def roles(run: Run) -> dict[tuple[int, str, int], str]:
+    """The role of every head by (source_layer, kind, head); errors as `table`."""
+    table(run, "roles")
+    return _roles(str(run.folder), stamp(_file(run, "roles")))
 
 
 def head_slots(run: Run, block: int, head: int) -> pd.DataFrame:
@@ -61,12 +79,31 @@ def _file(run: Run, name: str) -> Path:
     return path
 
 
-@st.cache_data(show_spinner=False, max_entries=64)
+@st.cache_resource(show_spinner=False, max_entries=64)
 def _load(folder: str, name: str, stamp: tuple[int, ...]) -> pd.DataFrame:
     return RunFolder.open(folder).load_table(name)
 
 
-@st.cache_data(show_spinner=False, max_entries=64)
+@st.cache_resource(show_spinner=False, max_entries=64)
+def _ranked(folder: str, name: str, stamp: tuple[int, ...]) -> pd.DataFrame:
+    return ranked(_load(folder, name, stamp))
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _roles(folder: str, stamp: tuple[int, ...]) -> dict[tuple[int, str, int], str]:
+    found = _load(folder, "roles", stamp)
+    return {
+        (int(row.source_layer), str(row.kind), int(row.head)): str(row.role)
+        for row in found.itertuples()
+    }
+
+
+@st.cache_resource(show_spinner=False, max_entries=64)
+def _blocks(folder: str, name: str, stamp: tuple[int, ...]) -> list[figure_data.Row]:
+    return figure_data.block_rows(_load(folder, name, stamp))
+
+
+@st.cache_resource(show_spinner=False, max_entries=64)
 def _slots(path: str, block: int, head: int, stamp: tuple[int, ...]) -> pd.DataFrame:
     from analysis import tables
 

@@ -52,7 +52,7 @@ def main() -> None:
 
 def _heads(run: Run, side: str) -> dict[str, tuple[int, int]]:
     """The model's heads by name, the most important first."""
-    table = tables.ranked(tables.table(run, f"importance_{side}"))
+    table = tables.heads(run, f"importance_{side}")
     return {
         f"{row.layer}.{row.head} {row.block}": (int(row.layer), int(row.head))
         for row in table.itertuples()

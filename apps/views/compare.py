@@ -136,6 +136,7 @@ def _costs(run: Run, other: Run) -> None:
                 label = figure_data.model_name(table)
                 if label in unique and not unique[label].equals(table):
                     label = f"{label} ({side.name})"
+                    table = table.copy(deep=False)
                     table.attrs = {**table.attrs, "model": label}
                 unique.setdefault(label, table)
     if not unique:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import streamlit as st
@@ -62,35 +62,33 @@ def _body(run: Run) -> None:
     with page.messages("Head importance"):
         before = tables.table(run, "importance_before")
         after = _after(run)
-        picked = _picked(before, after)
+        picked = _picked(run, after is not None)
         view = page.toggle("Show", VIEWS, "show")
         with page.messages(f"The view {view}"):
             _VIEWS[view](run, before, after, picked)
         with page.messages("The head"):
-            head_panel.show(run, picked.table(before, after), picked.side, picked.row)
+            head_panel.show(run, picked.heads, picked.side, picked.row)
 
 
 # ---------------------------------------------------------------- the head in view
 
 
-class Picked:
-    """The head in view: `side` of the pair of models, and its `row` of `tables.ranked`."""
+class Picked(NamedTuple):
+    """The head in view: its `side` of the pair of models, all `heads` there, and its `row`."""
 
-    def __init__(self, side: str, row: pd.Series) -> None:
-        self.side, self.row = side, row
-
-    def table(self, before: pd.DataFrame, after: pd.DataFrame | None) -> pd.DataFrame:
-        return after if self.side == "after" and after is not None else before
+    side: str
+    heads: pd.DataFrame
+    row: pd.Series
 
 
-def _picked(before: pd.DataFrame, after: pd.DataFrame | None) -> Picked:
+def _picked(run: Run, grown: bool) -> Picked:
     """The head that the address or a click names; at first the most important one."""
-    sides = {"before": before} if after is None else {"after": after, "before": before}
+    sides = ["after", "before"] if grown else ["before"]
     left, middle, right = st.columns([2, 3, 2])
-    side = page.choose("Model", list(sides), "side", place=left, what="a model")
-    heads = tables.ranked(sides[side])
+    side = page.choose("Model", sides, "side", place=left, what="a model")
+    heads = tables.heads(run, f"importance_{side}")
     first = heads.iloc[0]
-    names = _blocks(heads)
+    names = _blocks(run, side)
     block = page.choose(
         "Block", list(names), "block", place=middle, what="block",
         default=list(names.values()).index((int(first["layer"]), str(first["kind"]))),
@@ -100,24 +98,20 @@ def _picked(before: pd.DataFrame, after: pd.DataFrame | None) -> Picked:
     options = [str(head) for head in sorted(here["head"])]
     best = options.index(str(here.iloc[0]["head"]))
     head = page.choose("Head", options, "head", place=right, what="head", default=best)
-    return Picked(side, here[here["head"] == int(head)].iloc[0])
+    return Picked(side, heads, here[here["head"] == int(head)].iloc[0])
 
 
-def _blocks(heads: pd.DataFrame) -> dict[str, tuple[int, str]]:
+def _blocks(run: Run, side: str) -> dict[str, tuple[int, str]]:
     """Name of a block, as the address has it -> (layer, kind), in the model's order."""
-    places = heads[["layer", "kind", "block"]].drop_duplicates().sort_values("layer")
-    return {
-        f"{layer}: {label}": (int(layer), str(kind))
-        for layer, kind, label in places.itertuples(index=False, name=None)
-    }
+    rows = tables.blocks(run, f"importance_{side}")
+    return {f"{row.layer}: {row.label}": (row.layer, row.kind) for row in rows}
 
 
-def _pick(before: pd.DataFrame, after: pd.DataFrame | None, point: dict[str, Any]) -> None:
+def _pick(run: Run, point: dict[str, Any]) -> None:
     """Make a clicked cell the head in view."""
     layer, kind, head, _ = point["customdata"]
-    side = "after" if after is not None and point["panel"] == 1 else "before"
-    table = tables.ranked(after if side == "after" and after is not None else before)
-    names = {place: name for name, place in _blocks(table).items()}
+    side = "after" if point["panel"] == 1 else "before"
+    names = {place: name for name, place in _blocks(run, side).items()}
     st.session_state["side"] = side
     st.session_state["block"] = names[int(layer), str(kind)]
     st.session_state["head"] = str(head)
@@ -138,8 +132,8 @@ def _importance(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, pick
         lambda: figures.importance_map(before, after, width=drawn.MAP_WIDTH),
         f"importance_map_{run.name}",
         same=tables.key(run, "importance_before", "importance_after"),
-        marks=_marks(before, after, picked),
-        clicked=lambda point: _pick(before, after, point),
+        marks=_marks(run, after is not None, picked),
+        clicked=lambda point: _pick(run, point),
         paper=drawn.on_paper("importance_map", before, after),
         table=_sides(before, after),
     )
@@ -150,12 +144,13 @@ def _sides(before: pd.DataFrame, after: pd.DataFrame | None) -> dict[str, pd.Dat
     return {"before": before} if after is None else {"before": before, "after": after}
 
 
-def _marks(before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> list[grid.Mark]:
+def _marks(run: Run, grown: bool, picked: Picked) -> list[grid.Mark]:
     """A frame around the head in view."""
-    labels = [row.label for row in figure_data.block_rows(before if after is None else after)]
+    rows = tables.blocks(run, f"importance_{'after' if grown else 'before'}")
+    labels = [row.label for row in rows]
     if picked.row["block"] not in labels:
         return []
-    panel = int(picked.side == "after" and after is not None)
+    panel = int(picked.side == "after" and grown)
     return [(panel, int(picked.row["head"]), labels.index(picked.row["block"]))]
 
 
@@ -268,7 +263,7 @@ def _roles(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: P
 
 
 def _table(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
-    heads = tables.ranked(picked.table(before, after))
+    heads = picked.heads
     columns = ["rank", "block", "head", "kind", "score", "ci_low", "ci_high", "stderr", "share"]
     st.dataframe(
         tables.in_percent(heads, "share"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_every_shipped_model_loads_with_its_tokenizer() -> None:
         ids = tokenizer("def f(x):\n    return x\n", return_tensors="pt").input_ids
         assert torch.isfinite(model(ids).logits).all()
         assert len(tokenizer) == model.config.vocab_size, place
+
+
+def test_models_load_in_threads_at_once() -> None:
+    names = ["pico", "pico-midus"] * 4
+    with ThreadPoolExecutor(4) as pool:
+        for model in pool.map(load, names):
+            assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_a_module_comes_back_as_it_is() -> None:

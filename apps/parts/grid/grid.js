@@ -21,7 +21,8 @@ class Grid {
     this.words = part(this.sheet, "words");
     this.spoken = part(this.sheet, "spoken");
     this.spoken.setAttribute("aria-live", "polite");
-    new ResizeObserver(() => this.fit()).observe(root);
+    this.scale = 1;
+    new ResizeObserver(([{ contentRect }]) => this.fit(contentRect.width)).observe(root);
     root.addEventListener("mousemove", (event) => this.hover(this.under(event)));
     root.addEventListener("mouseleave", () => this.hover(null));
     root.addEventListener("click", (event) => this.pick(this.under(event)));
@@ -43,23 +44,25 @@ class Grid {
     }
     this.frame(data.marks);
     this.hover(null);
-    this.fit();
+    this.place();
   }
 
   // Smaller where there is less room, as far as its words can be read.
-  fit() {
-    if (!this.data) return;
-    const { width, height } = this.data;
-    this.scale = Math.max(SMALLEST, Math.min(1, this.root.clientWidth / width));
+  fit(room) {
+    this.scale = Math.max(SMALLEST, Math.min(1, room / this.data.width));
+    this.place();
+  }
+
+  place() {
     // Where the cells are, for whoever drives the page: [left, top, width, height] by panel.
     const places = this.panels.map(({ left, top, wide, high }) => [left, top, wide, high]);
     this.root.dataset.cells = JSON.stringify(places.map((place) => place.map((n) => n * this.scale)));
     this.sheet.style.transform = `scale(${this.scale})`;
-    this.root.style.height = `${height * this.scale}px`;
+    this.root.style.height = `${this.data.height * this.scale}px`;
   }
 
   paint() {
-    const { width, height, ink } = this.data;
+    const { width, height } = this.data;
     const sharp = window.devicePixelRatio || 1;
     Object.assign(this.canvas, { width: width * sharp, height: height * sharp });
     for (const element of [this.canvas, this.svg]) {
@@ -70,9 +73,19 @@ class Grid {
     pen.scale(sharp, sharp);
     this.panels.forEach((panel) => panel.paint(pen));
     this.data.bars.forEach((bar) => paintBar(pen, bar));
-    const texts = [...this.panels.flatMap((panel) => panel.texts()), ...this.data.notes];
-    texts.push(...this.data.bars.flatMap(barTexts));
-    this.svg.replaceChildren(...texts.map((words) => label(words, ink)));
+    this.letter([
+      ...this.panels.flatMap((panel) => panel.texts()),
+      ...this.data.notes,
+      ...this.data.bars.flatMap(barTexts),
+    ]);
+  }
+
+  // The words anew, unless they are those that stand there: another head, the same tokens.
+  letter(texts) {
+    const lettering = JSON.stringify([texts, this.data.ink]);
+    if (lettering === this.lettering) return;
+    this.lettering = lettering;
+    this.svg.replaceChildren(...texts.map((words) => label(words, this.data.ink)));
     this.frames = this.svg.appendChild(document.createElementNS(SVG, "g"));
     this.cursor = this.svg.appendChild(document.createElementNS(SVG, "g"));
   }
