@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -101,7 +104,7 @@ def sheet(name: str, module: object) -> object:
 
 
 def test_both_kinds_have_the_same_figures_and_all_are_checked_here():
-    helpers = {"COLUMN", "FULL", "Figure", "save", "save_html"}
+    helpers = {"COLUMN", "FULL", "Figure", "save", "save_html", "screen_svg"}
     drawn = set(paper.__all__) - helpers
     assert drawn == set(figures.__all__) - helpers == {figure for figure, _, _ in SHEETS.values()}
 
@@ -174,3 +177,22 @@ def test_interactive_figures_sit_on_a_light_and_on_a_dark_page(name):
     layout = sheet(name, figures).layout
     assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
     assert layout.font.color is None and layout.template.layout.font.color is None
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", ["change", "quality", "roles and importance", "slot grid"])
+def test_figures_for_print_sit_on_both_pages_as_pictures(name, dark):
+    """The page has the caption below; ink that reads on its ground, and no ground of its own."""
+    figure = sheet(name, paper)
+    wide, high = figure.get_size_inches()
+    picture = ElementTree.fromstring(paper.screen_svg(figure, dark=dark))
+    assert float(picture.get("width").removesuffix("pt")) == pytest.approx(72 * wide, rel=1e-3)
+    assert float(picture.get("height").removesuffix("pt")) < 72 * high - 10
+    texts = picture.findall(".//{*}text")
+    words = " ".join("".join(text.itertext()) for text in texts)
+    assert words and figure.caption.split(";")[0] not in words
+    ink = {colour for t in texts for colour in re.findall("#[0-9a-f]{6}", t.get("style", ""))}
+    assert not ink & ({"#000000", "#404040"} if dark else {"#c9d0d8"})
+    assert picture.get("fill") == ("#c9d0d8" if dark else "#000000")
+    ground = picture.find(".//{*}g[@id='patch_1']/{*}path")
+    assert ground is None or re.search("fill: none|opacity: 0", ground.get("style"))
