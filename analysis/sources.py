@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import reprlib
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable
@@ -128,7 +129,7 @@ def _entry(entry: Any, name: str) -> Row:
     wrong = next((i for i in entry if isinstance(i, bool) or not hasattr(i, "__index__")), None)
     if wrong is not None:
         raise DataError(
-            f"document {name} holds {wrong!r}, which is no token id; give whole numbers"
+            f"document {name} holds {reprlib.repr(wrong)}, which is no token id; give whole numbers"
         )
     return Row(name, ids=tuple(int(i) for i in entry))
 

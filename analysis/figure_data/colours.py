@@ -42,9 +42,16 @@ def diverging(position: float) -> tuple[float, float, float]:
     return _oklch(0.97 - 0.58 * t, 0.1 * t + 0.3 * t * (1 - t), 258.0 if position > 0 else 48.0)
 
 
-def diverging_stops(count: int = 33) -> list[tuple[float, str]]:
-    """The diverging map as (0..1, '#rrggbb') stops."""
-    return [(float(p), hex_colour(diverging(2 * p - 1))) for p in np.linspace(0, 1, count)]
+def _diverging_on_dark(position: float) -> tuple[float, float, float]:
+    """The same for a dark page: near its ground at 0, and equal sizes equally light."""
+    t = min(abs(position), 1.0)
+    return _oklch(0.27 + 0.5 * t, 0.01 + 0.15 * t, 250.0 if position > 0 else 55.0)
+
+
+def diverging_stops(count: int = 33, *, dark: bool = False) -> list[tuple[float, str]]:
+    """The diverging map as (0..1, '#rrggbb') stops, for a light page or a dark one."""
+    colour = _diverging_on_dark if dark else diverging
+    return [(float(p), hex_colour(colour(2 * p - 1))) for p in np.linspace(0, 1, count)]
 
 
 def sequential_stops(count: int = 17) -> list[tuple[float, str]]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from analysis import figure_data
 from apps.parts import grid
 from apps.parts.page import escape
 
@@ -195,12 +196,19 @@ def _prepared(figure: go.Figure, theme: str) -> Prepared:
 
 
 def _darken(figure: go.Figure) -> None:
-    """Heat maps run from dark to light, so that nothing is not what shines on a dark page."""
-    for trace in figure.data:
-        if trace.type != "heatmap":
+    """Colours from dark to light, so that nothing is not what shines on a dark page."""
+    axes = [name for name in figure.layout if name.startswith("coloraxis")]
+    for holder in (*(figure.layout[name] for name in axes), *figure.data):
+        if not getattr(holder, "colorscale", None):
             continue
-        holder = figure.layout[trace.coloraxis] if trace.coloraxis else trace
-        holder.colorscale = [[1 - at, colour] for at, colour in reversed(holder.colorscale)]
+        if getattr(holder, "cmin", None) is not None and holder.cmin == -holder.cmax:
+            holder.colorscale = figure_data.diverging_stops(dark=True)
+        else:
+            holder.colorscale = [[1 - at, colour] for at, colour in reversed(holder.colorscale)]
+    for trace in figure.data:
+        words = getattr(trace, "textfont", None)
+        if trace.type == "scatter" and isinstance(words.color, tuple | list):
+            words.color = ["#202020" if ink == "#ffffff" else "#ffffff" for ink in words.color]
 
 
 def _without_caption(figure: go.Figure) -> str:

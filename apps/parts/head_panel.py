@@ -154,16 +154,21 @@ def _memory(run: Run, model: live.Loadable, row: pd.Series) -> None:
     if mine.empty:
         st.info("No inserted block gave this head a memory.", icon=":material/info:")
         return
-    found = mine.iloc[0]
+    for _, found in mine.iterrows():
+        use_of_slots(found)
+        st.caption(
+            f"The memory of head {row['head']} in block {int(found['layer'])}, which came from "
+            f"layer {int(found['source_layer'])}. The page Memory opens its slots."
+        )
+
+
+def use_of_slots(found: pd.Series) -> None:
+    """One memory head's row of the table memory_usage, at a glance."""
     coverage, dead, effective, weight = st.columns(4)
     coverage.metric("Coverage", tables.percent(found["coverage"]))
     dead.metric("Dead slots", f"{int(found['dead']):,} of {int(found['slots']):,}")
     effective.metric("Effective slots", f"{found['effective_slots']:,.0f}")
     weight.metric("Top-1 weight", tables.number(found["top1_weight"], 2))
-    st.caption(
-        f"The memory of head {row['head']} in block {int(found['layer'])}, which came from layer "
-        f"{int(found['source_layer'])}. The page Memory opens its slots."
-    )
 
 
 def _dose(run: Run, model: live.Loadable, row: pd.Series) -> None:

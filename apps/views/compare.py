@@ -12,7 +12,8 @@ from kernels.errors import IncomparableTables
 
 INTRO = (
     "Any two measurements beside each other: the run in the sidebar, and another one. Scores are "
-    "set against each other only where metric, baseline, documents and token counts agree."
+    "set against each other only where metric, baseline, documents and token counts agree. The "
+    "page Choose measures any model; its measurement is then a run to choose here."
 )
 METHOD = """
 Both maps share one colour scale. **Difference**: the second score minus the first, head by head of

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
-from apps.parts import drawn, grid, live, page, slot_panel, tables, text_panel
+from apps.parts import drawn, grid, head_panel, live, page, slot_panel, tables, text_panel
 from apps.parts.access import Run
 from kernels.errors import DataError
 
@@ -106,7 +106,7 @@ def _map(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
 def _head(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
     row = usage[(usage["layer"] == block) & (usage["head"] == head)].iloc[0]
     st.subheader(f"Block {block}, head {head}")
-    _numbers(row)
+    head_panel.use_of_slots(row)
     slots = tables.head_slots(run, block, head)
     if slots.empty:
         raise DataError(f"block {block}, head {head} hit no slot, or its slots were not recorded")
@@ -159,14 +159,6 @@ def _grid(slots: pd.DataFrame, total: int, slot: int, same: tuple[Any, ...]) -> 
         paper=drawn.on_paper("slot_grid", slots, side=side),
         table=slots,
     )
-
-
-def _numbers(row: pd.Series) -> None:
-    coverage, dead, effective, weight = st.columns(4)
-    coverage.metric("Coverage", tables.percent(row["coverage"]))
-    dead.metric("Dead slots", f"{int(row['dead']):,} of {int(row['slots']):,}")
-    effective.metric("Effective slots", f"{row['effective_slots']:,.0f}")
-    weight.metric("Top-1 weight", tables.number(row["top1_weight"], 2))
 
 
 def _choose_slot(slots: pd.DataFrame, total: int) -> int:
