@@ -22,8 +22,10 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton's kernels then run in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
 
+# `make verify` asks for more examples, and then for other ones each time.
+EXAMPLES = int(os.environ.get("MIDUS_EXAMPLES", "0"))
 hypothesis.settings.register_profile(
-    "midus", derandomize=True, deadline=None, max_examples=30, database=None
+    "midus", derandomize=not EXAMPLES, deadline=None, max_examples=EXAMPLES or 30, database=None
 )
 hypothesis.settings.load_profile("midus")
 

@@ -1,4 +1,5 @@
-"""The long check of a commit: full matrices, every README command, a clean install of the wheel.
+"""The long check of a commit: full matrices, fuzzing, the explorer's speed, every README command, a
+clean install of the wheel.
 
 `make verify`, or `python -m tests.verify`. Steps that passed are kept in runs/verify/ for the same
 commit and the same files, so an interrupted run goes on where it stopped; `--fresh` forgets them.
@@ -27,9 +28,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "runs" / "verify"
 RESULT = ROOT / "docs" / "verification.json"
+SPEED = KEPT / "explorer-speed.json"
+EXAMPLES = 300  # of every property, ten times those of the short tests
 # Commands that serve until they are stopped; they count as working once they still run after this.
 SERVERS = ("midus explore", "make explore", "streamlit run")
 SERVER_SECONDS = 20
@@ -121,6 +126,32 @@ def matrices(log: Path) -> None:
     run(command, log)
 
 
+def fuzzing(log: Path) -> None:
+    """Every property test, on many more examples and other ones each time."""
+    command = f"{shlex.quote(sys.executable)} -m pytest -q -n 2 -m hypothesis tests"
+    run(f"MIDUS_EXAMPLES={EXAMPLES} {command}", log)
+
+
+def explorer_speed(log: Path) -> None:
+    """The explorer's percentiles in a browser; what they were is part of the result."""
+    SPEED.unlink(missing_ok=True)
+    out = shlex.quote(str(SPEED))
+    run(f"{shlex.quote(sys.executable)} -m tests.apps.speed --servers 10 --out {out}", log)
+
+
+def percentiles() -> dict[str, dict[str, list[float]]]:
+    """Median and 95th percentile, in seconds, by run and by what was done."""
+    found = json.loads(SPEED.read_text(encoding="utf-8"))
+    return {
+        name: {
+            what: [round(float(np.quantile(seconds, q)), 3) for q in (0.5, 0.95)]
+            for what, seconds in times.items()
+        }
+        for name, times in found.items()
+        if name != "machine"
+    }
+
+
 def readme_commands() -> list[str]:
     """The commands of README.md's shell blocks, in order, continued lines joined."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -172,7 +203,12 @@ def clean_install(log: Path) -> None:
 
 def steps() -> dict[str, Callable[[Path], None]]:
     """Every step by name, in the order they are run."""
-    found: dict[str, Callable[[Path], None]] = {"matrices": matrices, "wheel": clean_install}
+    found: dict[str, Callable[[Path], None]] = {
+        "matrices": matrices,
+        "fuzzing": fuzzing,
+        "explorer's speed": explorer_speed,
+        "wheel": clean_install,
+    }
     if readme_python():
         found["README python"] = python_blocks
     for command in readme_commands():
@@ -241,6 +277,7 @@ def main() -> int:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "steps": [{"name": name, **done[name]} for name in todo],
+            "explorer_seconds_median_and_p95": percentiles(),
             "seconds": round(sum(done[name]["seconds"] for name in todo), 1),
         },
     )

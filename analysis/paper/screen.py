@@ -13,8 +13,8 @@ _DARK = {
     "#000000": "#c9d0d8", "#404040": "#c9d0d8", "#202020": "#dfe3e8", "#ffffff": "#14171b",
     "#e3e6e8": "#2a3037", "#d3d7da": "#363c44", "#b4bbc1": "#59626b",
 }  # fmt: skip
-_ON_VALUES = {"#ffffff", "#202020"}
 _ELEMENT = re.compile(r"<(\w+)\b[^>]*>")
+_CLOSED = re.compile(r'[zZ]\s*"')
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 
@@ -39,10 +39,12 @@ def screen_svg(figure: Figure, *, dark: bool = False) -> str:
 
 
 def _darker(element: re.Match[str]) -> str:
+    # On coloured cells lie words, and signs, which are open strokes; cells themselves are closed.
     words = element[1] == "text"
+    signs = "fill: none" in element[0] and not _CLOSED.search(element[0])
 
     def turned(colour: re.Match[str]) -> str:
-        kept = words and colour[0] in _ON_VALUES
+        kept = (colour[0] == "#ffffff" and (words or signs)) or (colour[0] == "#202020" and words)
         return colour[0] if kept else _DARK.get(colour[0], colour[0])
 
     return _COLOUR.sub(turned, element[0])

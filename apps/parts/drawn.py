@@ -28,7 +28,7 @@ MAP_WIDTH = 850  # pixels: what a 1280-pixel window leaves beside the sidebar
 PAPER = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
 MOST = 128  # figures kept drawn
 
-Tables: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
+Tables: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame] | Callable[[], pd.DataFrame]
 Key: TypeAlias = tuple[Any, ...]
 
 
@@ -48,7 +48,7 @@ def figure(
         same: what it depends on, hashable; a figure once drawn for it is shown again.
         stretch: False where the figure has a width of its own.
         paper: makes the figure's twin for print; with it, and with `table`, a menu saves them.
-        table: the numbers in the figure, or several tables by name.
+        table: the numbers in the figure, several tables by name, or what makes the table.
     """
     theme = _theme()
     shown = _kept(_place("figure", key, theme, same), lambda: _prepared(make(), theme))
@@ -266,7 +266,8 @@ def saves(
             _button(form.upper(), f"{name}.{form}", mime, _printed(paper, form))
     if make is not None:
         save_page(name, make)
-    held = {"": table} if isinstance(table, pd.DataFrame) else dict(table or {})
+    made = table() if callable(table) else table
+    held = made if isinstance(made, Mapping) else {} if made is None else {"": made}
     for part, numbers in held.items():
         label = f"CSV, {part or 'the numbers'}"
         file_name = f"{name}-{part}.csv" if part else f"{name}.csv"

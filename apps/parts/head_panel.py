@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -99,9 +100,20 @@ def _attention(run: Run, model: live.Loadable, row: pd.Series) -> None:
         same=asked,
         words=lambda: _pattern_words(view),
         paper=drawn.on_paper("attention_pattern", view),
-        table=view,
+        table=lambda: _weights(view),
     )
     page.computed(PATTERN)
+
+
+def _weights(view: pd.DataFrame) -> pd.DataFrame:
+    """A row a pair of tokens that a head can join, with its attention weight."""
+    pattern = figure_data.pattern_of(view, "attention_pattern")
+    at, to = np.tril_indices(len(pattern.tokens))
+    tokens = np.array(pattern.tokens)
+    return pd.DataFrame(
+        {"position": at, "token": tokens[at], "to_position": to, "to_token": tokens[to],
+         "weight": pattern.weights[at, to]}
+    )  # fmt: skip
 
 
 def _pattern_words(view: pd.DataFrame) -> grid.Words:

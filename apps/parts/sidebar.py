@@ -14,13 +14,7 @@ def choose_run(given: access.Given) -> access.Run:
     """The choice among the runs that may be read; it is kept in the page's address."""
     runs = given.all_runs()
     with st.sidebar:
-        name = page.choose(
-            "Run",
-            list(runs),
-            "run_name",
-            what="the run",
-            help="The run folders given to the explorer, those it made, and the shipped study.",
-        )
+        name = _choose(list(runs))
         run = access.open_run(name, runs[name])
         _describe(run)
         _working(given.workspace)
@@ -31,6 +25,27 @@ def choose_run(given: access.Given) -> access.Run:
             "may be incomplete. Reload the page once it has finished."
         )
     return run
+
+
+def _choose(names: list[str]) -> str:
+    """The run of that name; where there is one only, nothing is asked."""
+    if len(names) == 1:
+        asked = st.query_params.get("run_name", names[0])
+        if asked != names[0]:
+            st.warning(
+                f"The link asks for the run {page.escape(asked)}, which is not there. Start the "
+                "explorer with --run FOLDER or --runs FOLDER to have it here.",
+                icon=":material/link_off:",
+            )
+        st.markdown(f"**{page.escape(names[0])}**")
+        return names[0]
+    return page.choose(
+        "Run",
+        names,
+        "run_name",
+        what="the run",
+        help="The run folders given to the explorer, those it made, and the shipped study.",
+    )
 
 
 def _describe(run: access.Run) -> None:

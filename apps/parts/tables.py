@@ -91,11 +91,11 @@ def _ranked(folder: str, name: str, stamp: tuple[int, ...]) -> pd.DataFrame:
 
 @st.cache_resource(show_spinner=False, max_entries=16)
 def _roles(folder: str, stamp: tuple[int, ...]) -> dict[tuple[int, str, int], str]:
-    found = _load(folder, "roles", stamp)
-    return {
-        (int(row.source_layer), str(row.kind), int(row.head)): str(row.role)
-        for row in found.itertuples()
-    }
+    found: dict[tuple[int, str, int], str] = {}
+    for row in _load(folder, "roles", stamp).itertuples():
+        # The first of a source layer is the base's own head; copies of it come after.
+        found.setdefault((int(row.source_layer), str(row.kind), int(row.head)), str(row.role))
+    return found
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)

@@ -104,7 +104,12 @@ def _prediction(
     moved = tuple(g for g in gains if g[2] != 1)
     table = live.next_tokens(model, text, moved, TOP)
     _losses(table)
-    drawn.figure(lambda: figures.next_tokens(table), "next_tokens", table=table)
+    drawn.figure(
+        lambda: figures.next_tokens(table),
+        "next_tokens",
+        paper=drawn.on_paper("next_tokens", table),
+        table=table,
+    )
     with st.expander("Loss of every token of the text"):
         _by_token(table)
     page.computed(METHOD)

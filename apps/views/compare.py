@@ -57,16 +57,16 @@ def _heads(run: Run, other: Run) -> None:
         f"First: {page.escape(tables.measured(first))}.  \n"
         f"Second: {page.escape(tables.measured(second))}."
     )
+    pair = (*_key(run, other), *(str(st.session_state[side]) for side in ("first", "second")))
     try:
         figure_data.require_pair(first, second, "the comparison")
-        change = _paired(first, second, _key(run, other))
+        change = _paired(first, second, pair)
     except IncomparableTables as error:
         why = page.escape(str(error).removesuffix(", or pass force=True"))
         st.warning(
             f"{why[:1].upper()}{why[1:]}. Choose another pair above.", icon=":material/warning:"
         )
         return
-    pair = _key(run, other)
     drawn.map(
         lambda: figures.importance_map(first, second, width=drawn.MAP_WIDTH),
         "compare_map",
@@ -84,9 +84,8 @@ def _heads(run: Run, other: Run) -> None:
 
 
 def _key(run: Run, other: Run) -> tuple[str, ...]:
-    """What tells two measurements from others."""
-    sides = tuple(str(st.session_state[side]) for side in ("first", "second"))
-    return (str(run.folder), run.stamp, str(other.folder), other.stamp, *sides)
+    """What tells two runs from others."""
+    return (str(run.folder), run.stamp, str(other.folder), other.stamp)
 
 
 def _measurement(run: Run, place: object, key: str, default: int) -> pd.DataFrame | None:

@@ -130,7 +130,7 @@ def _after(run: Run) -> pd.DataFrame | None:
 def _importance(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
     drawn.map(
         lambda: figures.importance_map(before, after, width=drawn.MAP_WIDTH),
-        f"importance_map_{run.name}",
+        "importance_map",
         same=tables.key(run, "importance_before", "importance_after"),
         marks=_marks(run, after is not None, picked),
         clicked=lambda point: _pick(run, point),

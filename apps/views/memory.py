@@ -64,7 +64,7 @@ def _body(run: Run) -> None:
 
 
 def _picked(run: Run, usage: pd.DataFrame) -> tuple[int, int]:
-    """The head in view: the address', a click's, or at first the one that reads most widely."""
+    """The head in view: the address', a click's, or at first the first."""
     left, right = st.columns(2)
     blocks = _blocks(usage)
     layer = blocks[page.choose("Block", list(blocks), "block", place=left, what="block")]
@@ -93,7 +93,7 @@ def _map(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
 
     drawn.map(
         lambda: figures.memory_map(usage, width=drawn.MAP_WIDTH),
-        f"memory_map_{run.name}",
+        "memory_map",
         same=tables.key(run, "memory_usage"),
         marks=[here],
         clicked=pick,
@@ -110,6 +110,7 @@ def _head(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
     slots = tables.head_slots(run, block, head)
     if slots.empty:
         raise DataError(f"block {block}, head {head} hit no slot, or its slots were not recorded")
+    slots = slots.copy(deep=False)  # the table is shared
     slots.attrs = {**usage.attrs, **slots.attrs, "block": block, "head": head}
     total = int(row["slots"])
     map_side, listed = st.columns([5, 4])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from analysis import figure_data as data
 from analysis import figures, paper
 from tests.analysis.figure_tables import (
     BASE_BLOCKS,
@@ -177,6 +178,23 @@ def test_interactive_figures_sit_on_a_light_and_on_a_dark_page(name):
     layout = sheet(name, figures).layout
     assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
     assert layout.font.color is None and layout.template.layout.font.color is None
+
+
+def test_dark_colours_begin_at_the_ground_and_grow_alike_on_both_sides():
+    stops = [colour for _, colour in data.diverging_stops(dark=True)]
+    light = [sum(int(c[i : i + 2], 16) * w for i, w in ((1, 0.3), (3, 0.59), (5, 0.11)))
+             for c in stops]  # fmt: skip
+    middle = len(stops) // 2
+    assert light[middle] < 50
+    assert all(np.diff(light[middle:]) > 0) and all(np.diff(light[: middle + 1]) < 0)
+    assert abs(light[0] - light[-1]) < 20
+
+
+def test_signs_on_coloured_cells_stay_as_they_are_on_a_dark_page():
+    sign = "<path[^>]*fill: none; stroke: #ffffff; stroke-width: 0.8"  # cells' edges are thinner
+    count = [len(re.findall(sign, paper.screen_svg(sheet("amplification map", paper), dark=dark)))
+             for dark in (False, True)]  # fmt: skip
+    assert count[0] == count[1] > 0
 
 
 @pytest.mark.parametrize("dark", [False, True])

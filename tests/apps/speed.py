@@ -2,7 +2,7 @@
 
 `python -m tests.apps.speed --markdown docs/explorer.md` starts the app, drives headless Chromium,
 and gives the median and 95th percentile of 50 of each: the first useful view after the server is up
-(new servers, so fewer), moving between pages, a cached interaction, a gate moved on pico-midus;
+(a new server each), moving between pages, a cached interaction, a gate moved on pico-midus;
 first on the shipped study, then on a planted run of 32 layers x 32 heads and 65,536 slots a block.
 """
 
@@ -25,7 +25,7 @@ from tests.apps.driven import Tab, launched, serving
 from tests.apps.planted import plant_run
 
 LIMITS = {"first view": 3.0, "another page": 1.0, "cached interaction": 0.3, "live gate": 1.0}
-COUNT, SERVERS = 50, 5
+COUNT = 50
 MAPS = {"Heads": "importance_map", "Memory": "memory_map"}  # a page's first figure, by its key
 DRAWN = "[...document.querySelectorAll('[data-testid=stMain] img')].some(i => i.naturalWidth > 9)"
 SHIPPED, LARGE = "shipped study", "32 x 32 heads, 65,536 slots"
@@ -34,7 +34,7 @@ SHIPPED, LARGE = "shipped study", "32 x 32 heads, 65,536 slots"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--servers", type=int, default=SERVERS)
+    parser.add_argument("--servers", type=int, default=COUNT, help="first views")
     parser.add_argument("--runs", nargs="+", choices=[SHIPPED, LARGE], default=[SHIPPED, LARGE])
     parser.add_argument("--out", type=Path, default=Path("runs/explorer-speed.json"))
     parser.add_argument("--markdown", type=Path, help="page whose table is filled in")

@@ -212,6 +212,25 @@ def choose(tab: Tab, key: str, option: str) -> None:
     tab.settle()
 
 
+def test_a_figure_s_menu_saves_it_and_its_numbers(tab: Tab) -> None:
+    tab.open("heads")
+    tab.page.locator(".st-key-menu_importance_map button:visible").click()
+
+    def saved(label: str) -> bytes:
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("button", name=label, exact=True).click()
+        return Path(download.value.path()).read_bytes()
+
+    for side in ("before", "after"):
+        want = tables.load(STUDY / f"importance_{side}").drop(columns="by_document")
+        got = pd.read_csv(io.BytesIO(saved(f"CSV, {side}")))
+        pd.testing.assert_frame_equal(got, want, check_dtype=False)
+    page = saved("HTML, interactive").decode()
+    assert page.startswith("<!DOCTYPE html>") and page.count("layer 0, head 0") == 2
+    assert saved("SVG").lstrip().startswith(b"<?xml")
+    tab.check()
+
+
 def test_downloads_open(tab: Tab) -> None:
     tab.open("report?figure=importance_map")
 

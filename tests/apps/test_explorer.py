@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from analysis import amplify, next_tokens, statistics, tables
 from apps.parts import access
+from apps.parts import tables as shared
 from kernels.errors import ModelError
 from midus_model import SHIPPED
 from tests.apps.planted import plant_run
@@ -87,8 +88,45 @@ def test_every_page_shows_the_planted_run_without_a_message(
 @pytest.mark.parametrize("page", PAGES)
 def test_the_shipped_study_is_what_opens_by_itself(opened: Opener, page: str) -> None:
     app = opened(page=page)
-    assert app.selectbox(key="run_name").options == ["shipped study"]
+    assert "shipped study" in "\n".join(text.value for text in app.sidebar.markdown)
     assert not app.exception and not app.error and not app.warning
+
+
+def test_a_link_to_a_run_that_is_not_there_says_so_where_nothing_can_be_chosen(
+    opened: Opener,
+) -> None:
+    app = opened(page=OVERVIEW, run_name="elsewhere")
+    assert not app.exception and not app.error
+    assert "the run elsewhere, which is not there" in words(app)
+
+
+@pytest.mark.parametrize("name", ["lr3__seed0", "_early", "a run; <b>", "ü"])
+def test_a_run_may_be_called_anything(opened: Opener, planted: Path, name: str) -> None:
+    twin = Path(shutil.copytree(planted, planted.parent / name, dirs_exist_ok=True))
+    for page in PAGES:
+        app = opened("--run", twin, page=page)
+        assert not app.exception and not app.error, page
+        assert app.selectbox(key="run_name").value == name
+
+
+def test_a_run_without_heads_is_compared_by_what_it_has(opened: Opener, damaged: Path) -> None:
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["tables"] = ["memory_usage"]
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    app = opened("--run", damaged, page="views/compare.py")
+    app.selectbox(key="with").set_value("shipped study").run()
+    assert not app.exception and not app.error
+    assert "measured no heads" in "\n".join(info.value for info in app.info)
+    assert any(heading.value == "Quality against cost" for heading in app.subheader)
+
+
+def test_a_page_does_not_change_the_tables_that_all_share(opened: Opener, planted: Path) -> None:
+    opened("--run", planted, page=MEMORY)
+    run = access.open_run("planted", planted)
+    block = int(tables.load(planted / "tables" / "memory_usage")["layer"].min())
+    slots = shared.head_slots(run, block, 0)
+    assert slots is shared.head_slots(run, block, 0)
+    assert slots.attrs == tables.load(planted / "tables" / "memory_slots").attrs
 
 
 def show(app: AppTest, view: str) -> AppTest:

@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from analysis import figure_data, figures, tables
@@ -47,6 +48,17 @@ def test_a_cell_that_is_clicked_is_the_head_of_the_table(run: Path) -> None:
     row = after.iloc[9]
     want = {"panel": 0, "customdata": [row["layer"], row["kind"], row["head"], row["source_layer"]]}
     assert spec.point({"panel": 0, "cell": 9}) == want
+
+
+def test_a_heat_map_need_not_be_square() -> None:
+    figure = go.Figure(go.Heatmap(z=[[0.0, 1, 2], [3, 4, 5]], colorscale="Greys"))
+    figure.update_layout(height=200, width=300, margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    words = grid.Words(["a", "b"], ["x", "y", "z"], "{row}{column} {value}")
+    spec = grid.of(figure, words)
+    (panel,) = spec.drawing["panels"]
+    assert (panel["rows"], panel["columns"]) == (2, 3)
+    assert spec.point({"panel": 0, "cell": 5}) == {"panel": 0, "row": 1, "column": 2}
+    assert spec.point({"panel": 0, "cell": 6}) is spec.point({"panel": 0, "cell": -1}) is None
 
 
 @pytest.mark.parametrize(

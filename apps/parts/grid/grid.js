@@ -21,8 +21,11 @@ class Grid {
     this.words = part(this.sheet, "words");
     this.spoken = part(this.sheet, "spoken");
     this.spoken.setAttribute("aria-live", "polite");
-    this.scale = 1;
-    new ResizeObserver(([{ contentRect }]) => this.fit(contentRect.width)).observe(root);
+    this.room = root.clientWidth;
+    new ResizeObserver(([{ contentRect }]) => {
+      this.room = contentRect.width;
+      this.fit();
+    }).observe(root);
     root.addEventListener("mousemove", (event) => this.hover(this.under(event)));
     root.addEventListener("mouseleave", () => this.hover(null));
     root.addEventListener("click", (event) => this.pick(this.under(event)));
@@ -34,8 +37,9 @@ class Grid {
     this.data = data;
     this.picked = picked;
     this.root.setAttribute("aria-label", data.label);
-    this.root.setAttribute("role", data.clickable ? "application" : "img");
-    const drawing = JSON.stringify([data.width, data.height, data.ink, data.panels]);
+    this.root.setAttribute("role", "application");
+    const { width, height, ink, panels, bars, notes } = data;
+    const drawing = JSON.stringify([width, height, ink, panels, bars, notes]);
     if (drawing !== this.drawing) {
       this.drawing = drawing;
       this.panels = data.panels.map((panel) => new Panel(panel));
@@ -44,16 +48,12 @@ class Grid {
     }
     this.frame(data.marks);
     this.hover(null);
-    this.place();
+    this.fit();
   }
 
   // Smaller where there is less room, as far as its words can be read.
-  fit(room) {
-    this.scale = Math.max(SMALLEST, Math.min(1, room / this.data.width));
-    this.place();
-  }
-
-  place() {
+  fit() {
+    this.scale = Math.max(SMALLEST, Math.min(1, this.room / this.data.width));
     // Where the cells are, for whoever drives the page: [left, top, width, height] by panel.
     const places = this.panels.map(({ left, top, wide, high }) => [left, top, wide, high]);
     this.root.dataset.cells = JSON.stringify(places.map((place) => place.map((n) => n * this.scale)));
@@ -123,11 +123,14 @@ class Grid {
 
   pick(cell) {
     if (cell === null || !this.data.clickable) return;
-    this.frame([[cell.number, cell.x, cell.y]]);
+    const { marks } = this.data;
+    // The frame at once, where there is one that follows the click; the server's answer is the same.
+    if (marks.length === 1) this.frame([[Math.min(marks[0][0], cell.number), cell.x, cell.y]]);
     this.picked({ panel: cell.number, cell: cell.cell });
   }
 
   press(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
     if (event.key === "Escape") this.go(null);
     if ((event.key === "Enter" || event.key === " ") && this.at) {
       event.preventDefault();
@@ -161,8 +164,16 @@ class Grid {
     return this.at;
   }
 
+  // Where the map is wider than its room.
+  reveal({ panel, x, y }) {
+    const left = panel.box(x, y).left * this.scale;
+    const seen = left >= this.root.scrollLeft && left + panel.wide <= this.root.scrollLeft + this.room;
+    if (!seen) this.root.scrollLeft = left - this.room / 2;
+  }
+
   go(cell) {
     this.at = cell;
+    if (cell) this.reveal(cell);
     this.cursor?.replaceChildren(...(cell ? [outline(cell.panel.box(cell.x, cell.y), "cursor")] : []));
     this.spoken.textContent = cell ? cell.panel.say(cell.cell) : "";
     this.hover(cell);

@@ -22,26 +22,26 @@ _TAG = re.compile(r"</?\w+>")
 class Words:
     """What a cell of a heat map is called, where its figure spells out every cell.
 
-    rows, columns: names of all rows and columns; join: between the two, {value} stands for the
-    cell's own number.
+    rows, columns: names of all of them; template: what is said of a cell, with {row}, {column} and
+    {value}; values: the numbers said, where they are not those that are drawn.
     """
 
     rows: Sequence[str]
     columns: Sequence[str]
     template: str
-    values: np.ndarray | None = None  # shown in place of those that are drawn
+    values: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Spec:
     """A map as the browser draws it, and what each of its cells stands for.
 
-    drawing: JSON; cells: a panel's `customdata`, one entry a cell, or its number of columns where
-    the panel is a heat map.
+    drawing: JSON; cells: a panel's `customdata`, one entry a cell, or (rows, columns) where the
+    panel is a heat map.
     """
 
     drawing: dict[str, Any]
-    cells: tuple[list[Any] | int, ...]
+    cells: tuple[list[Any] | tuple[int, int], ...]
 
     def point(self, asked: Any) -> dict[str, Any] | None:
         """The cell that the browser named by panel and number; None where there is none such."""
@@ -50,8 +50,10 @@ class Spec:
                 known = self.cells[panel]
             case _:
                 return None
-        if isinstance(known, int):
-            return {"panel": panel, "row": cell // known, "column": cell % known}
+        if isinstance(known, tuple):
+            rows, columns = known
+            row, column = divmod(cell, columns)
+            return {"panel": panel, "row": row, "column": column} if 0 <= row < rows else None
         return {"panel": panel, "customdata": known[cell]} if 0 <= cell < len(known) else None
 
 
@@ -97,8 +99,11 @@ def plain(text: str | None) -> str:
     return html.unescape(_TAG.sub("", (text or "").replace("<br>", "\n")))
 
 
-def _identity(trace: Any) -> list[Any] | int:
-    return int(np.shape(trace.z)[1]) if trace.type == "heatmap" else list(trace.customdata)
+def _identity(trace: Any) -> list[Any] | tuple[int, int]:
+    if trace.type != "heatmap":
+        return list(trace.customdata)
+    rows, columns = np.shape(trace.z)
+    return int(rows), int(columns)
 
 
 def _panel(figure: go.Figure, trace: Any, room: _Room, words: Words | None) -> dict[str, Any]:
@@ -126,7 +131,7 @@ def _panel(figure: go.Figure, trace: Any, room: _Room, words: Words | None) -> d
 def _count(axis: Any, trace: Any, side: int) -> int:
     if axis.range is not None:
         return round(abs(axis.range[1] - axis.range[0]))
-    return int(np.shape(trace.z)[1 - side])
+    return int(np.shape(trace.z)[side])
 
 
 def _ticks(axis: Any, count: int) -> list[dict[str, Any]]:
