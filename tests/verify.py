@@ -136,7 +136,7 @@ def explorer_speed(log: Path) -> None:
     """The explorer's percentiles in a browser; what they were is part of the result."""
     SPEED.unlink(missing_ok=True)
     out = shlex.quote(str(SPEED))
-    run(f"{shlex.quote(sys.executable)} -m tests.apps.speed --servers 10 --out {out}", log)
+    run(f"{shlex.quote(sys.executable)} -m tests.apps.speed --out {out}", log)
 
 
 def percentiles() -> dict[str, dict[str, list[float]]]:

@@ -72,6 +72,14 @@ def ink(position: float) -> str:
     return "#ffffff" if abs(position) > 0.55 else "#202020"
 
 
+def ink_on(rgb: Sequence[float]) -> str:
+    """Black or white, whichever has more contrast (WCAG 2) to a colour of channels in 0..1."""
+    share = np.asarray(rgb, dtype=float)
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    # #202020 has a luminance of 0.0144: both contrasts are alike at sqrt(1.05 * 0.0644) - 0.05.
+    return "#202020" if linear @ (0.2126, 0.7152, 0.0722) > 0.21 else "#ffffff"
+
+
 def mark_ink(position: float) -> str:
     """Colour of the minus sign: a step darker than its cell, so weak cells get faint signs."""
     return "#ffffff" if abs(position) > 0.55 else hex_colour(diverging(-abs(position) - 0.45))

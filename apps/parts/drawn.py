@@ -206,9 +206,18 @@ def _darken(figure: go.Figure) -> None:
         else:
             holder.colorscale = [[1 - at, colour] for at, colour in reversed(holder.colorscale)]
     for trace in figure.data:
-        words = getattr(trace, "textfont", None)
-        if trace.type == "scatter" and isinstance(words.color, tuple | list):
-            words.color = ["#202020" if ink == "#ffffff" else "#ffffff" for ink in words.color]
+        if trace.type == "scatter" and isinstance(trace.textfont.color, tuple | list):
+            trace.textfont.color = _inks(trace, figure.layout[trace.marker.coloraxis])
+
+
+def _inks(trace: Any, axis: Any) -> list[str]:
+    """Black or white on every cell of a trace, whichever reads on its colour."""
+    from plotly.colors import sample_colorscale
+
+    shares = (np.asarray(trace.marker.color, dtype=float) - axis.cmin) / (axis.cmax - axis.cmin)
+    stops = [list(stop) for stop in axis.colorscale]
+    cells = sample_colorscale(stops, shares.clip(0, 1), colortype="tuple")
+    return [figure_data.ink_on(cell) for cell in cells]
 
 
 def _without_caption(figure: go.Figure) -> str:

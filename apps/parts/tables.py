@@ -22,24 +22,17 @@ def table(run: Run, name: str) -> pd.DataFrame:
 
     Raises MissingTable where the run has none, DataError where it is damaged.
     """
-    if name not in run.tables:
-        raise MissingTable(
-            f"this run has no table {name}, which this view shows (its tables: "
-            f"{', '.join(run.tables) or 'none'}); a run of midus demo has every table"
-        )
-    return _load(str(run.folder), name, stamp(_file(run, name)))
+    return _load(*_place(run, name))
 
 
 def heads(run: Run, name: str) -> pd.DataFrame:
     """The run's table of that name as `ranked` gives it; errors as `table`."""
-    table(run, name)
-    return _ranked(str(run.folder), name, stamp(_file(run, name)))
+    return _ranked(*_place(run, name))
 
 
 def blocks(run: Run, name: str) -> list[figure_data.Row]:
-    """The blocks of a head table in the model's order; errors as `table`."""
-    table(run, name)
-    return _blocks(str(run.folder), name, stamp(_file(run, name)))
+    """The blocks of a table of heads in the model's order; errors as `table`."""
+    return _blocks(*_place(run, name))
 
 
 def has(run: Run, name: str) -> bool:
@@ -49,8 +42,7 @@ def has(run: Run, name: str) -> bool:
 
 def roles(run: Run) -> dict[tuple[int, str, int], str]:
     """The role of every head by (source_layer, kind, head); errors as `table`."""
-    table(run, "roles")
-    return _roles(str(run.folder), stamp(_file(run, "roles")))
+    return _roles(*_place(run, "roles"))
 
 
 def head_slots(run: Run, block: int, head: int) -> pd.DataFrame:
@@ -72,6 +64,16 @@ def stamp(path: Path) -> tuple[int, ...]:
     return tuple(n for f in files if f.exists() for n in (f.stat().st_mtime_ns, f.stat().st_size))
 
 
+def _place(run: Run, name: str) -> tuple[str, str, tuple[int, ...]]:
+    """What a cached table is kept under; raises MissingTable where the run has none."""
+    if name not in run.tables:
+        raise MissingTable(
+            f"this run has no table {name}, which this view shows (its tables: "
+            f"{', '.join(run.tables) or 'none'}); a run of midus demo has every table"
+        )
+    return str(run.folder), name, stamp(_file(run, name))
+
+
 def _file(run: Run, name: str) -> Path:
     path = run.folder / "tables" / f"{name}.parquet"
     if not given().allows(path):
@@ -90,9 +92,9 @@ def _ranked(folder: str, name: str, stamp: tuple[int, ...]) -> pd.DataFrame:
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
-def _roles(folder: str, stamp: tuple[int, ...]) -> dict[tuple[int, str, int], str]:
+def _roles(folder: str, name: str, stamp: tuple[int, ...]) -> dict[tuple[int, str, int], str]:
     found: dict[tuple[int, str, int], str] = {}
-    for row in _load(folder, "roles", stamp).itertuples():
+    for row in _load(folder, name, stamp).itertuples():
         # The first of a source layer is the base's own head; copies of it come after.
         found.setdefault((int(row.source_layer), str(row.kind), int(row.head)), str(row.role))
     return found

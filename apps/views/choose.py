@@ -150,7 +150,7 @@ def _click(point: dict[str, Any]) -> None:
 
 
 def _map(run: Run, ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
-    rows = [row.layer for row in figure_data.block_rows(ranking)]
+    rows = [row.layer for row in tables.blocks(run, "ranking")]
     drawn.map(
         lambda: figures.importance_map(ranking, width=drawn.MAP_WIDTH),
         "ranking_map",

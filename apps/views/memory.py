@@ -66,7 +66,7 @@ def _body(run: Run) -> None:
 def _picked(run: Run, usage: pd.DataFrame) -> tuple[int, int]:
     """The head in view: the address', a click's, or at first the first."""
     left, right = st.columns(2)
-    blocks = _blocks(usage)
+    blocks = _blocks(run)
     layer = blocks[page.choose("Block", list(blocks), "block", place=left, what="block")]
     heads = [str(head) for head in sorted(usage.loc[usage["layer"] == layer, "head"].unique())]
     head = int(page.choose("Head", heads, "head", place=right, what="head"))
@@ -79,12 +79,13 @@ def _picked(run: Run, usage: pd.DataFrame) -> tuple[int, int]:
     return layer, head
 
 
-def _blocks(usage: pd.DataFrame) -> dict[str, int]:
-    return {f"{row.layer}: {row.label}": row.layer for row in figure_data.block_rows(usage)}
+def _blocks(run: Run) -> dict[str, int]:
+    rows = tables.blocks(run, "memory_usage")
+    return {f"{row.layer}: {row.label}": row.layer for row in rows}
 
 
 def _map(run: Run, usage: pd.DataFrame, block: int, head: int) -> None:
-    names = {layer: name for name, layer in _blocks(usage).items()}
+    names = {layer: name for name, layer in _blocks(run).items()}
     here = (grid.ALL, head, list(names).index(block))
 
     def pick(point: dict[str, Any]) -> None:
@@ -203,7 +204,7 @@ def _choose_slot(slots: pd.DataFrame, total: int) -> int:
 
 
 def _table(run: Run, usage: pd.DataFrame) -> None:
-    labels = {row.layer: row.label for row in figure_data.block_rows(usage)}
+    labels = {row.layer: row.label for row in tables.blocks(run, "memory_usage")}
     shown = usage.assign(block=usage["layer"].map(labels))
     st.dataframe(
         tables.in_percent(shown, "coverage"),

@@ -6,7 +6,6 @@ from typing import Any
 
 import streamlit as st
 
-from analysis import figure_data
 from apps.parts import access, drawn, page, tables
 from apps.parts.access import Run
 
@@ -129,7 +128,7 @@ def _memory(run: Run) -> None:
     if not tables.has(run, "memory_usage"):
         return
     usage = tables.table(run, "memory_usage")
-    labels = {row.layer: row.label for row in figure_data.block_rows(usage)}
+    labels = {row.layer: row.label for row in tables.blocks(run, "memory_usage")}
     by_block = usage.groupby("layer").agg(coverage=("coverage", "mean"), slots=("slots", "max"))
     st.subheader("Memory in use")
     lines = [

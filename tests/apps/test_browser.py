@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from analysis import amplify, tables
@@ -95,11 +97,16 @@ def test_the_map_is_walked_by_keys(tab: Tab) -> None:
     tab.check()
 
 
-def test_a_click_on_the_grid_of_slots_opens_that_slot(tab: Tab) -> None:
-    tab.open("memory")
+def slots_in_view() -> pd.DataFrame:
+    """The slots of the head that the page Memory opens with."""
     usage = tables.load(STUDY / "memory_usage").iloc[0]
     slots = tables.load(STUDY / "memory_slots")
-    mine = slots[(slots["block"] == usage["layer"]) & (slots["head"] == usage["head"])]
+    return slots[(slots["block"] == usage["layer"]) & (slots["head"] == usage["head"])]
+
+
+def test_a_click_on_the_grid_of_slots_opens_that_slot(tab: Tab) -> None:
+    tab.open("memory")
+    mine = slots_in_view()
     slot, row, column = map(int, mine.nlargest(5, "hits")[["slot", "row", "col"]].iloc[4])
     tab.click_cell("slot_grid", 0, column, row)
     panel = tab.page.locator(".st-key-slot_panel")
@@ -110,9 +117,7 @@ def test_a_click_on_the_grid_of_slots_opens_that_slot(tab: Tab) -> None:
 
 def test_a_click_on_a_slot_opens_its_contexts(tab: Tab) -> None:
     tab.open("memory")
-    usage = tables.load(STUDY / "memory_usage").iloc[0]
-    slots = tables.load(STUDY / "memory_slots")
-    mine = slots[(slots["block"] == usage["layer"]) & (slots["head"] == usage["head"])]
+    mine = slots_in_view()
     wanted = int(mine.sort_values(["hits", "slot"], ascending=[False, True])["slot"].iloc[2])
     table = tab.page.get_by_test_id("stDataFrame").first
     table.scroll_into_view_if_needed()
@@ -138,18 +143,28 @@ def test_a_gate_changes_the_probabilities_as_amplify_says(tab: Tab) -> None:
     for _ in range(4):
         thumb.press("ArrowLeft")  # 0.05 a press
     tab.page.wait_for_url(re.compile(f"gain_{layer}_{head}=0.8"))
-    want = f"{loss_of(text, layer, head, 0.8):.3f}"
-    assert want != f"{loss_of(text, layer, head, 1.0):.3f}"
-    tab.page.get_by_test_id("stMetricValue").first.get_by_text(want).wait_for()
+    (loss, after), (was, before) = (amplified(text, layer, head, gain) for gain in (0.8, 1.0))
+    assert f"{loss:.3f}" != f"{was:.3f}"
+    tab.page.get_by_test_id("stMetricValue").first.get_by_text(f"{loss:.3f}").wait_for()
+    tab.settle()
+    bars = tab.page.locator(".st-key-next_tokens .js-plotly-plot").evaluate(
+        "figure => figure._fullData.map(trace => Array.from(trace.x))"
+    )
+    assert max(bars[1]) == pytest.approx(100 * after.max(), abs=1e-3)
+    assert np.abs(np.subtract(*bars)).max() > 0.1  # the gate moved what is shown
+    for old, new in zip(*bars, strict=True):  # each pair of bars is a token's
+        error = np.maximum(abs(100 * before - old), abs(100 * after - new))
+        assert error.min() < 1e-3
     tab.check()
 
 
-def loss_of(text: str, layer: int, head: int, gain: float) -> float:
-    """Mean next-token loss of the shipped model with one head amplified, by Hugging Face's loss."""
+def amplified(text: str, layer: int, head: int, gain: float) -> tuple[float, np.ndarray]:
+    """Hugging Face's loss on the text and probabilities after it, one head of pico-midus scaled."""
     model, tokenizer = load("pico-midus"), load_tokenizer("pico")
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    with amplify(model, [(layer, head)], gain) as changed:
-        return float(changed.model(input_ids=ids, labels=ids).loss.detach())
+    with amplify(model, [(layer, head)], gain) as changed, torch.no_grad():
+        out = changed.model(input_ids=ids, labels=ids)
+    return float(out.loss), out.logits[0, -1].double().softmax(-1).numpy()
 
 
 def test_a_ranking_is_started_cancelled_started_again_and_finished(
@@ -268,7 +283,7 @@ def test_two_tabs_do_not_disturb_each_other(browser: Any, address: str) -> None:
         tab.settle()
         text = tab.page.locator("textarea").first.input_value()
         shown.append(float(tab.page.get_by_test_id("stMetricValue").first.inner_text()))
-        assert shown[-1] == pytest.approx(loss_of(text, 0, 0, gain), abs=6e-4)
+        assert shown[-1] == pytest.approx(amplified(text, 0, 0, gain)[0], abs=6e-4)
         tab.check()
         tab.close()
     assert shown[0] != shown[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import plotly.graph_objects as go
 import pytest
 
 from analysis import figure_data, figures, tables
-from apps.parts import grid
+from apps.parts import drawn, grid
+from apps.parts.grid.spec import plain
 from tests.apps.planted import plant_run
 
 
@@ -100,9 +102,42 @@ def test_maps_of_memory_have_a_panel_and_a_colour_bar_each(run: Path) -> None:
         assert bar["scale"] == panel["scale"]
 
 
-def test_words_are_words_and_no_tags() -> None:
-    from apps.parts.grid.spec import plain
+def test_signs_read_on_every_colour_of_a_dark_page() -> None:
+    for _, colour in figure_data.diverging_stops(65, dark=True):
+        cell = rgb(colour)
+        assert contrast(cell, rgb(figure_data.ink_on(np.divide(cell, 255)))) > 3.9
 
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_numbers_read_on_their_cells(run: Path, theme: str) -> None:
+    usage = tables.load(run / "memory_usage")
+    spec = grid.of(drawn._prepared(figures.memory_map(usage, width=850), theme).figure)
+    for panel in spec.drawing["panels"]:
+        assert all(panel["text"])
+        at, colours = zip(*panel["scale"]["stops"], strict=True)
+        shares = np.array(panel["value"]) / panel["scale"]["high"]
+        cells = [np.interp(shares, at, channel) for channel in np.transpose([*map(rgb, colours)])]
+        for cell, ink in zip(np.transpose(cells), panel["textInk"], strict=True):
+            assert contrast(cell, rgb(ink)) > 3  # WCAG's least for graphics
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def contrast(one: Iterable[float], other: Iterable[float]) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(channels: Iterable[float]) -> float:
+    """Relative luminance of sRGB channels in 0..255 (WCAG 2)."""
+    share = np.array([*channels]) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def test_words_are_words_and_no_tags() -> None:
     assert plain("<b>a &lt; b</b><br>2") == "a < b\n2"
     assert plain("&lt;img src=x&gt;") == "<img src=x>"  # shown as it stands, as text
     assert plain(None) == ""

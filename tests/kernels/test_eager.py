@@ -32,12 +32,11 @@ def draw(
     return [torch.randn(shape).to(dtype) for shape in shapes]
 
 
-def compare(inputs: list[torch.Tensor], k: int, tolerance: float) -> None:
-    """Values and gradients; slots by their scores.
+def compare(inputs: list[torch.Tensor], k: int, tolerance: float, floor: float = 0.0) -> None:
+    """Values and gradients, each by its own size; slots by their scores.
 
-    A gradient is compared by its own size, or by a twentieth of the largest one: where all slots
-    share a row, or a softmax is near one, that of the keys is nothing but what is left of a
-    cancellation.
+    floor: of the largest gradient (for values, of the projection), the least size that a gradient
+    is compared by.
     """
     leaves = [x.detach().requires_grad_() for x in inputs]
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -48,7 +47,7 @@ def compare(inputs: list[torch.Tensor], k: int, tolerance: float) -> None:
     scale = scores.abs().amax().clamp(min=1) if scores.numel() else 1.0
     assert ((scores.gather(-1, slots) - best).abs() <= 1e-6 * scale).all()
     want = values(*exact, slots)  # type: ignore[arg-type]
-    assert rms(got - want) <= tolerance * max(rms(want), 0.05 * rms(inputs[-1]))
+    assert rms(got - want) <= tolerance * max(rms(want), floor * rms(inputs[-1]))
     grad = torch.randn_like(got)
     got.backward(grad)
     want.backward(grad.double())
@@ -59,7 +58,7 @@ def compare(inputs: list[torch.Tensor], k: int, tolerance: float) -> None:
         if k == 1 and name in NAMES[:3]:  # a softmax of one: no gradient at all
             assert not mine.grad.any()
         else:
-            size = max(rms(truth.grad), 0.05 * largest)
+            size = max(rms(truth.grad), floor * largest)
             assert rms(mine.grad.double() - truth.grad) <= tolerance * size, name
 
 
@@ -80,9 +79,10 @@ def rms(x: torch.Tensor | None) -> float:
 def test_any_shape(
     tokens: int, heads: int, half: int, n: int, r: int, seed: int, data: st.DataObject
 ) -> None:
-    # Of so few numbers the worst that can be found cancel: the tolerance is ten times the usual.
+    # Where all slots share a row, or a softmax is near one, the keys' gradient is nothing but what
+    # is left of a cancellation, and seeds are searched for it: the largest gradient is the measure.
     torch.manual_seed(seed)
-    compare(draw(tokens, heads, 2 * half, n, r), data.draw(st.integers(1, n)), 2e-5)
+    compare(draw(tokens, heads, 2 * half, n, r), data.draw(st.integers(1, n)), 2e-6, floor=1.0)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ Mark = tuple[int, int, int]  # panel (or ALL), column, row
 def _component() -> Any:
     return st.components.v2.component(
         "midus_grid",
-        html='<div class="grid" tabindex="0"></div>',
+        html='<div class="grid" role="application" tabindex="0"></div>',
         css=(HERE / "grid.css").read_text(encoding="utf-8"),
         js=(HERE / "grid.js").read_text(encoding="utf-8"),
     )

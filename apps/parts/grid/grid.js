@@ -37,7 +37,6 @@ class Grid {
     this.data = data;
     this.picked = picked;
     this.root.setAttribute("aria-label", data.label);
-    this.root.setAttribute("role", "application");
     const { width, height, ink, panels, bars, notes } = data;
     const drawing = JSON.stringify([width, height, ink, panels, bars, notes]);
     if (drawing !== this.drawing) {
