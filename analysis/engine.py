@@ -1,13 +1,13 @@
-"""Runs a model over windows: clean values, head outputs, and the exact effect of replacing heads.
+"""Runs a model over windows: batches, clean values, and head outputs.
 
-Shape letters: W windows in a batch, T tokens, H heads, D head size, d hidden size, S heads (sites),
-G gated units (heads, or groups of heads), F units folded into one batch.
+Shape letters: W windows in a batch, T tokens, H heads, D head size, d hidden size, V vocabulary,
+F copies of a batch side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from analysis.documents import Window
-from analysis.memory_plan import Plan, is_out_of_memory
 from analysis.metrics import LOSS, Metric, Rows
-from midus_model import BlockEnd, Change, HeadSite, blocks, lean_blocks
+from midus_model import HeadSite, blocks, lean_blocks
 
 Progress = Callable[[int, int, str], None]
 # By block, what stands in for its head outputs: [1 or W, 1 or T, H*D].
@@ -194,124 +193,3 @@ def clean_run(
     if metric is not None:
         values = window_values(model, hidden, batch, metric, hidden, rows)
     return CleanRun(batch, inputs, heads, calls, hidden, values)
-
-
-@torch.no_grad()
-def ablated_values(
-    model: Any,
-    run: CleanRun,
-    units: Sequence[Sequence[HeadSite]],
-    replacement: Replacement,
-    plan: Plan,
-    metric: Metric = LOSS,
-    progress: Callable[[int], None] | None = None,
-) -> torch.Tensor:
-    """The metric of each window with each unit's heads replaced, exactly: [len(units), W], float64.
-
-    A unit's heads are replaced where they are made: its first block is finished with what the clean
-    run left, and the later blocks run. Units that start in one block are folded into the batch,
-    fewer at a time where memory does not hold them (`plan` remembers it). `progress` is told how
-    many evaluations, a unit on a window each, were added.
-    """
-    windows = run.batch.ids.shape[0]
-    result = torch.empty(len(units), windows, dtype=torch.float64)
-    by_layer: dict[int, list[int]] = {}
-    for index, unit in enumerate(units):
-        by_layer.setdefault(min(site.layer for site in unit), []).append(index)
-    for layer, indices in sorted(by_layer.items()):
-        stage = "query" if units[indices[0]][0].module_name.endswith(".memory") else "output"
-        end = None  # the last block's products go before this one's are made
-        end = BlockEnd(blocks(model)[layer], run.inputs[layer], run.heads[layer], stage)
-        start = 0
-        while start < len(indices):
-            chosen = indices[start : start + plan.folds(run.batch)]
-            try:
-                found = _resume(
-                    model, run, end, layer, [units[i] for i in chosen], replacement, plan, metric
-                )
-            except (RuntimeError, MemoryError) as error:
-                _fewer(plan, len(chosen), error)
-                continue
-            result[chosen] = found.view(len(chosen), windows).cpu()
-            start += len(chosen)
-            if progress:
-                progress(len(chosen) * windows)
-    return result
-
-
-def _fewer(plan: Plan, folds: int, error: Exception) -> None:
-    """Halve the folds after an out-of-memory error; another error, or one fold's, is raised."""
-    if not is_out_of_memory(error) or folds == 1:
-        raise error
-    plan.most = folds // 2
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _resume(
-    model: Any,
-    run: CleanRun,
-    end: BlockEnd,
-    layer: int,
-    units: Sequence[Sequence[HeadSite]],
-    replacement: Replacement,
-    plan: Plan,
-    metric: Metric,
-) -> torch.Tensor:
-    """The metric with the units replaced that start in block `layer`: [F*W]."""
-    folds, windows = len(units), run.batch.ids.shape[0]
-    stack = blocks(model)
-    hidden = end.changed([_changes(unit, layer, replacement) for unit in units])
-    with lean_blocks(stack[layer + 1 :]), _replacing_later(model, layer, units, replacement):
-        for later in range(layer + 1, len(stack)):
-            hidden = stack[later](hidden, **_folded(run.calls[later], folds, windows))
-    return window_values(model, model.model.norm(hidden), run.batch, metric, run.hidden, plan.rows)
-
-
-def _changes(unit: Sequence[HeadSite], layer: int, replacement: Replacement) -> list[Change]:
-    """What a unit replaces in block `layer`."""
-    spans = [slice(site.start, site.stop) for site in unit if site.layer == layer]
-    return [Change(span, replacement[layer][..., span]) for span in spans]
-
-
-@contextmanager
-def _replacing_later(
-    model: Any, layer: int, units: Sequence[Sequence[HeadSite]], replacement: Replacement
-) -> Iterator[None]:
-    """Replaces, inside the block, the heads of units that reach into blocks after `layer`."""
-    later = [site for unit in units for site in unit if site.layer > layer]
-    modules = {site.layer: site.module for site in later}
-    # Watched as in the clean run, so that memory takes the same way: unwatched, it fuses.
-    unseen = [block.memory.out for block in blocks(model)[layer:] if hasattr(block, "memory")]
-
-    def hook(at: int) -> Callable[[nn.Module, tuple], tuple]:
-        def change(_: nn.Module, args: tuple) -> tuple:
-            heads = args[0].clone()
-            windows = heads.shape[0] // len(units)
-            for fold, unit in enumerate(units):
-                for part in _changes(unit, at, replacement):
-                    target = heads[fold * windows : (fold + 1) * windows, :, part.span]
-                    target.copy_(part.values.expand_as(target))
-            return (heads, *args[1:])
-
-        return change
-
-    with ExitStack() as stack:
-        for module in unseen:
-            stack.callback(module.register_forward_pre_hook(lambda *_: None).remove)
-        for at, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(hook(at)).remove)
-        yield
-
-
-def _folded(call: dict[str, Any], folds: int, windows: int) -> dict[str, Any]:
-    """A block's keyword arguments for the folded batch: what has a row a window is repeated."""
-
-    def widen(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(widen(part) for part in value)
-        if isinstance(value, torch.Tensor) and windows > 1 and value.shape[:1] == (windows,):
-            return value.repeat(folds, *[1] * (value.ndim - 1))
-        return value
-
-    return {name: widen(value) for name, value in call.items()}

@@ -27,7 +27,8 @@ class Plan:
     """Sizes that keep the arrays of a measurement within a budget of bytes.
 
     windows: a batch; rows: positions whose logits are held at once; `folds(batch)`: copies of a
-    batch in one forward pass; most: fold limit, lowered after an out-of-memory error.
+    batch in one forward pass; workers: how many such passes the budget holds side by side; most:
+    fold limit, lowered after an out-of-memory error.
     """
 
     windows: int
@@ -35,6 +36,7 @@ class Plan:
     budget: int
     fold_bytes: int
     token_bytes: int
+    workers: int = 1
     most: int = 2**31
 
     def folds(self, batch: Batch) -> int:
@@ -76,8 +78,13 @@ def plan_for(
     free = budget - rows * row
     windows = free // 2 // (context * (kept if gradients else kept + working))
     windows = max(1, min(BATCH, windows, at_once // (context * working)))
-    fold_bytes = max(free - windows * context * kept, context * working)
-    return Plan(windows, rows, budget, min(fold_bytes, at_once), working)
+    free -= windows * context * kept
+    fold_bytes = min(max(free, context * working), at_once)
+    plan = Plan(windows, rows, budget, fold_bytes, working)
+    if parameter.device.type == "cpu":
+        beside = fold_bytes + rows * row + windows * context * _end_bytes(model)
+        plan.workers = 1 + max(0, free - fold_bytes) // beside
+    return plan
 
 
 def _bytes_a_token(
@@ -92,12 +99,17 @@ def _bytes_a_token(
     row = config.vocab_size * (wide * metric.copies + (item if item < wide else 0))
     if gradients:
         kept = layers * (working + 2 * config.hidden_size * wide) + row
-    else:  # the clean run, and what `BlockEnd` makes once a block
-        kept = layers * (config.hidden_size + heads) * item
-        kept += 2 * (config.hidden_size + config.intermediate_size) * item
+    else:
+        kept = layers * (config.hidden_size + heads) * item + _end_bytes(model)  # the clean run
     if resample:
         kept += layers * heads * item
     return working, kept, row
+
+
+def _end_bytes(model: Any) -> int:
+    """What `BlockEnd` makes once a block and keeps, a token."""
+    config, item = model.config, next(model.parameters()).element_size()
+    return 2 * (config.hidden_size + config.intermediate_size) * item
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from analysis.ablation import ablated_values
 from analysis.adapters import unwrap
 from analysis.baselines import BASELINES, Baseline
 from analysis.checks import check_model
 from analysis.distributed import agreed
 from analysis.documents import Documents, documents
-from analysis.engine import Batch, CleanRun, Progress, ablated_values, batch_of, clean_run
+from analysis.engine import Batch, CleanRun, Progress, batch_of, clean_run
 from analysis.gates import Gated, gate_gradients
 from analysis.memory_plan import Plan, plan_for
 from analysis.metrics import Metric, metric_of

@@ -5,7 +5,7 @@ from midus_model.budgets import budgets
 from midus_model.config import MidusConfig
 from midus_model.finishing import BlockEnd, Change, finish_block, mixing_of
 from midus_model.keys import set_query_keys
-from midus_model.lean import lean_blocks
+from midus_model.lean import is_watched, lean_blocks
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
@@ -34,6 +34,7 @@ __all__ = [
     "finish_block",
     "head_pairs",
     "head_sites",
+    "is_watched",
     "lean_blocks",
     "load",
     "load_config",

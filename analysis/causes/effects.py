@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.ablation import ablated_values
 from analysis.causes.frozen import Retrieval, as_outputs, resumed, watched
 from analysis.causes.parts import PARTS, Part, slot_parts, whole_parts
 from analysis.causes.switches import check_gain, scaled_memory, slot_scaled
-from analysis.engine import CleanRun, Progress, ablated_values, window_values
+from analysis.engine import CleanRun, Progress, window_values
 from analysis.memory import SlotCounts, memory_usage
 from analysis.memory.places import DEFAULT_MODEL, memories_of
 from analysis.metrics import LOSS

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from analysis import gates, head_importance, rank_heads
+from analysis.ablation import ablated_values
 from analysis.direct import direct_effects
 from analysis.documents import Document, Documents
-from analysis.engine import Batch, Replacement, ablated_values, batch_of, clean_run, window_values
+from analysis.engine import Batch, Replacement, batch_of, clean_run, window_values
 from analysis.gates import Gated
 from analysis.memory_plan import plan_for
 from analysis.methods import METHODS

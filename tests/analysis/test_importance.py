@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis import engine, head_importance
+from analysis import ablation, head_importance
 from analysis.documents import Document, Documents, documents
 from analysis.methods import METHODS
 from analysis.subject import prepared
@@ -198,13 +198,13 @@ def test_folding_and_padding_change_nothing(name: str, monkeypatch: pytest.Monke
         assert abs(alone[0] - together[column]) < 1e-9
         assert np.abs(effects[:, 0] - folded[:, column]).max() < 1e-9
     folds = []
-    resume = engine._resume
+    resume = ablation.Resumed.resume
 
     def counted(*args: Any) -> torch.Tensor:
-        folds.append(len(args[4]))
+        folds.append(len(args[3]))
         return resume(*args)
 
-    monkeypatch.setattr(engine, "_resume", counted)
+    monkeypatch.setattr(ablation.Resumed, "resume", counted)
     for most in (3, 1):
         subject.plan.most = most
         folds.clear()

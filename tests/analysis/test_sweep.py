@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import engine, head_importance, head_interactions, tables
+from analysis import ablation, engine, head_importance, head_interactions, tables
 from analysis.memory_plan import plan_for
 from analysis.subject import prepared
 from analysis.sweep import duration
@@ -59,10 +59,10 @@ def test_a_killed_sweep_ends_with_the_same_table(
         head_importance(model, data, checkpoint=path, progress=killer(half), **given)
     assert path.is_file() and [p.name for p in tmp_path.iterdir()] == ["kept"]
     calls: list[int] = []
-    resume = engine._resume
+    resume = ablation.Resumed.resume
     monkeypatch.setattr(
-        engine,
-        "_resume",
+        ablation.Resumed,
+        "resume",
         lambda *args: calls.append(1) or resume(*args),  # type: ignore[func-returns-value]
     )
     told: list[int] = []
@@ -166,7 +166,7 @@ def test_a_failure_after_the_sweep_loses_nothing(
         head_importance(model, data, checkpoint=path)
     assert path.is_file()
     monkeypatch.undo()
-    monkeypatch.setattr(engine, "_resume", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(ablation.Resumed, "resume", lambda *_: pytest.fail("measured again"))
     head_importance(model, data, checkpoint=path)
     assert not path.exists()
 
@@ -183,15 +183,15 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
 def test_folds_are_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = float64_reference(tiny("llama")), random_texts([12, 20])
     whole = head_importance(model, data)
-    resume, tried = engine._resume, []
+    resume, tried = ablation.Resumed.resume, []
 
     def scarce(*args: Any) -> torch.Tensor:
-        tried.append(len(args[4]))
-        if len(args[4]) > 1:
+        tried.append(len(args[3]))
+        if len(args[3]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return resume(*args)
 
-    monkeypatch.setattr(engine, "_resume", scarce)
+    monkeypatch.setattr(ablation.Resumed, "resume", scarce)
     table = head_importance(model, data)
     assert np.abs(table["score"] - whole["score"]).max() < 1e-12
     assert tried[:3] == [4, 2, 1] and max(tried[3:]) == 1, "a size that failed is not tried again"
@@ -203,7 +203,7 @@ def test_memory_that_holds_nothing_and_other_errors(monkeypatch: pytest.MonkeyPa
     def fail(*_: Any) -> torch.Tensor:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(engine, "_resume", fail)
+    monkeypatch.setattr(ablation.Resumed, "resume", fail)
     with pytest.raises(ModelError, match="memory does not hold a batch"):
         head_importance(tiny("llama"), random_texts([12]))
     message = "shapes do not fit"

@@ -242,9 +242,9 @@ def test_an_interrupted_measurement_goes_on(model, texts, tmp_path, monkeypatch)
     monkeypatch.setattr("analysis.sweep.SAVE_SECONDS", 0)
     line = ("importance", model, "--data", texts)
     assert midus(*line, "-o", tmp_path / "whole").exit_code == 0
-    from analysis import engine
+    from analysis import ablation
 
-    resume, calls = engine._resume, []
+    resume, calls = ablation.Resumed.resume, []
 
     def interrupted(*args):
         calls.append(1)
@@ -252,10 +252,10 @@ def test_an_interrupted_measurement_goes_on(model, texts, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return resume(*args)
 
-    monkeypatch.setattr(engine, "_resume", interrupted)
+    monkeypatch.setattr(ablation.Resumed, "resume", interrupted)
     assert midus(*line, "-o", tmp_path / "cut").exit_code == 130
     assert list((tmp_path / "cut" / "partial").iterdir())
-    monkeypatch.setattr(engine, "_resume", resume)
+    monkeypatch.setattr(ablation.Resumed, "resume", resume)
     refused(midus(*line, "--seed", 3, "-o", tmp_path / "cut"), "a run with other seed")
     assert midus(*line, "-o", tmp_path / "cut").exit_code == 0
     one, two = (
@@ -270,17 +270,17 @@ def test_several_processes_go_on_together(model, texts, tmp_path, monkeypatch):
     grown = tmp_path / "grown"
     assert midus("upscale", model, "-o", grown, *SMALL).exit_code == 0
     line = ("importance", model, "--after", grown, "--data", texts, "-o", tmp_path / "run")
-    from analysis import engine
+    from analysis import ablation
 
-    resume, calls = engine._resume, []
+    resume, calls = ablation.Resumed.resume, []
 
     def interrupted(*args):
         calls.append(1)
-        if len(args[0].model.layers) == 3:
+        if len(args[0].model.model.layers) == 3:
             raise KeyboardInterrupt
         return resume(*args)
 
-    monkeypatch.setattr(engine, "_resume", interrupted)
+    monkeypatch.setattr(ablation.Resumed, "resume", interrupted)
     assert midus(*line).exit_code == 130 and calls
     assert RunFolder.open(tmp_path / "run").tables == ["importance_before"]
     several = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "workbench.cli")
@@ -291,7 +291,7 @@ def test_several_processes_go_on_together(model, texts, tmp_path, monkeypatch):
     assert done.stdout.count("Saved in") == 1
     run = RunFolder.open(tmp_path / "run")
     assert run.done and "amplification" in run.tables
-    monkeypatch.setattr(engine, "_resume", resume)
+    monkeypatch.setattr(ablation.Resumed, "resume", resume)
     assert midus(*line[:-1], tmp_path / "alone").exit_code == 0
     one, two = (
         RunFolder.open(tmp_path / name).load_table("importance_after") for name in ("alone", "run")
