@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -76,7 +79,10 @@ def ratios(mine: Times, peer: Times) -> tuple[float, float, float]:
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
-    """The most that was allocated at once by `function`, over what was there before."""
+    """The most that was allocated at once by `function`, over what was there before.
+
+    On a CPU by PyTorch, in the calling thread.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -105,6 +111,31 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
         held += size
         most = max(most, held)
     return most
+
+
+class Resident:
+    """How much more of this process lies in memory than when this was made, whichever thread asked.
+
+    On Linux; elsewhere `most()` is None. What the C library holds ready is given back first, so
+    that taking it again counts.
+    """
+
+    def __init__(self) -> None:
+        self._before = None
+        with suppress(OSError, AttributeError):
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the highest yet is from now on
+            self._before = self._read("VmRSS")
+
+    def most(self) -> int | None:
+        """The bytes at the highest point since."""
+        return None if self._before is None else self._read("VmHWM") - self._before
+
+    @staticmethod
+    def _read(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from midus_model.bench import __main__ as command
 from midus_model.bench import floors, report, rows, verify
 from midus_model.bench.shapes import SHAPES, Inputs, Shape, slots_of
-from midus_model.bench.timing import Times, peak_bytes, ratios
+from midus_model.bench.timing import Resident, Times, peak_bytes, ratios
 
 ROOT = Path(__file__).parents[2]
 BARE = """
@@ -254,6 +255,18 @@ def test_peak_counts_what_is_alive_at_once() -> None:
 
     peak = peak_bytes(three_of_four_megabytes, "cpu")
     assert 3 * 2**22 <= peak < 3 * 2**22 + 2**16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's counters")
+def test_what_another_thread_held_counts() -> None:
+    grown = Resident()
+    thread = threading.Thread(target=lambda: torch.ones(2**24).sum())
+    thread.start()
+    thread.join()
+    most = grown.most()
+    assert most is not None and 2**26 <= most < 2**26 + 2**24
+    later = Resident().most()
+    assert later is not None and later < 2**24, "what was given back does not count"
 
 
 def test_the_layer_takes_less_memory_than_the_ffn() -> None:

@@ -139,8 +139,16 @@ def test_peak_memory_is_measured_against_the_budget() -> None:
     row = measure.measured(MEMORY, "cpu", RATE, 0.01)
     # At least the kept inputs and head outputs: 2 layers of 24 tokens of 32 + 32 numbers.
     assert 2 * 24 * 64 * 4 < row["peak"] <= row["budget"] == 2**20 and row["holds"]
+    assert 0 <= row["resident"] < 2**20 + measure.BUFFERS
     with pytest.raises(MidusError, match="memory_budget is 1000 bytes"):
         measure.measured(replace(MEMORY, budget=1000), "cpu", RATE, 0.01)
+
+
+def test_a_process_that_grows_beyond_the_budget_does_not_hold_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "BUFFERS", -(2**20))
+    assert measure.measured(MEMORY, "cpu", RATE, 0.01)["holds"] is False
 
 
 def test_rows_are_stored_as_they_come(tmp_path: Path) -> None:

@@ -16,15 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis import documents, head_importance
 from analysis.documents import Documents
 from midus_model import head_sites
-from midus_model.bench.timing import Times, interleaved, peak_bytes, ratios
+from midus_model.bench.timing import Resident, Times, interleaved, peak_bytes, ratios
 from midus_model.bench.verify import WrongResult
-from workbench.importance_bench.cases import Case, windows_of
+from workbench.importance_bench.cases import MIB, Case, windows_of
 from workbench.importance_bench.peers import LOOPS, Head, Loop, clean_losses
 
 TOLERANCE = 1e-5  # nats a token
 SHORT = 16  # tokens of a sweep that is run for what a call does beside it
 REQUIRED = {"compute-bound": 2.0, "overhead-bound": 5.0}  # times as fast as a peer's loop
 REQUIRED_OF = ("transformer_lens", "nnsight")
+BUFFERS = 16 * MIB  # that libraries keep beside arrays, whatever the budget
 FORWARDS = 3.5  # that gradient importance may cost
 OVERHEAD_SHARE, COMPUTE_SHARE = 0.25, 0.5  # of a forward pass, spent on FLOPs
 
@@ -259,7 +260,29 @@ def _gradient(model: Any, ids: torch.Tensor, device: str, seconds: float) -> Row
 
 
 def _memory(model: Any, ids: torch.Tensor, device: str, budget: int | None) -> Row:
-    """The most that a sweep allocates at once, over the weights, with a budget of bytes."""
+    """The most that a sweep takes at once, over the weights, with a budget of bytes.
+
+    `peak`: what is allocated, on a CPU with one thread; `resident`: on a CPU, how much the process
+    grows in the sweep, with all its threads.
+    """
     docs = _documents(model, ids)
-    peak = peak_bytes(lambda: _importance(model, docs, memory_budget=budget), device)
-    return {"budget": budget, "peak": peak, "holds": budget is None or peak <= budget}
+    begun: list[Resident] = []
+    grown: list[int | None] = []
+
+    def run() -> None:
+        _importance(model, docs, memory_budget=budget)
+
+    def progress(*_: Any) -> None:
+        if begun:
+            grown.append(begun[0].most())
+        else:
+            begun.append(Resident())
+
+    peak, resident = peak_bytes(run, device), None
+    if device == "cpu":
+        run()  # libraries make buffers at their first call
+        _importance(model, docs, memory_budget=budget, progress=progress)
+        resident = grown[-1]
+    found: Row = {"budget": budget, "peak": peak, "resident": resident}
+    within = budget is None or peak <= budget and (resident or 0) <= budget + BUFFERS
+    return found | {"holds": within}

@@ -143,7 +143,7 @@ def _gradients(rows: list[Row]) -> Table:
 
 
 def _memories(rows: list[Row]) -> Table:
-    columns = ["model", "batch", "budget, MiB", "peak, MiB", "holds"]
+    columns = ["model", "batch", "budget, MiB", "arrays, MiB", "process grows, MiB", "holds"]
     return (
         "Peak memory of a sweep, over the weights",
         columns,
@@ -153,6 +153,7 @@ def _memories(rows: list[Row]) -> Table:
                 _batch(row),
                 f"{row['budget'] / MIB:.0f}",
                 f"{row['peak'] / MIB:.1f}",
+                "-" if row["resident"] is None else f"{row['resident'] / MIB:.1f}",
                 "yes" if row["holds"] else "no",
             ]
             for row in rows
