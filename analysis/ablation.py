@@ -44,22 +44,26 @@ def ablated_values(
     """
     windows, folds = run.batch.ids.shape[0], plan.folds(run.batch)
     resumed = Resumed(model, run, units, replacement, plan, metric)
-    tasks = [
-        (layer, indices[start : start + folds])
+    waiting = {
+        indices[start]: (layer, indices[start : start + folds])
         for layer, indices in sorted(resumed.by_layer.items())
         for start in range(0, len(indices), folds)
-    ]
+    }
     result = torch.empty(len(units), windows, dtype=torch.float64)
     count = _workers(model, units, plan, metric)
-    with (
-        lean_blocks(blocks(model)),
-        _memory_watched(model),
-        side_by_side(resumed.values, tasks, count) as found,
-    ):
-        for indices, values in found:
-            result[indices] = values
-            if progress:
-                progress(len(indices) * windows)
+    with lean_blocks(blocks(model)), _memory_watched(model):
+        while waiting:
+            try:
+                with side_by_side(resumed.values, list(waiting.values()), count) as found:
+                    for indices, values in found:
+                        result[indices] = values
+                        del waiting[indices[0]]
+                        if progress:
+                            progress(len(indices) * windows)
+            except (RuntimeError, MemoryError) as error:
+                if count == 1 or not is_out_of_memory(error):
+                    raise
+                count = plan.workers = 1  # what is left has the memory for itself
     return result
 
 
@@ -67,10 +71,13 @@ def _workers(model: Any, units: Units, plan: Plan, metric: Metric) -> int:
     """How many threads may run the model at once: one where somebody else's code would run too."""
     if any(site.layer != unit[0].layer for unit in units for site in unit):
         return 1  # the later heads are replaced by hooks, which all threads would meet
-    modules = (module for block in blocks(model) for module in block.modules())
-    if metric.function not in {known.function for known in METRICS.values()}:
+    if not any(metric.function is known.function for known in METRICS.values()):
         return 1
-    return 1 if is_watched(*modules) else min(plan.workers, worker_count())
+    parts = (*blocks(model), model.model.norm, model.lm_head)
+    modules = [module for part in parts for module in part.modules()]
+    if is_watched(*modules) or any(m._compiled_call_impl is not None for m in modules):
+        return 1
+    return min(plan.workers, worker_count())
 
 
 @contextmanager
@@ -100,7 +107,7 @@ class Resumed:
         self.by_layer = {}
         for index, unit in enumerate(self.units):
             self.by_layer.setdefault(min(site.layer for site in unit), []).append(index)
-        self._left = {layer: len(indices) for layer, indices in self.by_layer.items()}
+        self._left = {layer: set(indices) for layer, indices in self.by_layer.items()}
         self._ends: dict[int, BlockEnd] = {}
         self._lock = Lock()
 
@@ -114,10 +121,10 @@ class Resumed:
             try:
                 values = self.resume(self._end(layer), layer, chosen)
             except (RuntimeError, MemoryError) as error:
-                _fewer(self.plan, len(chosen), error)
+                self._fewer(len(chosen), error)
                 continue
             found.extend(values.view(len(chosen), windows).cpu())
-        self._done(layer, len(indices))
+        self._done(layer, indices)
         return indices, torch.stack(found)
 
     def _end(self, layer: int) -> BlockEnd:
@@ -129,12 +136,21 @@ class Resumed:
                 self._ends[layer] = BlockEnd(block, run.inputs[layer], run.heads[layer], stage)
             return self._ends[layer]
 
-    def _done(self, layer: int, count: int) -> None:
+    def _done(self, layer: int, indices: Sequence[int]) -> None:
         """A block's products go with the last of its units."""
         with self._lock:
-            self._left[layer] -= count
+            self._left[layer].difference_update(indices)
             if not self._left[layer]:
-                del self._ends[layer]
+                self._ends.pop(layer, None)
+
+    def _fewer(self, folds: int, error: Exception) -> None:
+        """Halve the folds after an out-of-memory error; another error, or one fold's, is raised."""
+        if not is_out_of_memory(error) or folds == 1:
+            raise error
+        with self._lock:
+            self.plan.most = min(self.plan.most, folds // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def resume(self, end: BlockEnd, layer: int, units: Units) -> torch.Tensor:
         """The metric with the units replaced that start in block `layer`: [F*W]."""
@@ -176,15 +192,6 @@ class Resumed:
             for at, module in modules.items():
                 stack.callback(module.register_forward_pre_hook(hook(at)).remove)
             yield
-
-
-def _fewer(plan: Plan, folds: int, error: Exception) -> None:
-    """Halve the folds after an out-of-memory error; another error, or one fold's, is raised."""
-    if not is_out_of_memory(error) or folds == 1:
-        raise error
-    plan.most = folds // 2
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _folded(call: dict[str, Any], folds: int, windows: int) -> dict[str, Any]:

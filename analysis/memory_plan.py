@@ -82,8 +82,9 @@ def plan_for(
     fold_bytes = min(max(free, context * working), at_once)
     plan = Plan(windows, rows, budget, fold_bytes, working)
     if parameter.device.type == "cpu":
-        beside = fold_bytes + rows * row + windows * context * _end_bytes(model)
-        plan.workers = 1 + max(0, free - fold_bytes) // beside
+        one = max(fold_bytes, windows * context * working)
+        beside = one + rows * row + windows * context * _end_bytes(model)
+        plan.workers = 1 + max(0, free - one) // beside
     return plan
 
 

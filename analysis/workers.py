@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from kernels.backend import current_backend
 
-MOST = 8  # Python's own lock lets more threads than that wait for each other
+MOST = 8  # Python's own lock makes more threads than that wait for each other
 
 
 def worker_count() -> int:
@@ -44,25 +44,29 @@ def worker_count() -> int:
 def side_by_side(
     function: Callable[..., Any], tasks: Sequence[tuple], count: int
 ) -> Iterator[Iterator[Any]]:
-    """What `function` gives for each task's arguments, as they are done, `count` at a time.
+    """What `function` gives for each task's arguments, as they are done, up to `count` at a time.
 
-    Gradients are off in it. An error in a task is raised where its result is asked for; leaving the
-    context drops the tasks that wait and waits for those that run.
+    Gradients are off in the threads. An error in a task is raised where its result is asked for;
+    leaving the context drops the tasks that wait and waits for those that run.
 
     >>> with side_by_side(pow, [(2, 3), (3, 2)], 2) as found:
     ...     sorted(found)
     [8, 9]
     """
-    count = min(count, len(tasks))
-    if count <= 1:
+    every = torch.get_num_threads()
+    # As many as leave fewest cores idle: of 12 threads and up to 8 tasks, 6 tasks of 2 threads.
+    most = max(1, min(count, len(tasks)))
+    count = max(range(1, most + 1), key=lambda c: (c * (every // c), c))
+    if count == 1:
         yield (function(*task) for task in tasks)
         return
-    every, ready = torch.get_num_threads(), Barrier(count + 1)
+    ready = Barrier(count + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # a thread's first call to it would undo what was set before
         torch.set_num_threads(every // count)
-        ready.wait()
+        with suppress(BrokenBarrierError):
+            ready.wait()
 
     with ThreadPoolExecutor(count, "midus", begin) as pool:
         try:
@@ -73,4 +77,5 @@ def side_by_side(
             yield (done.result() for done in as_completed(waiting))
         finally:
             ready.abort()
+            torch.set_num_threads(every)
             pool.shutdown(wait=False, cancel_futures=True)

@@ -57,7 +57,9 @@ def _heads(attention: Any, normed: torch.Tensor, call: dict[str, Any]) -> torch.
     if hasattr(attention, "q_norm"):
         query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
     cos, sin = (part.unsqueeze(2) for part in call["position_embeddings"])  # [1 or B, T, 1, D]
-    query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
+    half = attention.head_dim // 2
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+    query, key = _rotated(query, cos, signed), _rotated(key, cos, signed)
     found = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -87,15 +89,10 @@ def activated(function: Any, values: torch.Tensor) -> torch.Tensor:
     return F.silu(values, inplace=True) if isinstance(function, nn.SiLU) else function(values)
 
 
-def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [B, T, H, D]; the two halves of `cos` and `sin` are alike."""
-    half = states.shape[-1] // 2
-    cos, sin = cos[..., :half], sin[..., :half]
-    first, second = states[..., :half], states[..., half:]
-    result = torch.empty_like(states)
-    torch.mul(first, cos, out=result[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=result[..., half:]).addcmul_(first, sin)
-    return result
+def _rotated(states: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of [B, T, H, D]; the first half of `signed_sin` is the sine's negative."""
+    turned = states.roll(states.shape[-1] // 2, -1)
+    return (states * cos).addcmul_(turned, signed_sin)
 
 
 # ---------------------------------------------------------------- which blocks allow it

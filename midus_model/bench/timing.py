@@ -121,8 +121,10 @@ class Resident:
     """
 
     def __init__(self) -> None:
-        self._before = None
-        with suppress(OSError, AttributeError):
+        self._before: int | None = None
+        if sys.platform != "linux":
+            return
+        with suppress(OSError, AttributeError):  # a C library without it, or no /proc
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the highest yet is from now on

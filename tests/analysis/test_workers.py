@@ -13,12 +13,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import ablation, head_importance, head_interactions
-from analysis.memory_plan import plan_for
+from analysis.memory_plan import CACHE_BYTES, plan_for
 from analysis.workers import MOST, side_by_side, worker_count
 from kernels.backend import use_backend
 from midus_model import blocks
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
+from workbench.importance_bench import cases
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
 LENGTHS = [12, 20, 7, 33, 9, 15]
@@ -48,17 +49,35 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_results_come_as_they_are_done(four_threads: None) -> None:
-    """The second task ends first: both run at once, or the first would wait for ever."""
-    second = threading.Event()
+    """The first task ends when the second's result is here, so both run at once."""
+    seen = threading.Event()
 
     def task(number: int) -> int:
-        if number == 0:
-            assert second.wait(30)
-        second.set()
+        assert number == 1 or seen.wait(30)
         return number
 
     with side_by_side(task, [(0,), (1,)], 2) as found:
-        assert list(found) == [1, 0]
+        assert next(found) == 1
+        seen.set()
+        assert list(found) == [0]
+
+
+@pytest.mark.parametrize(
+    ("threads", "asked", "at_once", "each"),
+    [(4, 4, 4, 1), (4, 3, 2, 2), (12, 8, 6, 2), (15, 8, 5, 3), (2, 8, 2, 1), (7, 8, 7, 1)],
+)
+def test_no_core_stands_idle(threads: int, asked: int, at_once: int, each: int) -> None:
+    torch.set_num_threads(threads)
+    together = threading.Barrier(at_once)
+
+    def task() -> int:
+        together.wait(30)
+        return torch.get_num_threads()
+
+    with side_by_side(task, [()] * (2 * at_once * asked), asked) as found:
+        assert set(found) == {each}
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
 
 
 def test_each_thread_has_its_share(four_threads: None) -> None:
@@ -138,15 +157,27 @@ def test_what_holds_for_the_calling_thread_alone_keeps_the_work_there(four_threa
 # ---------------------------------------------------------------- the sweep
 
 
-@pytest.mark.parametrize("make", [tiny, memory_model], ids=["base", "memory"])
+def small_memory(family: str) -> Any:
+    return memory_model(family, double=False)
+
+
+@pytest.mark.parametrize("make", [tiny, small_memory, memory_model])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
-@pytest.mark.parametrize("metric", ["loss", "kl"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"baseline": "zero"}, {"metric": "kl"}, {"group": "kv"}, {"stage": "query"},
+        {"baseline": "resample"},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_the_numbers_of_one_thread(
-    make: Any, family: str, metric: str, counts: list[int], four_threads: None
+    make: Any, family: str, given: dict[str, Any], counts: list[int], four_threads: None
 ) -> None:
     """Bit by bit: the batches are the same, and none is split."""
     model, data = make(family), random_texts(LENGTHS)
-    given: dict[str, Any] = {"metric": metric, "baseline": "zero"}
+    if make is tiny and "stage" in given:
+        pytest.skip("nothing is asked of memory")
     side = head_importance(model, data, **given)
     assert set(counts) == {4}
     torch.set_num_threads(1)
@@ -163,13 +194,13 @@ def test_whoever_watches_the_model_is_not_met_by_two_threads(
 ) -> None:
     model, data = tiny("llama"), random_texts([12, 20])
     seen: list[int] = []
-    hook = blocks(model)[-1].mlp.register_forward_hook(
-        lambda *_: seen.append(threading.get_ident())
-    )
-    head_importance(model, data)
-    hook.remove()
-    assert set(counts) == {1} and set(seen) == {threading.get_ident()}
-    counts.clear()
+    for module in (blocks(model)[-1].mlp, model.model.norm, model.lm_head):
+        hook = module.register_forward_hook(lambda *_: seen.append(threading.get_ident()))
+        head_importance(model, data)
+        hook.remove()
+        assert set(counts) == {1} and set(seen) == {threading.get_ident()}
+        counts.clear()
+        seen.clear()
 
     def own(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         assert threading.current_thread() is threading.main_thread()
@@ -192,27 +223,35 @@ def test_progress_is_told_in_the_callers_thread(four_threads: None) -> None:
     assert told == sorted(told) and told[-1][0] == told[-1][1]
 
 
-def test_memory_that_runs_out_in_one_thread_is_asked_for_less(
-    monkeypatch: pytest.MonkeyPatch, four_threads: None
+@pytest.mark.parametrize("fits", ["one fold", "one thread"])
+def test_memory_that_runs_out_is_asked_for_less(
+    fits: str, monkeypatch: pytest.MonkeyPatch, four_threads: None
 ) -> None:
+    """Fewer folds first; where one is too much, one thread."""
     model, data = tiny("llama"), random_texts([12, 20])
     whole = head_importance(model, data)
-    resume = ablation.Resumed.resume
+    resume, main = ablation.Resumed.resume, threading.main_thread()
 
     def scarce(*args: Any) -> torch.Tensor:
-        if len(args[3]) > 1:
+        if len(args[3]) > 1 or fits == "one thread" and threading.current_thread() is not main:
             raise MemoryError
         return resume(*args)
 
     monkeypatch.setattr(ablation.Resumed, "resume", scarce)
-    assert np.abs(head_importance(model, data)["score"] - whole["score"]).max() < 1e-6
+    told: list[int] = []
+    table = head_importance(model, data, progress=lambda done, total, _: told.append(done))
+    assert np.abs(table["score"] - whole["score"]).max() < 1e-6
+    assert told[-1] == 2 * len(whole), "nothing is counted twice"
 
 
-def test_a_budget_limits_the_workers_and_not_the_batches() -> None:
-    model = tiny("llama")
-    tight, some, ample = (plan_for(model, 20, budget=b) for b in (300_000, 60_000_000, 2**30))
-    assert tight.workers == 1 < some.workers < ample.workers
-    torch.set_num_threads(4)
-    same = plan_for(model, 20, budget=60_000_000)
-    torch.set_num_threads(1)
-    assert same == some, "batches do not hang on the number of threads"
+@pytest.mark.parametrize("context", [256, 4096])
+def test_the_workers_fit_the_budget(context: int) -> None:
+    """Also where one window takes more than the cache that a batch is made to fit."""
+    model, budget = cases.random_model(512, 1408, 2048, layers=2), 2**30
+    ample, tight = (plan_for(model, context, budget=b) for b in (budget, budget // 4))
+    assert ample.windows * context * ample.token_bytes > CACHE_BYTES or context == 256
+    one = max(ample.fold_bytes, ample.windows * context * ample.token_bytes)
+    logits = 3 * 4 * 2048 * ample.rows
+    assert ample.workers > 1 and ample.workers * (one + logits) <= budget
+    assert (ample.workers + 2) * (one + logits) > budget * 0.7, "nor is much left unused"
+    assert tight.workers < ample.workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -139,11 +140,14 @@ def test_peak_memory_is_measured_against_the_budget() -> None:
     row = measure.measured(MEMORY, "cpu", RATE, 0.01)
     # At least the kept inputs and head outputs: 2 layers of 24 tokens of 32 + 32 numbers.
     assert 2 * 24 * 64 * 4 < row["peak"] <= row["budget"] == 2**20 and row["holds"]
-    assert 0 <= row["resident"] < 2**20 + measure.BUFFERS
+    assert row["workers"] == 1
+    if sys.platform == "linux":
+        assert 0 <= row["resident"] < 2**20 + measure.BUFFERS
     with pytest.raises(MidusError, match="memory_budget is 1000 bytes"):
         measure.measured(replace(MEMORY, budget=1000), "cpu", RATE, 0.01)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's counters")
 def test_a_process_that_grows_beyond_the_budget_does_not_hold_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

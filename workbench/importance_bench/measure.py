@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import documents, head_importance
 from analysis.documents import Documents
+from analysis.subject import prepared
+from analysis.workers import worker_count
 from midus_model import head_sites
 from midus_model.bench.timing import Resident, Times, interleaved, peak_bytes, ratios
 from midus_model.bench.verify import WrongResult
@@ -124,19 +126,19 @@ def _verified(
     model: Any, loops: Mapping[str, Loop], ids: torch.Tensor, heads: Sequence[Head]
 ) -> Row:
     """Every head's score by every tool on `ids` [1, T], and what all these forward passes cost."""
-    scores: dict[str, torch.Tensor] = {}
     once = _once(model, ids[:, :SHORT])
     docs = _documents(model, ids)
-    ours = _flops(lambda: scores.update(ours=_importance(model, docs)))
+    scores = _importance(model, docs)
+    ours = _flops(lambda: _importance(model, docs))
     loop = len(heads) * _flops(lambda: clean_losses(model, ids))
     worst = 0.0
     for name, run in loops.items():
         found = _as_scores(model, ids, run(ids, heads))
-        worst = max(worst, _agree(name, found, scores["ours"]))
+        worst = max(worst, _agree(name, found, scores))
     return {
         "verified_heads": len(heads),
         "largest_difference": worst,
-        "largest_score": float(scores["ours"].abs().max()),
+        "largest_score": float(scores.abs().max()),
         "flop_ratio": loop / ours,
         "once_ms": once,
     }
@@ -259,6 +261,7 @@ def _gradient(model: Any, ids: torch.Tensor, device: str, seconds: float) -> Row
     return row | {"required": FORWARDS, "holds": row["x_forward"] <= FORWARDS}
 
 
+@torch.no_grad()
 def _memory(model: Any, ids: torch.Tensor, device: str, budget: int | None) -> Row:
     """The most that a sweep takes at once, over the weights, with a budget of bytes.
 
@@ -283,6 +286,8 @@ def _memory(model: Any, ids: torch.Tensor, device: str, budget: int | None) -> R
         run()  # libraries make buffers at their first call
         _importance(model, docs, memory_budget=budget, progress=progress)
         resident = grown[-1]
-    found: Row = {"budget": budget, "peak": peak, "resident": resident}
+    plan = prepared(model, docs, baseline="zero", memory_budget=budget).plan
+    workers = min(plan.workers, worker_count()) if device == "cpu" else 1
+    found: Row = {"budget": budget, "workers": workers, "peak": peak, "resident": resident}
     within = budget is None or peak <= budget and (resident or 0) <= budget + BUFFERS
     return found | {"holds": within}

@@ -143,7 +143,10 @@ def _gradients(rows: list[Row]) -> Table:
 
 
 def _memories(rows: list[Row]) -> Table:
-    columns = ["model", "batch", "budget, MiB", "arrays, MiB", "process grows, MiB", "holds"]
+    columns = [
+        "model", "batch", "budget, MiB", "side by side", "arrays of one, MiB", "process grows, MiB",
+        "holds",
+    ]  # fmt: skip
     return (
         "Peak memory of a sweep, over the weights",
         columns,
@@ -152,6 +155,7 @@ def _memories(rows: list[Row]) -> Table:
                 row["model"],
                 _batch(row),
                 f"{row['budget'] / MIB:.0f}",
+                str(row["workers"]),
                 f"{row['peak'] / MIB:.1f}",
                 "-" if row["resident"] is None else f"{row['resident'] / MIB:.1f}",
                 "yes" if row["holds"] else "no",
