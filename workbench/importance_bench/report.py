@@ -144,7 +144,7 @@ def _gradients(rows: list[Row]) -> Table:
 
 def _memories(rows: list[Row]) -> Table:
     columns = [
-        "model", "batch", "budget, MiB", "side by side", "arrays of one, MiB", "process grows, MiB",
+        "model", "batch", "budget, MiB", "side by side", "arrays, MiB", "process grows, MiB",
         "holds",
     ]  # fmt: skip
     return (
