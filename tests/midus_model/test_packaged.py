@@ -1,4 +1,4 @@
-"""Real checkpoints from packages: found, converted once, exact, and refused with the line to run."""
+"""Real checkpoints from packages: found, converted once, exact; refused with the line to run."""
 
 from __future__ import annotations
 
