@@ -1,5 +1,5 @@
 """The long check of a commit: full matrices, fuzzing, the explorer's speed, every README command, a
-clean install of the wheel.
+real checkpoint from first to last, a clean install of the wheel.
 
 `make verify`, or `python -m tests.verify`. Steps that passed are kept in runs/verify/ for the same
 commit and the same files, so an interrupted run goes on where it stopped; `--fresh` forgets them.
@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "runs" / "verify"
 RESULT = ROOT / "docs" / "verification.json"
 SPEED = KEPT / "explorer-speed.json"
+README, REAL_MODELS = ROOT / "README.md", ROOT / "docs" / "real-models.md"
 EXAMPLES = 300  # of every property, ten times those of the short tests
 # Commands that serve until they are stopped; they count as working once they still run after this.
 SERVERS = ("midus explore", "make explore", "streamlit run")
@@ -152,9 +153,9 @@ def percentiles() -> dict[str, dict[str, list[float]]]:
     }
 
 
-def readme_commands() -> list[str]:
-    """The commands of README.md's shell blocks, in order, continued lines joined."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def commands_of(page: Path) -> list[str]:
+    """The commands of a page's shell blocks, in order, continued lines joined."""
+    text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     joined = "\n".join(blocks).replace("\\\n", " ")
     lines = (line.removeprefix("$ ").strip() for line in joined.splitlines())
@@ -163,7 +164,7 @@ def readme_commands() -> list[str]:
 
 def readme_python() -> list[str]:
     """README.md's Python blocks."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -173,6 +174,15 @@ def python_blocks(log: Path) -> None:
         script = Path(folder) / "readme.py"
         script.write_text("\n".join(readme_python()), encoding="utf-8")
         run(f"{shlex.quote(sys.executable)} readme.py", log, Path(folder))
+
+
+def real_models(log: Path) -> None:
+    """Every command of the page on a real checkpoint, in order, in an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(f"make -C {shlex.quote(str(ROOT))} smollm2", log)
+        for command in commands_of(REAL_MODELS):
+            if not command.startswith("make "):
+                run(command, log, Path(folder))
 
 
 def clean_install(log: Path) -> None:
@@ -207,11 +217,12 @@ def steps() -> dict[str, Callable[[Path], None]]:
         "matrices": matrices,
         "fuzzing": fuzzing,
         "explorer's speed": explorer_speed,
+        "real models": real_models,
         "wheel": clean_install,
     }
     if readme_python():
         found["README python"] = python_blocks
-    for command in readme_commands():
+    for command in commands_of(README):
         if command != "make verify":  # this is it
             found[f"README $ {command}"] = partial(run, command)
     return found
