@@ -123,13 +123,12 @@ def _write(checkpoint: Packaged, file: Path, folder: Path) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        where: dict[str, Any] = {
-            "pretrained_model_name_or_path": file.parent,
-            "gguf_file": file.name,
-            "trust_remote_code": False,
-        }
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
+        read = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -184,7 +184,8 @@ def unsafe(path: Path) -> Iterator[int]:
     yield from (n for n, name in imported(path) if name.split(".")[0] in UNSAFE_NAMES)
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.keyword) and node.arg in UNSAFE_ARGUMENTS:
-            yield node.value.lineno
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield node.value.lineno
             continue
         constant = isinstance(node, ast.Constant) and node.value in UNSAFE_ARGUMENTS
         if constant or (isinstance(node, ast.Attribute) and ast.unparse(node) in UNSAFE_CALLS):
