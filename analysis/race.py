@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.ties import first_equal
 from kernels.errors import ModelError
 
 MINIMUM = 16  # exact windows a head: fewer carry no interval
@@ -332,15 +333,9 @@ class Race:
         Two heads' means covary as their values do on the windows they share. Equal heads get equal
         draws, and what is known is not drawn, so that ties fall by model order here too.
         """
-        same: dict[tuple[int, bytes], int] = {}
-        rows = [
-            (int(count), (self.y[head, :count] + 0.0).tobytes())
-            for head, count in enumerate(self.counts)
-        ]
-        twin = np.array([same.setdefault(row, head) for head, row in enumerate(rows)])
-        drawn = (
-            (self.counts < self.windows) & (self.deviations > 0) & (twin == np.arange(self.heads))
-        )
+        twin = first_equal(self.y[head, :count] for head, count in enumerate(self.counts))
+        index = np.arange(self.heads)
+        drawn = (self.counts < self.windows) & (self.deviations > 0) & (twin == index)
         noise = np.zeros((DRAWS, self.heads))
         normal = np.random.default_rng(self.seed).standard_normal(noise.shape)
         if drawn.any():
