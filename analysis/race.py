@@ -226,13 +226,15 @@ class Race:
         """Bring `better` and `lead` of all pairs of the given heads up to date."""
         alpha = (1 - self.confidence) / 2 / (self.top * (self.heads - self.top))
         gap, radius, complete = self.gaps(racing, alpha)
-        index, place = np.arange(len(racing)), np.ix_(racing, racing)
+        place = np.ix_(racing, racing)
         known = self.better[place]
         # Two ways to compare may contradict each other, or what was found before: no decision.
         found = (gap > radius) | self.apart(racing)
         found &= ~(found | known).T
         # Of all windows the scores are known: they decide, and of equal ones the model's order.
-        exact = (gap > 0) | ((gap == 0) & (index[:, None] < index))
+        scores, index = self.scores[racing], np.arange(len(racing))
+        exact = scores[:, None] > scores
+        exact |= (scores[:, None] == scores) & (index[:, None] < index)
         self.better[place] = np.where(complete, exact, known | found)
         with np.errstate(divide="ignore", invalid="ignore"):
             certain = np.where(gap == 0, 0.0, np.sign(gap) * np.inf)
@@ -245,13 +247,11 @@ class Race:
         have seen all windows.
         """
         self._pair(racing)
-        place, scores = np.ix_(racing, racing), self.scores[racing]
+        place = np.ix_(racing, racing)
         counts, at = np.unique(self.counts[racing], return_inverse=True)
         shared = np.minimum.outer(at, at)  # index into counts
-        complete = (counts >= self.windows)[shared]
-        gap = np.where(complete, scores[:, None] - scores, self._gap[place])
         width = self.half_width(counts, alpha, sides=1)[shared]
-        return gap, self._spread[place] * width, complete
+        return self._gap[place], self._spread[place] * width, (counts >= self.windows)[shared]
 
     def _pair(self, racing: np.ndarray) -> None:
         """Mean and deviation of the differences of those pairs that share more windows than before.
