@@ -12,6 +12,7 @@ from analysis.engine import Progress
 from analysis.importance import head_importance
 from analysis.statistics import bootstrap, concentration, shares, weighted_mean
 from analysis.tables import SCHEMA, comparable, json_attrs, weights_of
+from analysis.ties import difference
 from kernels.errors import IncomparableTables
 
 # With no arguments: enough documents for intervals, few enough for a minute on a laptop.
@@ -96,8 +97,8 @@ def _compare(
         total = np.maximum(late, 0).sum(-1, keepdims=True)
         share_after = (np.maximum(late, 0) / total) @ together.T
         share_before = shares(early)[0]
-        nats = late @ together.T - early
-        return np.stack([nats, share_before, share_after - share_before], -1)
+        nats = difference(late @ together.T, early)
+        return np.stack([nats, share_before, difference(share_after, share_before)], -1)
 
     found = bootstrap(changes, [first, last], weights, seed=seed)
     parts = {f"after_{part}": owners[i] @ after["score"] for i, part in enumerate(PARTS)}
@@ -124,10 +125,10 @@ def _compare(
             "share_ci_low": found.low[:, 2],
             "share_ci_high": found.high[:, 2],
             "ratio": ratio,
-            "by_document": (together @ last - first).tolist(),
-            "share_by_document": (
-                _share_by_document(last, weights, together)
-                - _share_by_document(first, weights, np.eye(len(first)))
+            "by_document": difference(together @ last, first).tolist(),
+            "share_by_document": difference(
+                _share_by_document(last, weights, together),
+                _share_by_document(first, weights, np.eye(len(first))),
             ).tolist(),
         }
     )

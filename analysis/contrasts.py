@@ -15,6 +15,7 @@ from analysis.roles.labels import ROLES
 from analysis.statistics import Interval, bootstrap_mean
 from analysis.subject import check_choice
 from analysis.tables import SCHEMA, json_attrs, weights_of
+from analysis.ties import ROUNDING, combination, evened
 from kernels.errors import HeadError, IncomparableTables, MidusError
 from midus_model import chosen_heads
 
@@ -75,9 +76,10 @@ def amplification_contrast(
     places = {pair: row for row, pair in enumerate(_heads(table))}
     picked = _picked(table, chosen, places)
     layers, before = table["layer"].to_numpy(), table["before"].to_numpy(dtype=float)
+    level = evened(before)
 
     def contrast(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        against, rules = _controls(layers, before, rows, controls)
+        against, rules = _controls(layers, level, rows, controls)
         mine = np.bincount(rows, minlength=len(table)) / len(rows)
         return mine, against, rules
 
@@ -91,6 +93,7 @@ def amplification_contrast(
     for measure, column in MEASURES.items():
         values = table[measure].to_numpy(dtype=float)
         by_document = _by_document(table, column, mine - theirs)
+        difference = float(combination(mine - theirs, values))
         found.append(
             {
                 "measure": measure,
@@ -98,9 +101,9 @@ def amplification_contrast(
                 "heads": len(rows),
                 "chosen": values @ mine,
                 "controls": values @ theirs,
-                "difference": values @ (mine - theirs),
+                "difference": difference,
                 **_interval(by_document, table, seed),
-                "p": _p_value(values @ (mine - theirs), null @ values, exact),
+                "p": _p_value(difference, combination(null, values), exact),
                 "by_document": by_document,
             }
         )
@@ -214,7 +217,7 @@ def _by_document(table: pd.DataFrame, column: str, weights: np.ndarray) -> list[
     """A contrast of heads on every document, where the table holds it."""
     if column not in table.columns:
         return None
-    values = weights @ np.array(table[column].tolist(), dtype=float)
+    values = combination(weights, np.array(table[column].tolist(), dtype=float))
     return values.tolist() if np.isfinite(values).all() else None
 
 
@@ -320,6 +323,7 @@ def random_intercept(values: np.ndarray, design: np.ndarray, groups: np.ndarray)
         values: [n]. design: [n, p], a column of ones among them. groups: [n], labels.
     """
     members = (groups[:, None] == np.unique(groups)).astype(float)  # [n, groups]
+    rounding = (ROUNDING * np.abs(values).max()) ** 2
     sizes, free = members.sum(0), len(values) - design.shape[1]
 
     def given(icc: float) -> tuple[float, Fit]:
@@ -334,7 +338,7 @@ def random_intercept(values: np.ndarray, design: np.ndarray, groups: np.ndarray)
         slopes = np.linalg.solve(information, design.T @ inverse(values))
         rest = values - design @ slopes
         residual = float(rest @ inverse(rest)) / free
-        if not residual > 0:
+        if not residual > rounding:
             raise MidusError("the values have no variance left to explain; nothing can be fitted")
         stderr = np.sqrt(residual * np.diag(np.linalg.inv(information)))
         deviance = free * np.log(residual) + np.log1p(theta * sizes).sum()

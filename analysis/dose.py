@@ -28,6 +28,7 @@ from analysis.statistics import Interval, bootstrap, bootstrap_mean
 from analysis.subject import Subject, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
+from analysis.ties import best_first
 from kernels.errors import HeadError, MidusError
 from midus_model import HeadSite, blocks, check_heads, chosen_heads, head_sites, mixing_of
 
@@ -128,7 +129,8 @@ def _doses(gains: Sequence[float]) -> list[float]:
 
 def _best(model: Any, docs: Documents, options: Mapping[str, Any]) -> list[Head]:
     """The heads to scale where none are given."""
-    return chosen_heads(head_importance(model, docs, **options).nlargest(DEFAULT_HEADS, "score"))
+    table = head_importance(model, docs, **options)
+    return chosen_heads(table.iloc[best_first(table["score"])[:DEFAULT_HEADS]])
 
 
 def _others(

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from analysis.engine import Progress
 from analysis.gates import folded_values
 from analysis.importance import head_importance
 from analysis.methods import METHODS
-from analysis.statistics import bootstrap_mean
+from analysis.statistics import bootstrap_mean, weighted_mean
 from analysis.subject import Subject, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import weights_of
+from analysis.ties import best_first, difference, spearman
 from kernels.errors import HeadError, MidusError
 from midus_model import head_pairs
 
@@ -113,7 +113,7 @@ def _order_of(ranking: Any, subject: Subject, metric: Any, progress: Progress | 
             seed=subject.how["seed"],
             progress=progress,
         )
-        return np.argsort(-table["score"].to_numpy(), kind="stable")
+        return best_first(table["score"])
     places = {(unit.layer, unit.head): index for index, unit in enumerate(subject.units)}
     wanted = head_pairs(ranking)
     if sorted(wanted) != sorted(places):
@@ -205,9 +205,9 @@ def evidence(
     for name, other in (others or {}).items():
         table = head_importance(network, other, method=main, limit=limit, **given)
         rows.append(_agreement("data", docs.name, name, tables[main], table, top))
-    ordered = tables[main].sort_values("score", ascending=False, kind="stable")
+    ordered = tables[main].iloc[best_first(tables[main]["score"])]
     areas = prune_curve(network, ordered, docs, **given).attrs["areas"]
-    span = areas["best first"] - areas["worst first"]
+    span = float(difference(areas["best first"], areas["worst first"]))
     rows.append(
         {
             "kind": "pruning",
@@ -235,10 +235,10 @@ def _split_half(table: pd.DataFrame, method: str, top: int, seed: int) -> dict[s
     for _ in range(SPLITS):
         order = rng.permutation(count)
         halves = [
-            scores[:, part] @ weights[part] / weights[part].sum()
+            weighted_mean(scores[:, part], weights[part])
             for part in (order[: count // 2], order[count // 2 :])
         ]
-        correlation = stats.spearmanr(*halves).statistic
+        correlation = spearman(*halves)
         # Spearman-Brown, which is of reliabilities: a negative correlation stays as it is.
         whole.append(2 * correlation / (1 + correlation) if correlation > 0 else correlation)
         shared.append(_overlap(halves[0], halves[1], top))
@@ -253,7 +253,7 @@ def _agreement(
     kind: str, first: str, second: str, a: pd.DataFrame, b: pd.DataFrame, top: int
 ) -> dict[str, Any]:
     one, two = a["score"].to_numpy(), b["score"].to_numpy()
-    correlation = float(stats.spearmanr(one, two).statistic)
+    correlation = spearman(one, two)
     # Fisher's z with the standard error for ranks (Bonett and Wright 2000).
     reach = 1.96 * np.sqrt((1 + correlation**2 / 2) / max(len(one) - 3, 1))
     centre = np.arctanh(np.clip(correlation, -0.999999, 0.999999))
@@ -269,5 +269,5 @@ def _agreement(
 
 
 def _overlap(one: np.ndarray, two: np.ndarray, top: int) -> float:
-    best = (set(np.argsort(-scores, kind="stable")[:top].tolist()) for scores in (one, two))
+    best = (set(best_first(scores)[:top].tolist()) for scores in (one, two))
     return len(set.intersection(*best)) / top

@@ -6,6 +6,10 @@ compared by their paired difference on what they share, and by their own interva
 confidence sequences, which hold at every number of windows at once and so whenever one stops. Heads
 that are surely in or surely out leave the race; effort goes to the closest pairs of the others. The
 target is the weighted mean over these very windows, known exactly once all of them were seen.
+
+No decision hangs on the last bit of a sum. Sums of values are exact, so that heads whose values add
+up to the same have one score, whatever the order of windows; a pair's differences are formed before
+they are squared, so that equal heads differ by nothing; what stays equal is decided by model order.
 `docs/ranking.md` has the derivation and what the choices are worth.
 
 Nothing here knows of models or losses. Shape letters: H heads, N windows, A heads in the race.
@@ -13,11 +17,13 @@ Nothing here knows of models or losses. Shape letters: H heads, N windows, A hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.ties import first_equal
 from kernels.errors import ModelError
 
 MINIMUM = 16  # exact windows a head: fewer carry no interval
@@ -26,6 +32,8 @@ ROUND = 8  # windows between two looks
 FOCUS = 6  # heads measured in a round
 TIGHTEST = 256  # windows at which the confidence sequences are tightest
 DRAWS = 4000  # draws behind p_top
+PAIR_ENTRIES = 1 << 17  # differences of pairs held at once: 1 MB
+LEAST = 1074  # bits behind the point of the least float
 
 # Sums [heads, windows] of a metric's change, for indices of heads and of windows.
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -61,6 +69,12 @@ def least_budget(top: int, heads: int, windows: int) -> int:
     return heads * pilot + (top + 1) * (minimum - pilot)
 
 
+def exact_sum(values: Iterable[float]) -> int:
+    """Sum of finite floats in units of 2**-LEAST: not rounded, so the same in every order."""
+    ratios = (value.as_integer_ratio() for value in values)  # denominators are powers of two
+    return sum(top << LEAST + 1 - bottom.bit_length() for top, bottom in ratios)
+
+
 class Race:
     """Heads measured on windows as far as it takes to know the best `top` of them.
 
@@ -87,17 +101,19 @@ class Race:
         self.order = np.random.default_rng(seed).permutation(len(np.asarray(weights)))
         self.weights = np.asarray(weights, dtype=float)[self.order]
         self.clusters = np.asarray(clusters)[self.order]
-        # y[h, i]: head h on the i-th window drawn, over the mean weight of a window, so that the
-        # mean over all windows is the score.
-        self.y = np.full((heads, len(self.order)), np.nan)
+        self.unit = self.weights.mean()  # a mean over windows, over this, is a score
+        self.y = np.full((heads, len(self.order)), np.nan)  # [h, i]: head h on i-th window drawn
         self.counts = np.zeros(heads, dtype=int)  # y[h, :counts[h]] is measured
-        self.scores = np.zeros(heads)  # the mean of that
+        self.totals = [0] * heads  # the sum of that, as `exact_sum` gives it
+        self.scores = np.zeros(heads)  # its mean over `unit`, rounded once
         self.deviations = np.zeros(heads)  # its standard deviation; 0 of a single window
         self.accepted = np.zeros(heads, dtype=bool)
         self.rejected = np.zeros(heads, dtype=bool)
         self.screened = np.zeros(heads, dtype=bool)  # left out by a screen, not by measurement
         self.better = np.zeros((heads, heads), dtype=bool)  # [i, j]: i surely scores above j
         self.lead = np.zeros((heads, heads))  # [i, j]: i's lead over j, in half widths
+        self._shared = np.zeros((heads, heads), dtype=np.int32)  # windows behind the next two
+        self._gap, self._spread = np.zeros((2, heads, heads))  # of a pair's differences
         self.stopped = ""
 
     # ------------------------------------------------------------ measuring
@@ -150,6 +166,9 @@ class Race:
                 self.stopped = "documents" if seen else "settled"
                 return
             chosen, start = self.contested()
+            if not len(chosen):
+                self.stopped = "documents"
+                return
             size = min(ROUND, self.windows - start, (budget - self.spent) // len(chosen))
             if size < 1:
                 self.stopped = "budget"
@@ -164,10 +183,16 @@ class Race:
             raise ModelError(
                 "the values are not finite: the model's weights, dtype or metric is at fault"
             )
-        self.y[chosen, start:stop] = values / self.weights.mean()
+        self.y[chosen, start:stop] = values
         self.counts[chosen] = stop
-        self.scores[chosen] = self.y[chosen, :stop].mean(1)
-        self.deviations[chosen] = self.y[chosen, :stop].std(1, ddof=1) if stop > 1 else 0.0
+        for head, row in zip(
+            chosen.tolist(), np.asarray(values, dtype=float).tolist(), strict=True
+        ):
+            self.totals[head] += exact_sum(row)
+        means = np.array([self.totals[head] / (stop << LEAST) for head in chosen.tolist()])
+        self.scores[chosen] = means / self.unit
+        squares = ((self.y[chosen, :stop] - means[:, None]) ** 2).sum(1)
+        self.deviations[chosen] = np.sqrt(squares / max(stop - 1, 1)) / self.unit
         if told:
             told(self.spent, int(self.active.sum()))
 
@@ -185,10 +210,14 @@ class Race:
             racing = np.flatnonzero(self.active)
             places = self.top - int(self.accepted.sum())
             better = self.better[np.ix_(racing, racing)]
-            # In: fewer than `places` others may be better. Out: at least as many surely are.
-            enter = better.sum(1) >= len(racing) - places
-            leave = better.sum(0) >= places
-            if not (enter | leave).any():
+            # In: fewer than `places` others may be better. Out: at least as many surely are. Only
+            # where comparisons contradict each other do more qualify than there is room for: then
+            # the best enter, and the worst leave.
+            order = np.lexsort((racing, -self.scores[racing]))
+            room = len(racing) - places
+            enter = order[(better.sum(1) >= room)[order]][:places]
+            leave = order[::-1][(better.sum(0) >= places)[order[::-1]]][:room]
+            if not len(enter) and not len(leave):
                 return not len(racing)
             self.accepted[racing[enter]] = True
             self.rejected[racing[leave]] = True
@@ -197,12 +226,19 @@ class Race:
         """Bring `better` and `lead` of all pairs of the given heads up to date."""
         alpha = (1 - self.confidence) / 2 / (self.top * (self.heads - self.top))
         gap, radius, complete = self.gaps(racing, alpha)
-        index = np.arange(len(racing))
-        first = complete & (gap == 0) & (index[:, None] < index)  # equal to the last: model order
         place = np.ix_(racing, racing)
-        self.better[place] |= (gap > radius) | (self.apart(racing) & ~complete) | first
+        known = self.better[place]
+        # Two ways to compare may contradict each other, or what was found before: no decision.
+        found = (gap > radius) | self.apart(racing)
+        found &= ~(found | known).T
+        # Of all windows the scores are known: they decide, and of equal ones the model's order.
+        scores, index = self.scores[racing], np.arange(len(racing))
+        exact = scores[:, None] > scores
+        exact |= (scores[:, None] == scores) & (index[:, None] < index)
+        self.better[place] = np.where(complete, exact, known | found)
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.lead[place] = np.where(radius > 0, gap / radius, np.sign(gap) * np.inf)
+            certain = np.where(gap == 0, 0.0, np.sign(gap) * np.inf)
+            self.lead[place] = np.where(radius > 0, gap / radius, certain)
 
     def gaps(self, racing: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each pair of the given heads, on the windows they share: [A, A] each.
@@ -210,24 +246,36 @@ class Race:
         The mean difference, the half width of its one-sided confidence sequence, and whether both
         have seen all windows.
         """
-        gap, deviation = np.zeros((2, len(racing), len(racing)))
+        self._pair(racing)
+        place = np.ix_(racing, racing)
+        counts, at = np.unique(self.counts[racing], return_inverse=True)
+        shared = np.minimum.outer(at, at)  # index into counts
+        width = self.half_width(counts, alpha, sides=1)[shared]
+        return self._gap[place], self._spread[place] * width, (counts >= self.windows)[shared]
+
+    def _pair(self, racing: np.ndarray) -> None:
+        """Mean and deviation of the differences of those pairs that share more windows than before.
+
+        Differences first, squares after: var + var - 2 cov would leave the rounding of three large
+        numbers where a small one is asked, and something where two heads are equal.
+        """
         counts = self.counts[racing]
         shared = np.minimum.outer(counts, counts)
-        for count in np.unique(counts):
-            rows, columns = np.flatnonzero(counts >= count), np.flatnonzero(counts == count)
-            y = self.y[racing[rows], :count]
-            mean = y.mean(1)
-            centred = y - mean[:, None]
-            at = np.searchsorted(rows, columns)
-            variance = (centred**2).sum(1)
-            squares = variance[:, None] + variance[at] - 2 * centred @ centred[at].T
-            spread = np.sqrt(np.maximum(squares, 0) / max(count - 1, 1))
-            block, turned = np.ix_(rows, columns), np.ix_(columns, rows)
-            gap[block] = mean[:, None] - mean[at]
-            gap[turned] = -gap[block].T
-            deviation[block], deviation[turned] = spread, spread.T
-        width = self.half_width(shared, alpha, sides=1)
-        return gap, deviation * width, shared >= self.windows
+        stale = np.argwhere(np.triu(shared != self._shared[np.ix_(racing, racing)], 1))
+        windows = shared[stale[:, 0], stale[:, 1]]
+        for count in np.unique(windows).tolist():
+            pairs = racing[stale[windows == count]]  # [P, 2]
+            for part in np.array_split(pairs, -(-len(pairs) * count // PAIR_ENTRIES)):
+                one, two = part.T
+                difference = self.y[one, :count] - self.y[two, :count]
+                mean = difference.sum(1) / count
+                difference -= mean[:, None]
+                squares = np.square(difference, out=difference).sum(1)
+                self._gap[one, two] = mean / self.unit
+                self._gap[two, one] = -mean / self.unit
+                spread = np.sqrt(squares / max(count - 1, 1)) / self.unit
+                self._spread[one, two] = self._spread[two, one] = spread
+                self._shared[one, two] = self._shared[two, one] = count
 
     def apart(self, racing: np.ndarray) -> np.ndarray:
         """Of each pair of the given heads, whether the first's interval lies above the other's."""
@@ -242,16 +290,22 @@ class Race:
         """The heads to measure next and the window they stand at: those of the closest open pairs.
 
         A pair is one of the top set as it stands and one below it. Of a pair, the head with fewer
-        windows is what holds it up; others that stand at the same window go along.
+        windows is what holds it up; others that stand at the same window go along. No heads, where
+        no such pair is open.
         """
         order = self.ranking()
         order = order[self.active[order]]
         places = self.top - int(self.accepted.sum())
         above, below = order[:places], order[places:]
-        lead = np.where(self.better, np.inf, self.lead)[np.ix_(above, below)]
-        closest = np.argsort(lead, axis=None, kind="stable")
+        place = np.ix_(above, below)
+        closest = np.argsort(self.lead[place], axis=None, kind="stable")
         pairs = np.stack([above[closest // len(below)], below[closest % len(below)]], axis=1)
-        open_pairs = pairs[lead.ravel()[closest] < np.inf]
+        undecided = ~self.better[place] & (
+            np.minimum.outer(self.counts[above], self.counts[below]) < self.windows
+        )
+        open_pairs = pairs[undecided.ravel()[closest]]
+        if not len(open_pairs):
+            return above[:0], self.windows
         start = self.counts[open_pairs[0]].min()
         held = open_pairs[self.counts[open_pairs].min(1) == start].ravel()
         held = held[self.counts[held] == start]
@@ -276,26 +330,37 @@ class Race:
     def p_top(self) -> np.ndarray:
         """Chance of the top set given what was measured, [H]: normal draws of all means together.
 
-        Two heads' means covary as their values do on the windows they share.
+        Two heads' means covary as their values do on the windows they share. Equal heads get equal
+        draws, and what is known is not drawn, so that ties fall by model order here too.
         """
-        covariance = np.zeros((self.heads, self.heads))
-        for count in np.unique(self.counts[self.counts > 1]):
-            rows = np.flatnonzero(self.counts >= count)
-            columns = np.flatnonzero(self.counts == count)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found = np.nan_to_num(np.corrcoef(self.y[rows, :count]))
-            found = np.atleast_2d(found)[:, np.searchsorted(rows, columns)]
-            block = found * self.deviations[rows, None] * self.deviations[columns]
-            covariance[np.ix_(rows, columns)] = block
-            covariance[np.ix_(columns, rows)] = block.T
-        np.fill_diagonal(covariance, self.deviations**2)
-        covariance *= 1 / np.maximum.outer(self.counts, self.counts) - 1 / self.windows
-        values, vectors = np.linalg.eigh(covariance)
-        root = vectors * np.sqrt(np.maximum(values, 0))  # pairs seen apart may not fit together
-        normal = np.random.default_rng(self.seed).standard_normal((DRAWS, self.heads))
-        draws = self.scores + normal @ root.T
+        twin = first_equal(self.y[head, :count] for head, count in enumerate(self.counts))
+        index = np.arange(self.heads)
+        drawn = (self.counts < self.windows) & (self.deviations > 0) & (twin == index)
+        noise = np.zeros((DRAWS, self.heads))
+        normal = np.random.default_rng(self.seed).standard_normal(noise.shape)
+        if drawn.any():
+            values, vectors = np.linalg.eigh(self._covariance(np.flatnonzero(drawn)))
+            root = vectors * np.sqrt(np.maximum(values, 0))  # pairs seen apart may not fit together
+            # The symmetric root is the only one: eigenvectors alone depend on who computes them.
+            noise[:, drawn] = normal[:, drawn] @ (root @ vectors.T)
+        draws = self.scores + noise[:, twin]
         best = np.argsort(-draws, axis=1, kind="stable")[:, : self.top]
         return np.bincount(best.ravel(), minlength=self.heads) / DRAWS
+
+    def _covariance(self, heads: np.ndarray) -> np.ndarray:
+        """Of the means of the given heads, [A, A]."""
+        counts, deviations = self.counts[heads], self.deviations[heads]
+        covariance = np.zeros((len(heads), len(heads)))
+        for count in np.unique(counts[counts > 1]):
+            rows, columns = np.flatnonzero(counts >= count), np.flatnonzero(counts == count)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = np.nan_to_num(np.corrcoef(self.y[heads[rows], :count]))
+            found = np.atleast_2d(found)[:, np.searchsorted(rows, columns)]
+            block = found * deviations[rows, None] * deviations[columns]
+            covariance[np.ix_(rows, columns)] = block
+            covariance[np.ix_(columns, rows)] = block.T
+        np.fill_diagonal(covariance, deviations**2)
+        return covariance * (1 / np.maximum.outer(counts, counts) - 1 / self.windows)
 
     def ties(self, order: np.ndarray) -> list[bool]:
         """Whether each of `order` and the next may stand the other way in other documents.
@@ -305,9 +370,10 @@ class Race:
         tied = []
         for above, below in zip(order[:-1], order[1:], strict=True):
             shared = min(self.counts[above], self.counts[below])
-            gap = self.y[above, :shared] - self.y[below, :shared]
-            sums = np.bincount(self.clusters[:shared], gap - gap.mean())
-            tied.append(bool(gap.mean() <= 1.96 * np.sqrt((sums**2).sum()) / shared))
+            one, two = self.y[above, :shared], self.y[below, :shared]
+            lead = (math.fsum(one) - math.fsum(two)) / shared  # 0 where they add up to the same
+            sums = np.bincount(self.clusters[:shared], one - two - lead)
+            tied.append(bool(lead <= 1.96 * np.sqrt((sums**2).sum()) / shared))
         return [*tied, False]
 
     def by_cluster(self, clusters: int) -> np.ndarray:
@@ -315,7 +381,7 @@ class Race:
         result = np.full((self.heads, clusters), np.nan)
         for head, count in enumerate(self.counts):
             cells, weights = self.clusters[:count], self.weights[:count]
-            total = np.bincount(cells, self.y[head, :count], clusters) * self.weights.mean()
+            total = np.bincount(cells, self.y[head, :count], clusters)
             mass = np.bincount(cells, weights, clusters)
             np.divide(total, mass, out=result[head], where=mass > 0)
         return result
@@ -329,9 +395,10 @@ class Race:
         alike = pairs = 0.0
         for head, count in enumerate(self.counts):
             value = self.y[head, :count]
-            centred = value - value.mean()
-            if not (variance := (centred**2).mean()):
+            if not self.deviations[head]:
                 continue
+            centred = value - value.mean()
+            variance = (centred**2).mean()
             size = np.bincount(self.clusters[:count])
             sums = np.bincount(self.clusters[:count], centred)
             alike += float((sums**2).sum() - (centred**2).sum()) / variance

@@ -21,6 +21,7 @@ from analysis.noise import with_noise
 from analysis.race import DRAWS, MINIMUM, Race, least_budget
 from analysis.subject import Subject, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
+from analysis.ties import best_first, first_equal
 from kernels.errors import MidusError
 
 PER_HEAD = 56  # evaluations a head, on average, of the default budget
@@ -147,7 +148,7 @@ def _by_gradient(subject: Subject, windows: np.ndarray) -> np.ndarray:
     size = np.zeros(len(subject.units))
     for part in _parts(len(windows), plan.windows):
         size += np.abs(smooth.gradients(windows[part].tolist())).sum(1)
-    return np.argsort(-size, kind="stable")
+    return best_first(size)
 
 
 def _parts(count: int, size: int) -> list[slice]:
@@ -199,12 +200,13 @@ def _sorted(table: pd.DataFrame, top: int, confidence: float, exact: int) -> pd.
     weights = weights_of(table)
     rng = np.random.default_rng(attrs["seed"])
     drawn = rng.multinomial(count, [1 / count] * count, DRAWS) * weights
-    means = drawn @ scores.T / drawn.sum(1, keepdims=True)  # [draws, heads]
+    total, twin = drawn.sum(1, keepdims=True), first_equal(scores)
+    means = (drawn @ scores.T / total)[:, twin]  # [draws, heads]; of equal heads the same
     best = np.argsort(-means, axis=1, kind="stable")[:, :top]
     table["p_top"] = np.bincount(best.ravel(), minlength=len(table)) / DRAWS
     table["exact"] = exact
-    order = np.argsort(-table["score"].to_numpy(), kind="stable")
-    gaps = means[:, order[:-1]] - means[:, order[1:]]
+    order = best_first(table["score"])
+    gaps = drawn @ (scores[order[:-1]] - scores[order[1:]]).T / total
     tied = np.quantile(gaps, 0.025, axis=0) <= 0
     table = table.iloc[order].reset_index(drop=True)
     table["tied_with_next"] = [*tied.tolist(), False]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.ties import first_equal
 from kernels.errors import MidusError
 
 RESAMPLES = 2000
@@ -30,9 +31,12 @@ class Interval(NamedTuple):
 
 
 def weighted_mean(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
-    """Mean of `values` [..., documents] with `weights` [documents] (tokens) -> [...]."""
+    """Mean of `values` [..., documents] with `weights` [documents] (tokens) -> [...].
+
+    Equal rows have equal means, which a product of matrices does not promise.
+    """
     matrix, counts = _checked(values, weights)
-    return matrix @ counts / counts.sum()
+    return np.multiply(matrix, counts, order="C").sum(-1) / counts.sum()
 
 
 def bootstrap(
@@ -49,6 +53,8 @@ def bootstrap(
     `values`: arrays [heads, documents] measured on the same documents; every resample draws the
     same documents for all of them, so differences are paired. `statistic` is given their means,
     each [resamples, heads], and returns [resamples, ...]. `weights` [documents]: tokens.
+
+    Equal heads have equal means in every resample.
 
     With one document there is nothing to resample: stderr, low and high are NaN. Where the
     statistic of a resample is NaN (a share of nothing), so are they.
@@ -68,11 +74,17 @@ def bootstrap(
     if len(counts) < 2:
         unknown = np.full_like(estimate, np.nan, dtype=float)
         return Interval(estimate, unknown, unknown.copy(), unknown.copy())
+    twins = [first_equal(matrix) for matrix in matrices]
+    kept = [np.unique(twin, return_inverse=True) for twin in twins]
     drawn = []
     for times in _resample_counts(len(counts), resamples, seed):  # [chunk, documents]
         mass = times * counts
         total = mass.sum(axis=1, keepdims=True)
-        drawn.append(statistic(*(mass @ m.T / total for m in matrices)))
+        means = (
+            (mass @ matrix[rows].T / total)[:, back]
+            for matrix, (rows, back) in zip(matrices, kept, strict=True)
+        )
+        drawn.append(statistic(*means))
     samples = np.concatenate(drawn)  # [resamples, ...]
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)

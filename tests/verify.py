@@ -1,5 +1,6 @@
-"""The long check of a commit: full matrices, fuzzing, the explorer's speed, every README command, a
-real checkpoint from first to last, a clean install of the wheel.
+"""The long check of a commit: full matrices, fuzzing, the kernels of other processors, the
+explorer's speed, every README command, a real checkpoint from first to last, a clean install of the
+wheel.
 
 `make verify`, or `python -m tests.verify`. Steps that passed are kept in runs/verify/ for the same
 commit and the same files, so an interrupted run goes on where it stopped; `--fresh` forgets them.
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests import processors
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "runs" / "verify"
@@ -133,6 +136,13 @@ def fuzzing(log: Path) -> None:
     run(f"MIDUS_EXAMPLES={EXAMPLES} {command}", log)
 
 
+def numbers(variable: str, value: str, log: Path) -> None:
+    """The numeric tests with the kernels of another processor, once these were taken."""
+    python, setting = shlex.quote(sys.executable), f"{variable}={value}"
+    run(f"export {setting}; {python} -m tests.processors {setting} >/dev/null", log)
+    run(f"export {setting}; {python} -m pytest -q -n 2 {' '.join(processors.NUMERIC)}", log)
+
+
 def explorer_speed(log: Path) -> None:
     """The explorer's percentiles in a browser; what they were is part of the result."""
     SPEED.unlink(missing_ok=True)
@@ -216,6 +226,7 @@ def steps() -> dict[str, Callable[[Path], None]]:
     found: dict[str, Callable[[Path], None]] = {
         "matrices": matrices,
         "fuzzing": fuzzing,
+        **{f"numbers, {a}={b}": partial(numbers, a, b) for a, b in processors.available()},
         "explorer's speed": explorer_speed,
         "real models": real_models,
         "wheel": clean_install,

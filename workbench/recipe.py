@@ -34,6 +34,7 @@ from analysis import (
     tables,
 )
 from analysis.documents import Document, Documents, documents
+from analysis.ties import best_first
 from midus_model import load, load_tokenizer, upscale
 from midus_model.optim import new_parameter_names
 from workbench import choice
@@ -285,15 +286,14 @@ class Study:
         self._stage("roles, evidence and causes")
         base, midus = self.base, self.model("midus")
         first, second = self.measured
-        best_first = self.folder.load_table("importance_before").sort_values(
-            "score", ascending=False
-        )
+        importance = self.folder.load_table("importance_before")
+        ordered = importance.iloc[best_first(importance["score"])]
         ranking, amplified = map(self.folder.load_table, ("ranking", "amplification"))
         given: dict[str, Any] = {"seed": self.recipe.seed, "progress": self.progress}
         others = {"heldout": self.heldout}
         makers: dict[str, Callable[[], pd.DataFrame]] = {
             "roles": lambda: head_roles(base, **given),
-            "prune_curve": lambda: prune_curve(base, best_first, first, **given),
+            "prune_curve": lambda: prune_curve(base, ordered, first, **given),
             "evidence": lambda: evidence(base, second, top=self.recipe.top, others=others, **given),
             "contrast": lambda: amplification_contrast(amplified, seed=self.recipe.seed),
             "role_slopes": lambda: amplification_by_role(
@@ -396,7 +396,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     """The numbers a reader wants first, each read off the run's own tables."""
     loss = folder.load_table("losses").set_index(["model", "data"])["loss"]
     log = folder.load_table("training")
-    table = folder.load_table("amplification").sort_values("score", ascending=False)
+    table = folder.load_table("amplification")
+    table = table.iloc[best_first(table["score"])]
     up, down = table["ci_low"] > 0, table["ci_high"] < 0
     chosen = {tuple(pair) for pair in table.attrs.get("chosen") or []}
     is_chosen = pd.Series(

@@ -20,6 +20,7 @@ from analysis.figure_data.lanes import (
 )
 from analysis.figure_data.roles import ROLES
 from analysis.figure_data.words import caption, metric, unit
+from analysis.ties import best_first
 from kernels.errors import MidusError
 
 DOSE_COLUMNS = ("arm", "gain", "change", "ci_low", "ci_high")
@@ -142,7 +143,8 @@ def slopes_of(slopes: Any, figure: str) -> tuple[list[SlopePanel], Lanes]:
     if slopes.duplicated(["measure", "role"]).any():
         raise MidusError(f"{figure}: a role has more than one slope; make the table with {maker}")
     measures = [str(name) for name in slopes["measure"].unique()]
-    first = slopes[slopes["measure"] == measures[0]].sort_values("slope", ascending=False)
+    first = slopes[slopes["measure"] == measures[0]]
+    first = first.iloc[best_first(first["slope"])]
     roles = list(dict.fromkeys([*first["role"], *slopes["role"]]))
     stand = lanes([role_name(role) for role in roles])
     panels = []

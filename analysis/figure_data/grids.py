@@ -65,7 +65,8 @@ def block_rows(table: pd.DataFrame) -> list[Row]:
     Tables name copied and base attention alike: `attrs["inserted_layers"]` tells them apart, and
     without it an attention block whose source an earlier attention block holds is a copy.
     """
-    blocks = table[["layer", "kind", "source_layer"]].drop_duplicates().sort_values("layer")
+    blocks = table[["layer", "kind", "source_layer"]].drop_duplicates()
+    blocks = blocks.sort_values("layer", kind="stable")
     inserted = table.attrs.get("inserted_layers")
     seen: set[int] = set()
     rows = []

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from analysis.roles.labels import NONE, ROLES
 from analysis.statistics import Interval, bootstrap
 from analysis.tables import SCHEMA, json_attrs, weights_of
+from analysis.ties import ranks
 from kernels.errors import IncomparableTables, MidusError
 
 MEASURES = ("total", "mean", "correlation")
@@ -95,14 +95,14 @@ def _of_kind(heads: pd.DataFrame, weights: np.ndarray, seed: int) -> pd.DataFram
     member = np.array([heads["role"] == name for name in names], dtype=float)  # [roles, heads]
     scored = np.full(member.shape, np.nan)
     scored[: len(ROLES)] = heads[list(ROLES)].to_numpy().T
-    ranks = _ranks(scored)
+    scored = ranks(scored)
 
     def measures(importance: np.ndarray) -> np.ndarray:
         """[resamples, heads] -> [resamples, roles, 3], in the order of MEASURES."""
         total = importance @ member.T
         with np.errstate(invalid="ignore"):
             mean = total / member.sum(1)
-        return np.stack([total, mean, _ranks(importance) @ ranks.T], -1)
+        return np.stack([total, mean, ranks(importance) @ scored.T], -1)
 
     values = np.array(heads["by_document"].tolist(), dtype=float)
     found: Interval = bootstrap(measures, [values], weights, seed=seed)
@@ -115,14 +115,3 @@ def _of_kind(heads: pd.DataFrame, weights: np.ndarray, seed: int) -> pd.DataFram
         for suffix, part in zip(("", "_stderr", "_ci_low", "_ci_high"), found, strict=True):
             columns[name + suffix] = part[:, index]
     return pd.DataFrame(columns)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, centred and of norm 1, so that a product is Spearman's rho.
-
-    NaN where a value is, or where all are the same.
-    """
-    ranks = stats.rankdata(values, axis=-1, nan_policy="propagate")
-    centred = ranks - ranks.mean(-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return centred / np.linalg.norm(centred, axis=-1, keepdims=True)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.roles.patterns import Measure
+from analysis.ties import ROUNDING, evened
 
 CONFIDENCE = 0.95
 NONE = "none"
@@ -112,6 +113,7 @@ def scores_of(tally: Tally) -> Scores:
     gained, possible = tally.parts("offsets")  # [heads, units, K]
     with np.errstate(invalid="ignore"):
         profile = np.nan_to_num(gained.sum(1) / possible.sum(1), nan=-np.inf)
+    profile = evened(profile)
     heads, far = np.arange(tally.heads), profile[:, 2:].argmax(1) + 2
     score, stderr, units = {}, {}, {}
     for name in MEASURED:
@@ -119,7 +121,7 @@ def scores_of(tally: Tally) -> Scores:
         parts = (part[heads, :, far] for part in (gained, possible))
         score[name], stderr[name] = pooled(*(parts if at_offset else tally.parts(name)))
         units[name] = len(tally.sums["offsets" if at_offset else name])
-    weaker = score["copying"] < score["prefix_matching"]
+    weaker = score["copying"] < score["prefix_matching"] - ROUNDING
     for kind in (score, stderr):
         kind["induction"] = np.where(weaker, kind["copying"], kind["prefix_matching"])
     units["induction"] = min(units["copying"], units["prefix_matching"])
@@ -145,7 +147,7 @@ def labels(
     clear_of = {}
     for name, least in (THRESHOLDS | dict(thresholds or {})).items():
         reach = stats.t.ppf(1 - level, max(scores.units[name] - 1, 1))
-        clear_of[name] = scores.score[name] - reach * scores.stderr[name] > least
+        clear_of[name] = scores.score[name] - reach * scores.stderr[name] > least + ROUNDING
     clear = {
         role: ~silent & np.all([clear_of[part] for part in EVIDENCE.get(role, (role,))], axis=0)
         for role in ROLES
@@ -165,7 +167,7 @@ def _label(
         role = max(candidates, key=lambda one: score[one][head])
         rivals = [score[one][head] for one in RIVALS[role] if one != role]
         lead = score[role][head] - np.nanmax([0.0, *rivals])  # chance is everybody's rival
-        if lead >= MARGIN:
+        if lead >= MARGIN - ROUNDING:
             return role, float(score[role][head]), float(lead)
         break
     return NONE, np.nan, np.nan

@@ -71,6 +71,7 @@ def importance(
     """
     from analysis import amplification, head_importance
     from analysis.documents import documents
+    from analysis.ties import best_first
     from kernels.errors import MidusError
     from midus_model import load
 
@@ -109,11 +110,12 @@ def importance(
         run.finish(clean | {"heads": len(before)})
         unit = before.attrs["unit"]
         _print_scores(
-            f"Head importance of {model} ({unit})", before.sort_values("score")[::-1],
+            f"Head importance of {model} ({unit})", before.iloc[best_first(before["score"])],
             {"below_noise": ""},
         )  # fmt: skip
         if after is not None:
-            change = run.load_table("amplification").sort_values("score", ascending=False)
+            change = run.load_table("amplification")
+            change = change.iloc[best_first(change["score"])]
             _print_scores(f"Amplification, after minus before ({unit})", change)
         common.closing(run.path)
 

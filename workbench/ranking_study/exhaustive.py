@@ -19,6 +19,7 @@ from analysis.documents import Documents
 from analysis.engine import batches
 from analysis.ranking import measured
 from analysis.subject import Subject, describe, loaded_with, prepared, units_of
+from analysis.ties import best_first
 from kernels.errors import RunError
 
 Progress = Callable[[int, int, str], None]
@@ -53,7 +54,7 @@ class Exhaustive:
         return self.effects.size
 
     def top_set(self, top: int) -> set[int]:
-        return set(np.argsort(-self.scores, kind="stable")[:top].tolist())
+        return set(best_first(self.scores)[:top].tolist())
 
 
 def exhaustive(

@@ -13,6 +13,7 @@ from scipy import stats
 from analysis.race import MINIMUM, Race
 from analysis.ranking import PER_HEAD
 from analysis.statistics import bootstrap
+from analysis.ties import best_first
 from workbench.ranking_study.exhaustive import Exhaustive
 from workbench.ranking_study.races import CONTROLLED, VARIANTS
 
@@ -169,7 +170,7 @@ def calibration(chances: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
 
 def near_the_boundary(table: Exhaustive, top: int, reach: int = 3) -> list[dict[str, Any]]:
     """The heads around the last place of the top set, and what sets each apart from the next."""
-    order = np.argsort(-table.scores, kind="stable")
+    order = best_first(table.scores)
     y = table.effects / table.weights.mean()
     found = []
     for rank in range(top - reach, top + reach):
