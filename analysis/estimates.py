@@ -146,7 +146,7 @@ class Work:
         return self.fits(stage, passes)
 
     def holds(self, name: str, like: str, passes: float) -> bool:
-        """Whether the time holds one more thing, as fast as stage `like`; the same in a repetition."""
+        """Whether the time holds one more thing, as fast as stage `like`; repeated as it was."""
         known = self.repeat.get(name) if self.repeat is not None else None
         found = self.fits(like, passes) if known is None else bool(known)
         self.record[name] = found

@@ -136,7 +136,7 @@ def head_importance(
         memory_budget=memory_budget,
         gradients=method in (*FIRST_ORDER, "integrated_gradients"),
         progress=progress,
-        cost=_cost(method, options),
+        cost=method_cost(options),
     )
     every, first_order = subject.units, None
     if chosen_in_part():
@@ -174,28 +174,28 @@ def head_importance(
     return table
 
 
-def _cost(method: str, options: dict[str, Any]) -> Cost:
-    """What a measurement by this method does."""
+def method_cost(options: Mapping[str, Any]) -> Cost:
+    """What a measurement of all heads by a method does; `options`: of `Method`."""
+    name = options["name"]
 
     def sample(subject: Subject) -> Sampled:
         measure = Method(subject=subject, **options)
         return measure.text, measure, measure.forwards
 
-    def passes(model: Any, units: Sequence[Unit]) -> dict[str, float]:
-        count = options["permutations"]
-        return {method_text(method): method_passes(method, model, units, count)}
+    def passes(model: Any, units: Sequence[Unit]) -> float:
+        return method_passes(name, model, units, options.get("permutations", 8))
 
     def cheaper(seconds: float, forward: float, metric: Metric) -> list[Cheaper]:
-        known = metric.smooth and method not in FIRST_ORDER
+        known = metric.smooth and name not in FIRST_ORDER
         return (a_first_order_method(forward) if known else []) + a_time(seconds)
 
     return Cost(
-        method_text(method),
-        passes,
+        method_text(name),
+        lambda model, units: {method_text(name): passes(model, units)},
         sample,
-        heads=method == "ablation",
+        heads=name == "ablation",
         options=cheaper,
-        half=method_text(method),
+        half=passes,
     )
 
 

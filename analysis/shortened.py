@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from analysis.documents import Document, Documents, documents
+from analysis.documents import Document, Documents
 from analysis.sources import text_hash
 
 
@@ -31,7 +31,9 @@ def lessened(
         cut = [_cut(item, tokens) for item in docs]
         name = f"{docs.name} (the first {tokens} tokens of each document)"
         docs = Documents(name, cut, docs.context, docs.tokenizer)
-    return docs if context is None else documents(docs, context=min(context, docs.context))
+    if context is not None and context < docs.context:
+        docs = Documents(docs.name, docs.items, context, docs.tokenizer)
+    return docs
 
 
 def _cut(item: Document, tokens: int) -> Document:

@@ -216,12 +216,13 @@ def prepared(
         stages = dict(cost.passes(network, units))
         stages = {MEANS: 1.0, **stages} if baseline == "mean" else stages
         if work.limited:
-            docs = fitted(work, cost, docs, units, stages, network, made)
+            docs = (cost.fit or fitted)(work, cost, docs, units, stages, network, made)
         else:
-            stages |= noise_passes(network, docs, stages.get(cost.half or "", 0.0))
+            if cost.half is not None:
+                stages |= noise_passes(network, docs, cost.half(network, units))
             totals = {name: each * passes_of(docs) for name, each in stages.items()}
             options = partial(cost.options, metric=chosen) if cost.options else None
-            expect(cost.text, network, docs, totals, options)
+            expect(cost.text, network, docs, totals, options, limit=cost.limit)
     return made(docs, units, progress)
 
 
@@ -250,7 +251,7 @@ def is_half(model: Any) -> bool:
 
 def noise_passes(model: Any, docs: Documents, passes: float) -> dict[str, float]:
     """The stage that measures what half precision does, in passes over all documents."""
-    if not passes or not is_half(model):
+    if not is_half(model):
         return {}
     return {NOISE: 2 * passes * min(NOISE_WINDOWS / len(docs.windows), 1.0)}
 

@@ -50,6 +50,9 @@ PIECE = 0.04  # of the time, that a batch takes at most where that is more than 
 Sampled = tuple[str, Callable[..., Any], float]
 
 
+Fit = Callable[..., Documents]  # takes what `fitted` takes
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a measurement is going to do, for its estimate and for a time budget.
@@ -57,8 +60,9 @@ class Cost:
     text: what is measured; passes: by stage, forward passes over every token, of a model and units;
     sample: its main work on a subject of few documents, or None where the passes are known well;
     heads: whether single heads can be left out; options: from seconds in all, those of a forward
-    pass over all documents, and the metric, what else would be cheaper; half: the name of the
-    stage that is repeated on a few windows for the noise of half precision.
+    pass over all documents, and the metric, what else would be cheaper; half: passes a token of
+    what is repeated on a few windows for the noise of half precision; limit: whether fewer
+    documents are cheaper; fit: what chooses the documents within a time, `fitted` by default.
     """
 
     text: str
@@ -66,7 +70,9 @@ class Cost:
     sample: Callable[[Subject], Sampled] | None = None
     heads: bool = False
     options: Callable[[float, float, Metric], Sequence[Cheaper]] | None = None
-    half: str | None = None
+    half: Callable[[Any, Sequence[Unit]], float] | None = None
+    limit: bool = True
+    fit: Fit | None = None
 
 
 def fitted(
@@ -88,14 +94,23 @@ def fitted(
     if work.repeat is not None:
         limit, tokens, few = (work.repeat.get(name) for name in ("limit", "tokens", "heads"))
     else:
-        _measure_speed(work, cost, docs, units, model, made)
+        measure_speed(work, cost, docs, units, model, made)
         limit, tokens, few = _choice(work, cost, docs, stages)
     work.record |= {"limit": limit, "tokens": tokens, "heads": few}
     found = lessened(docs, limit, tokens)
+    say_left_out(work, docs, found)
     work.begin(cost.text, work.rate or 0.0, _totals(stages, found))
-    if tokens is not None:
-        work.leave_out(f"all but the first {tokens} tokens of a document")
     return found
+
+
+def say_left_out(work: Work, docs: Documents, found: Documents) -> None:
+    """Put into the facts which documents, tokens and windows are left out."""
+    if len(found) < len(docs):
+        work.leave_out(f"{len(docs) - len(found):,} of {len(docs):,} documents")
+    if (tokens := work.record["tokens"]) is not None:
+        work.leave_out(f"all but the first {tokens} tokens of a document")
+    if found.context < docs.context:
+        work.leave_out(f"windows longer than {found.context} tokens")
 
 
 def _totals(stages: Mapping[str, float], docs: Documents) -> dict[str, float]:
@@ -115,9 +130,10 @@ def _choice(
     count = passes_of(lessened(docs, limit, tokens))
     main = list(stages)[-1]
     first = (sum(stages.values()) - stages[main] + FIRST_ORDER) * (work.rate or 0.0)
-    if cost.heads and agreed(int(time_left > 2 * first * count)):
+    least = min(2 * first, each) * count if cost.heads else each * count
+    if cost.heads and agreed(int(time_left > least)):
         return limit, tokens, 0
-    raise too_short(work, cost.text, limit or len(docs), tokens, count * each)
+    raise too_short(work, cost.text, limit or len(docs), tokens, least)
 
 
 def too_short(
@@ -168,7 +184,7 @@ def least_documents(docs: Documents) -> tuple[int | None, int | None]:
 # ---------------------------------------------------------------- what things cost here
 
 
-def _measure_speed(
+def measure_speed(
     work: Work,
     cost: Cost,
     docs: Documents,
