@@ -123,19 +123,22 @@ class Work:
         known = None if found is None else found.trial
         return known or self.rate or 0.0
 
-    @property
-    def left(self) -> float:
-        """Seconds that the rest takes."""
+    def left(self, but: str = "") -> float:
+        """Seconds that the rest takes, without one stage where that is named."""
         return sum(
             max(0.0, stage.total - stage.done) * self.speed(name)
             for name, stage in self.stages.items()
+            if name != but
         )
 
     def fits(self, stage: str, passes: float) -> bool:
-        """Whether so much more of a stage ends within the time; all processes give one answer."""
+        """Whether so much more of a stage, and all other stages, end within the time.
+
+        All processes give one answer.
+        """
         if self.within is None:
             return True
-        ahead = passes * self.speed(stage) + self.reserve
+        ahead = passes * self.speed(stage) + self.left(but=stage) + self.reserve
         return bool(agreed(int(ahead <= self.time_left)))
 
     def goes_on(self, stage: str, done: int, passes: float) -> bool:
@@ -166,7 +169,7 @@ class Work:
         for name, total in stages.items():
             self.stages.setdefault(name, Stage()).total = float(total)
         self.last = now()
-        self._tell(self.left)
+        self._tell(self.left())
 
     def did(self, stage: str, passes: float) -> None:
         """So much more of a stage is done; the time since the last such report is its."""
@@ -179,9 +182,9 @@ class Work:
         self.last = at
         if self.told is None or part.seconds < TIMED:
             return
-        whole = at - self.started + self.left
+        whole = at - self.started + self.left()
         if max(whole, self.told) > LONG and not self.told / OFF < whole < self.told * OFF:
-            self._tell(whole, self.left)
+            self._tell(whole, self.left())
 
     def skipped(self, stage: str, passes: float) -> None:
         """So much of a stage was done before, and is not done again."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from analysis.baselines import MEANS
 from analysis.direct import direct_effects
 from analysis.engine import Batch, Replacement
 from analysis.estimates import vocabulary_share
@@ -57,6 +58,19 @@ def method_passes(name: str, model: Any, units: Sequence[Unit], permutations: in
     if name == "ablation":
         return 1 + sum(ablation_passes(model, units))
     return known.get(name, 3.0)
+
+
+def measured_first(
+    measured: Sequence[tuple[str, str]], model: Any, units: Sequence[Unit]
+) -> dict[str, float]:
+    """Passes by stage of importance tables, each by its method and baseline."""
+    found: dict[str, float] = {}
+    for name, baseline in measured:
+        if baseline == "mean":
+            found[MEANS] = found.get(MEANS, 0.0) + 1.0
+        text = method_text(name)
+        found[text] = found.get(text, 0.0) + method_passes(name, model, units)
+    return found
 
 
 def ablation_passes(model: Any, units: Sequence[Unit]) -> list[float]:

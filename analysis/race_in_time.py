@@ -24,7 +24,7 @@ import numpy as np
 
 from analysis.baselines import MEANS
 from analysis.distributed import agreed
-from analysis.documents import MAX_CONTEXT, Documents
+from analysis.documents import MAX_CONTEXT, MIN_DOCUMENTS, Documents
 from analysis.estimates import FIRST_ORDER, Work
 from analysis.few_heads import SCREENING, first_order
 from analysis.methods import ablation_passes, method_text
@@ -32,6 +32,7 @@ from analysis.race import FOCUS, MINIMUM, May, Race, least_budget
 from analysis.shortened import lessened, passes_of
 from analysis.subject import Subject, Unit
 from analysis.within import (
+    LEAST,
     SHARE,
     Cost,
     enough_documents,
@@ -97,10 +98,16 @@ def raced_documents(
 
 
 def _population(work: Work, docs: Documents) -> tuple[int | None, int | None]:
-    """`limit` and `tokens` of the documents whose mean head outputs take their share of the time."""
+    """`limit` and `tokens` of the documents whose mean head outputs take so much of the time.
+
+    Rather 20 documents and more, which are then the unit of intervals, than whole ones.
+    """
     seconds = BASELINE_SHARE * (work.time_left - work.reserve)
     affordable = agreed(int(seconds / (work.rate or 1e-9)))
-    return enough_documents(docs, affordable) or least_documents(docs)
+    for least in (MIN_DOCUMENTS, LEAST):
+        if (found := enough_documents(docs, affordable, least)) is not None:
+            return found
+    return least_documents(docs)
 
 
 def _course(

@@ -219,8 +219,15 @@ def _raced_in_time(
         race.screen(np.argsort(-entry.sizes, kind="stable"), entry.evaluations)
     _run(race, raced, allowed, progress, permission(work, race, raced))
     work.record["race"]["evaluations"] = race.spent
-    work.facts |= {"heads": int((race.counts >= race.minimum).sum())}
-    work.facts |= {"heads_of": len(subject.units), "windows_of_every_head": int(race.counts.min())}
+    whole = int((race.counts >= race.minimum).sum())
+    work.facts |= {"heads": whole, "heads_of": len(subject.units)}
+    if few := race.heads - whole:
+        least = int(race.counts.min())
+        work.leave_out(
+            f"the {race.minimum} windows that {few} heads should have (at least {least})"
+        )
+    if out := len(subject.units) - race.heads:
+        work.leave_out(f"exact ablation of {out} of {len(subject.units)} heads")
     table = _table(race, raced)
     if entry.kind == BARE:
         assert entry.sizes is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -214,15 +213,16 @@ def prepared(
     if cost is not None and work is not None and not work.begun:
         planned(docs)  # a memory budget that cannot be is refused before anything is timed
         stages = dict(cost.passes(network, units))
-        stages = {MEANS: 1.0, **stages} if baseline == "mean" else stages
+        if baseline == "mean":
+            stages = {MEANS: 0.0, **stages}
+            stages[MEANS] += 1.0
         if work.limited:
             docs = (cost.fit or fitted)(work, cost, docs, units, stages, network, made)
         else:
             if cost.half is not None:
                 stages |= noise_passes(network, docs, cost.half(network, units))
             totals = {name: each * passes_of(docs) for name, each in stages.items()}
-            options = partial(cost.options, metric=chosen) if cost.options else None
-            expect(cost.text, network, docs, totals, options, limit=cost.limit)
+            expect(cost.text, network, docs, totals, cost.cheaper(chosen), limit=cost.limit)
     return made(docs, units, progress)
 
 

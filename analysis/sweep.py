@@ -126,6 +126,7 @@ def _in_time(
         left = len(docs.windows) - len(reached)
         work.leave_out(f"{left:,} windows that the time did not reach ({text})")
         subject.keep(reached)
+        work.facts |= {"documents": len(subject.docs), "windows": len(reached)}
     for name, cell in _cells(subject, by_window).items():  # from windows to what is asked for
         whole = np.zeros((*totals[name].shape[:-1], int(cell.max()) + 1))
         np.add.at(whole.T, cell, totals[name].T)

@@ -26,6 +26,7 @@ from analysis.documents import Documents
 from analysis.estimates import (
     FIRST_ORDER,
     Cheaper,
+    Options,
     Stage,
     Work,
     duration,
@@ -74,6 +75,13 @@ class Cost:
     limit: bool = True
     fit: Fit | None = None
 
+    def cheaper(self, metric: Metric) -> Options | None:
+        """`options` of a metric."""
+        options = self.options
+        if options is None:
+            return None
+        return lambda seconds, forward: options(seconds, forward, metric)
+
 
 def fitted(
     work: Work,
@@ -105,6 +113,7 @@ def fitted(
 
 def say_left_out(work: Work, docs: Documents, found: Documents) -> None:
     """Put into the facts which documents, tokens and windows are left out."""
+    work.facts |= {"documents": len(found), "windows": len(found.windows)}
     if len(found) < len(docs):
         work.leave_out(f"{len(docs) - len(found):,} of {len(docs):,} documents")
     if (tokens := work.record["tokens"]) is not None:
@@ -149,19 +158,21 @@ def too_short(
     )
 
 
-def enough_documents(docs: Documents, affordable: int) -> tuple[int | None, int | None] | None:
-    """The most documents of so many tokens in all, or the 8 cut to as many tokens as that gives.
+def enough_documents(
+    docs: Documents, affordable: int, least: int = LEAST
+) -> tuple[int | None, int | None] | None:
+    """The most documents of so many tokens in all, or the least number, cut as far as it takes.
 
-    Returns `limit` and `tokens`, None each where nothing is left out; or None where 8 documents of
-    128 tokens are too many.
+    Returns `limit` and `tokens`, None each where nothing is left out; or None where the least
+    number of documents, of 128 tokens each, is too much.
     """
-    order, least = fair_order(docs), min(LEAST, len(docs))
+    order, least = fair_order(docs), min(least, len(docs))
     step = docs.context - 1
     costs = [len(docs[i].ids) + max(0, len(docs[i].ids) - 2) // step for i in order]
     count = int(np.searchsorted(np.cumsum(costs), affordable, side="right"))
     if count >= least:
         return (None if count == len(docs) else count), None
-    limit, shortest = least_documents(docs)
+    limit, shortest = least_documents(docs, least)
     if passes_of(lessened(docs, limit, shortest)) > affordable or shortest is None:
         return None
     few = lessened(docs, limit)
@@ -173,9 +184,9 @@ def enough_documents(docs: Documents, affordable: int) -> tuple[int | None, int 
     return limit, low
 
 
-def least_documents(docs: Documents) -> tuple[int | None, int | None]:
+def least_documents(docs: Documents, least: int = LEAST) -> tuple[int | None, int | None]:
     """`limit` and `tokens` of the fewest and shortest documents that a time is spent on."""
-    limit = None if len(docs) <= LEAST else LEAST
+    limit = None if len(docs) <= least else least
     few = lessened(docs, limit)
     long = any(len(item.ids) > SHORTEST and not item.is_task for item in few)
     return limit, SHORTEST if long else None
