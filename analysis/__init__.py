@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from analysis.doctor import doctor
     from analysis.documents import documents
     from analysis.dose import dose_response
+    from analysis.estimates import EstimateWarning
     from analysis.evidence import evidence, prune_curve
     from analysis.head_view import head_view
     from analysis.importance import head_importance
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from analysis.roles import head_roles
 
 __all__ = [
+    "EstimateWarning",
     "Metric",
     "amplification",
     "amplification_by_role",
@@ -94,6 +96,7 @@ import_when_used(
         "analysis.doctor": ("doctor",),
         "analysis.documents": ("documents",),
         "analysis.dose": ("dose_response",),
+        "analysis.estimates": ("EstimateWarning",),
         "analysis.evidence": ("evidence", "prune_curve"),
         "analysis.head_view": ("head_view",),
         "analysis.importance": ("head_importance",),

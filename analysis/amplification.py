@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.documents import Documents, documents
 from analysis.engine import Progress
+from analysis.estimates import expect, timed
+from analysis.few_heads import all_heads
 from analysis.importance import head_importance
+from analysis.methods import measured_first, method_passes
+from analysis.shortened import passes_of
 from analysis.statistics import bootstrap, concentration, shares, weighted_mean
+from analysis.subject import loaded, noise_passes, units_of
 from analysis.tables import SCHEMA, comparable, json_attrs, weights_of
 from analysis.ties import difference
 from kernels.errors import IncomparableTables
@@ -20,6 +26,7 @@ DEFAULT_DOCUMENTS = 20
 PARTS = ("base", "memory", "copy")
 
 
+@timed
 def amplification(
     before: Any = None,
     after: Any = None,
@@ -53,13 +60,30 @@ def amplification(
         IncomparableTables: where the two do not measure the same heads on the same documents.
     """
     limit = DEFAULT_DOCUMENTS if data is None else None
+    sides = ["pico" if before is None else before, "pico-midus" if after is None else after]
+    given = {n: side for n, side in enumerate(sides) if not isinstance(side, pd.DataFrame)}
+    texts = {n: documents(data, model=side, limit=limit) for n, side in given.items()}
+    models = {n: loaded(side) for n, side in given.items()}
+    if models:
+        first, stages = min(models), _passes([(models[n], texts[n]) for n in models])
+        expect("head importance", models[first], texts[first], stages)
     tables = [
-        table
-        if isinstance(table, pd.DataFrame)
-        else head_importance(table or name, data, limit=limit, seed=seed, progress=progress)
-        for table, name in ((before, "pico"), (after, "pico-midus"))
+        head_importance(models[n], texts[n], seed=seed, progress=progress) if n in models else side
+        for n, side in enumerate(sides)
     ]
     return _compare(*tables, chosen=chosen, force=force, seed=seed)
+
+
+def _passes(measured: Sequence[tuple[Any, Documents]]) -> dict[str, float]:
+    """Passes by stage of measuring models by exact ablation, each on its documents."""
+    found: dict[str, float] = {}
+    for model, docs in measured:
+        units = units_of(model)
+        stages = measured_first([("ablation", "mean")], model, units)
+        stages |= noise_passes(model, docs, method_passes("ablation", model, units))
+        for name, passes in stages.items():
+            found[name] = found.get(name, 0.0) + passes * passes_of(docs)
+    return found
 
 
 def _compare(
@@ -71,6 +95,8 @@ def _compare(
     seed: int,
 ) -> pd.DataFrame:
     comparable(before, after, force=force)
+    for table in (before, after):
+        all_heads(table, "amplification")
     if len(before) and (before["layer"] != before["source_layer"]).any():
         raise IncomparableTables(
             "the first table is of an up-scaled model; amplification starts from its base"

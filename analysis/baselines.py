@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis.distributed import reduced, share
+from analysis.distributed import rank_and_size, reduced, share
 from analysis.documents import Documents, Window
 from analysis.engine import Batch, Progress, Replacement, batch_of, batches, head_outputs
+from analysis.estimates import did
 from analysis.memory_plan import Plan
 from kernels.errors import DataError
 from midus_model import HeadSite
 from midus_model.config import head_dim_of
 
 BASELINES = ("zero", "mean", "resample")
+MEANS = "mean head outputs"  # the stage that measures them
 
 
 class Baseline:
@@ -104,8 +106,9 @@ def mean_outputs(
             sums[row] += heads[layer][counted].double().sum(0).cpu().numpy()
         count += int(counted.sum())
         done += len(indices)
+        did(MEANS, batch.tokens * rank_and_size()[1])
         if progress:
-            progress(done, len(windows), "mean head outputs")
+            progress(done, len(windows), MEANS)
     totals, counts = reduced(sums), reduced(np.array([float(count)]))
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     means = torch.tensor(totals / max(counts[0], 1)).to(parameter.device, dtype)

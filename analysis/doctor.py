@@ -11,14 +11,18 @@ import pandas as pd
 import torch
 
 from analysis.amplification import amplification
+from analysis.baselines import MEANS
 from analysis.causes import memory_effects
 from analysis.documents import Documents, documents
 from analysis.engine import Progress
+from analysis.estimates import expect, timed
 from analysis.importance import head_importance
 from analysis.memory import memory_usage
 from analysis.memory.places import memories_of
+from analysis.memory.stream import READING
 from analysis.memory.table import MemoryUsage
-from analysis.quality import document_values
+from analysis.quality import STAGE, document_values
+from analysis.shortened import passes_of
 from analysis.statistics import concentration, paired_difference
 from analysis.subject import describe, loaded
 from analysis.tables import json_attrs
@@ -70,6 +74,7 @@ class Finding:
     advice: str
 
 
+@timed
 def doctor(
     model: Any = None,
     data: Any = None,
@@ -125,6 +130,7 @@ def doctor(
     if not timing:
         skipped["memory slow"] = "timing was not asked for"
         del checks["memory slow"]
+    expect("doctor", network, case.docs, _passes(case))
     found = [asdict(finding) for name, check in checks.items() for finding in check(case)]
     table = pd.DataFrame(found, columns=list(Finding.__dataclass_fields__))
     about = describe(network, case.docs, seed=seed, checked=list(checks), skipped=skipped)
@@ -166,6 +172,15 @@ class Case:
         tokens = [unit["tokens"] for unit in self.familiar.units]
         rise = paired_difference(values[0], values[1], tokens, seed=self.seed)
         return float(rise.estimate[0]), float(rise.low[0])
+
+
+def _passes(case: Case) -> dict[str, float]:
+    """Passes by stage of all checks."""
+    here, familiar = passes_of(case.docs), passes_of(case.familiar)
+    found = {READING: float(here), "memory all": 2.0 * here}
+    if case.before is not None:
+        found |= {"gradient": 6.0 * familiar, MEANS: 2.0 * familiar, STAGE: 2.0 * familiar}
+    return found
 
 
 def _finding(name: str, block: int | None, value: float, evidence: str) -> Finding:

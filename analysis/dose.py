@@ -19,16 +19,19 @@ from torch import nn
 
 from analysis.amplification import DEFAULT_DOCUMENTS
 from analysis.contrasts import Head, drawn_heads, layer_counts
-from analysis.documents import Documents, documents
+from analysis.documents import Documents
 from analysis.engine import Batch, Progress, Replacement, window_values
+from analysis.estimates import a_time, timed
 from analysis.gates import folded_values
-from analysis.importance import head_importance
+from analysis.importance import head_importance, method_cost
+from analysis.methods import measured_first
 from analysis.metrics import LOSS
 from analysis.statistics import Interval, bootstrap, bootstrap_mean
-from analysis.subject import Subject, check_choice, prepared
+from analysis.subject import Subject, Unit, check_choice, loaded_with, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
 from analysis.ties import best_first
+from analysis.within import Cost
 from kernels.errors import HeadError, MidusError
 from midus_model import HeadSite, blocks, check_heads, chosen_heads, head_sites, mixing_of
 
@@ -36,8 +39,10 @@ GAINS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 CONTROLS = ("random", "matched_norm")
 BASELINES = ("zero", "mean")
 DEFAULT_HEADS = 4
+DOSES = "dose response"  # the stage
 
 
+@timed
 def dose_response(
     model: Any = None,
     heads: Any = None,
@@ -51,6 +56,7 @@ def dose_response(
     limit: int | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
+    within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """The loss as some heads are amplified or weakened together, beside controls.
@@ -71,6 +77,9 @@ def dose_response(
             a change of the same norm, in a random direction of its head outputs.
         draws: sets of random heads; all that there are, where these are fewer.
         seed: of draws, directions and the bootstrap.
+        within: seconds that all of this may take: as many documents as fit, as in
+            `head_importance`; refused where the least does not.
+        progress: called with (done, total, text).
 
     Returns:
         A row an arm ("chosen", then the controls) and gain: arm, gain; heads, how many are scaled
@@ -98,11 +107,14 @@ def dose_response(
     if data is None and limit is None:
         limit = DEFAULT_DOCUMENTS * (2 if heads is None else 1)
     chosen_on = None
+    cost = _cost(doses, controls, draws, heads is None, baseline)
     if heads is None:
-        texts = documents(data, model="pico" if model is None else model, limit=limit)
+        network, texts = loaded_with(model, data, limit)
+        texts = prepared(network, texts, cost=cost, **(options | {"baseline": "zero"})).docs
         first, data = texts.halves(seed)
-        heads, limit, chosen_on = _best(model, first, options), None, first.name
-    subject = prepared(model, data, limit=limit, **options)
+        heads, limit, chosen_on = _best(network, first, options), None, first.name
+        model = network
+    subject = prepared(model, data, limit=limit, cost=cost, **options)
     chosen = chosen_heads(heads)
     check_heads(subject.model, chosen)
     subject.how["chosen_on"] = chosen_on
@@ -113,6 +125,22 @@ def dose_response(
     trial = _trial(subject, chosen, sets, doses, "matched_norm" in controls, seed)
     values = trial.run(progress)  # [states, documents]
     return _table(trial, values, controls, every)
+
+
+def _cost(
+    doses: Sequence[float], controls: Sequence[str], draws: int, chosen: bool, baseline: str
+) -> Cost:
+    """What is done; `chosen`: whether heads are chosen first, on one half of the documents."""
+    arms = 1 + (draws if "random" in controls else 0) + ("matched_norm" in controls)
+    states = 1.0 + arms * (len(doses) - 1)
+    share = 0.5 if chosen else 1.0
+
+    def passes(model: Any, units: Sequence[Unit]) -> dict[str, float]:
+        first = measured_first([("ablation", baseline)] if chosen else [], model, units)
+        return {**{name: share * each for name, each in first.items()}, DOSES: share * states}
+
+    sample = method_cost({"name": "ablation"}).sample if chosen else None
+    return Cost("dose response", passes, sample, options=lambda seconds, *_: a_time(seconds))
 
 
 def _doses(gains: Sequence[float]) -> list[float]:
@@ -181,9 +209,7 @@ class _Trial:
         """The metric of every document in every state, in its own sign: [states, documents]."""
         subject = self.subject
         count = len(self.states) + (len(self.changed) if self.norm else 0)
-        totals = swept(
-            subject, self._measure, "dose response", forwards=float(count), progress=progress
-        )
+        totals = swept(subject, self._measure, DOSES, forwards=float(count), progress=progress)
         return subject.metric.sign * totals["effects"] / subject.weights
 
     @torch.no_grad()

@@ -10,25 +10,33 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.baselines import MEANS
+from analysis.documents import Documents, documents
 from analysis.engine import Progress
+from analysis.estimates import a_time, current, timed
 from analysis.gates import folded_values
-from analysis.importance import head_importance
-from analysis.methods import METHODS
+from analysis.importance import head_importance, method_cost
+from analysis.methods import METHODS, measured_first
+from analysis.shortened import lessened
 from analysis.statistics import bootstrap_mean, weighted_mean
-from analysis.subject import Subject, check_choice, prepared
+from analysis.subject import Subject, Unit, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import weights_of
 from analysis.ties import best_first, difference, spearman
+from analysis.within import Cost
 from kernels.errors import HeadError, MidusError
 from midus_model import head_pairs
 
 ORDERS = ("worst first", "best first", "random")
 SPLITS = 100
+PRUNING = "pruning"  # the stage
+STEPS, DRAWS = 12, 5  # points of a curve, random orders
 COLUMNS = (
     "kind", "first", "second", "spearman", "ci_low", "ci_high", "overlap", "area", "random_at",
 )  # fmt: skip
 
 
+@timed
 def prune_curve(
     model: Any = None,
     ranking: Any = None,
@@ -36,10 +44,11 @@ def prune_curve(
     *,
     baseline: str = "mean",
     metric: Any = "loss",
-    steps: int = 12,
-    draws: int = 5,
+    steps: int = STEPS,
+    draws: int = DRAWS,
     limit: int | None = None,
     seed: int = 0,
+    within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Loss as heads are ablated one after the other: worst first, best first, and at random.
@@ -52,6 +61,9 @@ def prune_curve(
         steps: points of a curve after the clean one, evenly spread up to all heads.
         draws: random orders.
         seed: of the random orders and the bootstrap.
+        within: seconds that all of this may take: as many documents as fit, as in
+            `head_importance`; refused where the least does not.
+        progress: called with (done, total, text).
 
     Returns:
         A row a point: order, draw, removed (heads), share of all heads, and the metric (the loss
@@ -67,7 +79,14 @@ def prune_curve(
         if number < 1:
             raise MidusError(f"{name} is {number}; it must be at least 1")
     subject = prepared(
-        model, data, baseline=baseline, metric=metric, limit=limit, seed=seed, progress=progress
+        model,
+        data,
+        baseline=baseline,
+        metric=metric,
+        limit=limit,
+        seed=seed,
+        progress=progress,
+        cost=_prune_cost(steps, draws, baseline, ranking is None),
     )
     sites = subject.units
     order = _order_of(ranking, subject, metric, progress)
@@ -100,6 +119,18 @@ def prune_curve(
     )
     table.attrs = subject.describe(table="prune_curve", areas=_areas(table, subject.metric.sign))
     return table
+
+
+def _prune_cost(steps: int, draws: int, baseline: str, ranked: bool) -> Cost:
+    """What a prune curve does; `ranked`: whether the heads are ranked first."""
+    first = [("ablation", baseline)] if ranked else []
+
+    def passes(model: Any, units: Sequence[Unit]) -> dict[str, float]:
+        states = float((2 + draws) * (min(steps, len(units)) + 1))
+        return {**measured_first(first, model, units), PRUNING: states}
+
+    sample = method_cost({"name": "ablation"}).sample if ranked else None
+    return Cost("pruning", passes, sample, options=lambda seconds, *_: a_time(seconds))
 
 
 def _order_of(ranking: Any, subject: Subject, metric: Any, progress: Progress | None) -> np.ndarray:
@@ -135,7 +166,7 @@ def _losses(subject: Subject, states: np.ndarray, progress: Progress | None) -> 
         clean = subject.clean(batch).hidden if subject.metric.wants == "clean" else None
         return {"effects": folded_values(subject.view, batch, replacement, gates, clean).numpy()}
 
-    totals = swept(subject, measure, "pruning", forwards=float(len(states)), progress=progress)
+    totals = swept(subject, measure, PRUNING, forwards=float(len(states)), progress=progress)
     return subject.metric.sign * totals["effects"] / subject.weights
 
 
@@ -148,6 +179,7 @@ def _areas(table: pd.DataFrame, sign: int) -> dict[str, float]:
     return {order: float(np.mean(found)) for order, found in areas.items()}
 
 
+@timed
 def evidence(
     model: Any = None,
     data: Any = None,
@@ -159,6 +191,7 @@ def evidence(
     others: Mapping[str, Any] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """How far to trust a ranking, in one table.
@@ -169,6 +202,9 @@ def evidence(
         top: size of the top set that overlaps are counted in.
         others: further data sets by name, for the stability of the first method.
         seed: of the splits.
+        within: seconds that all of this may take: as many documents as fit, as in
+            `head_importance`; refused where the least does not.
+        progress: called with (done, total, text).
 
     Returns:
         A row a comparison, columns:
@@ -188,7 +224,8 @@ def evidence(
     for method in methods:
         check_choice("methods", method, METHODS)
     given: dict[str, Any] = {"baseline": baseline, "metric": metric, "seed": seed}
-    subject = prepared(model, data, limit=limit, progress=progress, **given)
+    cost = _evidence_cost(list(methods), baseline, len(others or {}))
+    subject = prepared(model, data, limit=limit, progress=progress, cost=cost, **given)
     network, docs = subject.model, subject.docs
     heads = len(subject.units)
     if not methods or not 1 <= top < heads:
@@ -203,7 +240,8 @@ def evidence(
     for first, second in combinations(methods, 2):
         rows.append(_agreement("method", first, second, tables[first], tables[second], top))
     for name, other in (others or {}).items():
-        table = head_importance(network, other, method=main, limit=limit, **given)
+        other = _as_many(documents(other, model=network, limit=limit))
+        table = head_importance(network, other, method=main, **given)
         rows.append(_agreement("data", docs.name, name, tables[main], table, top))
     ordered = tables[main].iloc[best_first(tables[main]["score"])]
     areas = prune_curve(network, ordered, docs, **given).attrs["areas"]
@@ -220,6 +258,29 @@ def evidence(
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     table.attrs = subject.describe(table="evidence", top=top, areas=areas, methods=list(methods))
     return table
+
+
+def _as_many(other: Documents) -> Documents:
+    """Of other data as many documents and tokens as the time gave the first."""
+    work = current()
+    if work is None or not work.limited:
+        return other
+    return lessened(other, work.record["limit"], work.record["tokens"])
+
+
+def _evidence_cost(methods: Sequence[str], baseline: str, others: int) -> Cost:
+    """What `evidence` does; other data are taken to be as long."""
+    every = [(name, baseline) for name in [*methods, *list(methods[:1]) * others]]
+    prune = _prune_cost(STEPS, DRAWS, baseline, ranked=False)
+
+    def passes(model: Any, units: Sequence[Unit]) -> dict[str, float]:
+        found = measured_first(every, model, units)
+        if baseline == "mean":
+            found[MEANS] += 1.0  # of the prune curve
+        return {**found, **prune.passes(model, units)}
+
+    sample = method_cost({"name": methods[0]}).sample if methods else None
+    return Cost("evidence", passes, sample, options=lambda seconds, *_: a_time(seconds))
 
 
 def _split_half(table: pd.DataFrame, method: str, top: int, seed: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,29 @@ import pandas as pd
 
 from analysis.conventions import convention_table
 from analysis.engine import Progress
-from analysis.methods import FIRST_ORDER, PER_DOCUMENT, Method, per_document
-from analysis.metrics import LOSS
+from analysis.estimates import Cheaper, a_first_order_method, a_time, timed
+from analysis.few_heads import chosen_in_part, with_few_heads, with_the_others
+from analysis.methods import (
+    FIRST_ORDER,
+    METHODS,
+    PER_DOCUMENT,
+    Method,
+    method_passes,
+    method_text,
+    per_document,
+)
+from analysis.metrics import LOSS, Metric
 from analysis.noise import with_noise
-from analysis.subject import check_choice, prepared
+from analysis.subject import Subject, Unit, check_choice, prepared
 from analysis.sweep import forget, swept
 from analysis.tables import head_table
+from analysis.within import Cost, Sampled
 from kernels.errors import MidusError
 
 NORMALISATIONS = ("none", "layer", "share")
 
 
+@timed
 def head_importance(
     model: Any = None,
     data: Any = None,
@@ -38,6 +51,7 @@ def head_importance(
     seed: int = 0,
     memory_budget: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """The importance of every head of a base or up-scaled model; positive means the head helps.
@@ -78,7 +92,14 @@ def head_importance(
         memory_budget: bytes that arrays may take beside the weights; by default 1 GiB on a CPU,
             half of what is free on a GPU.
         checkpoint: a file that keeps the sums so far: the same call goes on where it was killed.
+        within: seconds that all of this may take. As many documents as fit are measured, those
+            that `limit` would choose; below 8 of them, only the first tokens of each; and of
+            "ablation" only the heads of largest first-order effect (column `first_order`), the
+            others having no score: see `analysis.within`. `.attrs["within"]` says what was left
+            out; given as `within`, it makes the same choice again without a clock. Nothing is then
+            kept at `checkpoint`.
         progress: called with (done, total, text); with total 0 it tells an estimate of the time.
+            Without it a measurement of more than a minute warns (`analysis.EstimateWarning`).
 
     Returns:
         A row a head in model order, columns as in `analysis.tables`, 95% intervals from a
@@ -94,10 +115,15 @@ def head_importance(
     >>> table = head_importance("pico", limit=2)  # doctest: +SKIP
     """
     check_choice("normalise", normalise, NORMALISATIONS)
+    check_choice("method", method, METHODS)
     if convention is not None and normalise != "none":
         raise MidusError(
             f"convention {convention!r} has its own normalisation; leave normalise out"
         )
+    options: dict[str, Any] = {
+        "name": method, "convention": convention, "retrieval": retrieval,
+        "permutations": permutations, "seed": seed,
+    }  # fmt: skip
     subject = prepared(
         model,
         data,
@@ -110,11 +136,13 @@ def head_importance(
         memory_budget=memory_budget,
         gradients=method in (*FIRST_ORDER, "integrated_gradients"),
         progress=progress,
+        cost=method_cost(options),
     )
-    options: dict[str, Any] = {
-        "name": method, "convention": convention, "retrieval": retrieval,
-        "permutations": permutations, "seed": seed,
-    }  # fmt: skip
+    every, first_order = subject.units, None
+    if chosen_in_part():
+        if normalise != "none" or convention is not None:
+            raise MidusError("the time holds some of the heads only, which cannot be normalised")
+        subject, first_order = with_few_heads(subject)
     measure = Method(subject=subject, **options)
     totals = swept(
         subject,
@@ -140,8 +168,35 @@ def head_importance(
         subject.units, by_document, weights, attrs, seed=seed, intervals=measure.intervals(totals)
     )
     table = normalised(with_noise(table, subject, **options), normalise)
+    if first_order is not None:
+        table = with_the_others(table, every, first_order)
     forget(checkpoint)
     return table
+
+
+def method_cost(options: Mapping[str, Any]) -> Cost:
+    """What a measurement of all heads by a method does; `options`: of `Method`."""
+    name = options["name"]
+
+    def sample(subject: Subject) -> Sampled:
+        measure = Method(subject=subject, **options)
+        return measure.text, measure, measure.forwards
+
+    def passes(model: Any, units: Sequence[Unit]) -> float:
+        return method_passes(name, model, units, options.get("permutations", 8))
+
+    def cheaper(seconds: float, forward: float, metric: Metric) -> list[Cheaper]:
+        known = metric.smooth and name not in FIRST_ORDER
+        return (a_first_order_method(forward) if known else []) + a_time(seconds)
+
+    return Cost(
+        method_text(name),
+        lambda model, units: {method_text(name): passes(model, units)},
+        sample,
+        heads=name == "ablation",
+        options=cheaper,
+        half=passes,
+    )
 
 
 def normalised(table: pd.DataFrame, how: str) -> pd.DataFrame:

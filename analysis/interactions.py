@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -11,14 +13,19 @@ import numpy as np
 import pandas as pd
 
 from analysis.engine import Progress
-from analysis.methods import Method
+from analysis.estimates import timed
+from analysis.methods import Method, ablation_passes
 from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, Unit, prepared
 from analysis.sweep import forget, swept
+from analysis.within import Cost
 from kernels.errors import HeadError
 from midus_model import check_heads, chosen_heads
 
+PAIRS = "pairs of heads"  # the stage
 
+
+@timed
 def head_interactions(
     model: Any = None,
     heads: Any = None,
@@ -59,6 +66,7 @@ def head_interactions(
         seed=seed,
         memory_budget=memory_budget,
         progress=progress,
+        cost=Cost(PAIRS, partial(_passes, [] if heads is None else chosen_heads(heads))),
     )
     pairs = [] if heads is None else chosen_heads(heads)
     check_heads(subject.model, pairs)
@@ -72,7 +80,7 @@ def head_interactions(
     totals = swept(
         subject,
         method,
-        "pairs of heads",
+        PAIRS,
         forwards=method.forwards,
         checkpoint=checkpoint,
         identity={"pairs": [list(pair) for pair in pairs]},
@@ -81,6 +89,13 @@ def head_interactions(
     table = _table(subject, totals["effects"] / subject.weights, couples, seed)
     forget(checkpoint)
     return table
+
+
+def _passes(pairs: list[tuple[int, int]], model: Any, units: Sequence[Unit]) -> dict[str, float]:
+    """Passes of the heads alone and of every two of them, which begin at the lower one's block."""
+    alone = [unit for unit in units if (unit.layer, unit.head) in pairs]
+    together = [min(two, key=lambda unit: unit.layer) for two in combinations(alone, 2)]
+    return {PAIRS: 1 + sum(ablation_passes(model, alone + together))}
 
 
 def _both(singles: list[Unit], a: int, b: int) -> Unit:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from scipy import stats
 
+from analysis.baselines import MEANS
 from analysis.direct import direct_effects
 from analysis.engine import Batch, Replacement
+from analysis.estimates import vocabulary_share
 from analysis.gates import (
     NODES,
     frozen,
@@ -21,7 +23,7 @@ from analysis.gates import (
     shapley_values,
 )
 from analysis.metrics import LOGIT_DIFFERENCE, LOSS
-from analysis.subject import Subject, check_choice
+from analysis.subject import Subject, Unit, check_choice
 from kernels.errors import MidusError
 
 METHODS = (
@@ -39,6 +41,42 @@ Found = Mapping[str, np.ndarray]
 def per_document(name: str, gradients: np.ndarray) -> np.ndarray:
     """What a PER_DOCUMENT method makes of each document's gradient of its mean."""
     return np.abs(gradients) if name == "gradient" else gradients**2
+
+
+def method_text(name: str) -> str:
+    """What a progress bar says."""
+    return "exact ablation" if name == "ablation" else name.replace("_", " ")
+
+
+def method_passes(name: str, model: Any, units: Sequence[Unit], permutations: int = 8) -> float:
+    """About what a method costs, in forward passes over every window."""
+    known = {
+        "integrated_gradients": 3.0 * NODES + 2,
+        "shapley": float(permutations * (len(units) + 1)),
+        "dla": 1.5,
+    }
+    if name == "ablation":
+        return 1 + sum(ablation_passes(model, units))
+    return known.get(name, 3.0)
+
+
+def measured_first(
+    measured: Sequence[tuple[str, str]], model: Any, units: Sequence[Unit]
+) -> dict[str, float]:
+    """Passes by stage of importance tables, each by its method and baseline."""
+    found: dict[str, float] = {}
+    for name, baseline in measured:
+        if baseline == "mean":
+            found[MEANS] = found.get(MEANS, 0.0) + 1.0
+        text = method_text(name)
+        found[text] = found.get(text, 0.0) + method_passes(name, model, units)
+    return found
+
+
+def ablation_passes(model: Any, units: Sequence[Unit]) -> list[float]:
+    """About what ablating each unit costs, in forward passes: its block's end, what comes after."""
+    layers, last = len(model.model.layers), vocabulary_share(model)
+    return [last + (1 - last) * (layers - unit.layer - 0.3) / layers for unit in units]
 
 
 class Method:
@@ -89,20 +127,13 @@ class Method:
     @property
     def text(self) -> str:
         """What a progress bar says."""
-        return "exact ablation" if self.name == "ablation" else self.name.replace("_", " ")
+        return method_text(self.name)
 
     @property
     def forwards(self) -> float:
         """About what a window costs, in forward passes."""
-        units = self.subject.units
-        layers = len(self.subject.model.model.layers)
-        costs = {
-            "ablation": 1 + sum((layers - unit.layer - 0.3) / layers for unit in units),
-            "integrated_gradients": 3.0 * NODES + 2,
-            "shapley": float(len(self.orders) * (len(units) + 1)),
-            "dla": 1.5,
-        }
-        return costs.get(self.name, 3.0)
+        subject = self.subject
+        return method_passes(self.name, subject.model, subject.units, len(self.orders))
 
     @property
     def by_window(self) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
-import torch
 
+from analysis.estimates import current, did
 from analysis.memory_plan import is_out_of_memory, plan_for
 from analysis.methods import PER_DOCUMENT, Method, per_document
-from analysis.subject import Subject, units_of
+from analysis.subject import NOISE, NOISE_WINDOWS, Subject, is_half, units_of
 
-WINDOWS = 8  # on which both are measured
+WINDOWS = NOISE_WINDOWS  # on which both are measured
 
 
 def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
     `.attrs["dtype_noise"]` holds the median and the 95th percentile over heads of the scores'
     difference; a score whose size is below that percentile is marked.
     """
-    if next(subject.model.parameters()).dtype not in (torch.bfloat16, torch.float16):
+    if not is_half(subject.model) or not _has_time(subject, options):
         return table
     room = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and room > 0.8 * psutil.virtual_memory().available:
@@ -37,6 +37,7 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
         if not is_out_of_memory(error):
             raise
         return _unmeasured(table)
+    did(NOISE, 0.0)
     found = {
         "median": float(np.median(noise)),
         "p95": float(np.quantile(noise, 0.95)),
@@ -47,6 +48,19 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
     table = table.assign(below_noise=table["score"].abs() < found["p95"])
     table.attrs = attrs
     return table
+
+
+def _has_time(subject: Subject, options: dict[str, Any]) -> bool:
+    """Whether a time budget, where there is one, holds this too; noted where not."""
+    work = current()
+    if work is None or not work.limited:
+        return True
+    method = Method(subject=subject, **options)
+    tokens = sum(len(subject.docs.windows[index].ids) for index in _chosen(subject))
+    if work.holds(NOISE, method.text, 2 * tokens * method.forwards):
+        return True
+    work.leave_out("the noise of half precision")
+    return False
 
 
 def _unmeasured(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,11 +9,16 @@ import torch
 
 from analysis.documents import Documents
 from analysis.engine import Progress, batch_of, batches, window_values
+from analysis.estimates import did, expect, timed
 from analysis.memory_plan import plan_for
 from analysis.metrics import metric_of
+from analysis.shortened import passes_of
 from analysis.subject import loaded
 
+STAGE = "the model on documents"
 
+
+@timed
 @torch.no_grad()
 def document_values(
     model: Any, docs: Documents, metric: Any = "loss", progress: Progress | None = None
@@ -30,12 +35,14 @@ def document_values(
     plan = plan_for(network, longest, chosen)
     device = next(network.parameters()).device
     sums, done = np.zeros(len(docs.units)), 0
+    expect("documents", network, docs, {STAGE: passes_of(docs)})
     for indices in batches(docs.windows, plan.windows):
         batch = batch_of([docs.windows[i] for i in indices], device)
         hidden = network.model(input_ids=batch.ids, use_cache=False).last_hidden_state
         values = window_values(network, hidden, batch, chosen, hidden, plan.rows)
         np.add.at(sums, batch.units.numpy(), values.cpu().numpy())
         done += len(indices)
+        did(STAGE, batch.tokens)
         if progress:
             progress(done, len(docs.windows), chosen.name)
     if chosen.per == "task":

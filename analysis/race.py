@@ -38,6 +38,8 @@ LEAST = 1074  # bits behind the point of the least float
 # Sums [heads, windows] of a metric's change, for indices of heads and of windows.
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Told = Callable[[int, int], None]
+# Whether a piece, these heads on so many windows, may still be measured.
+May = Callable[[np.ndarray, int], bool]
 
 
 def half_width(count: ArrayLike, population: float, alpha: float, sides: int) -> np.ndarray:
@@ -148,13 +150,22 @@ class Race:
         stay = max(self.top + 1, (budget - self.heads * pilot) // (2 * extra))
         self.screened[order[stay:]] = True
 
-    def run(self, measure: Measure, budget: int, told: Told | None = None) -> None:
+    def run(
+        self, measure: Measure, budget: int, told: Told | None = None, may: May | None = None
+    ) -> None:
         """Measure until the top set is settled, the budget spent, or no window left; see `stopped`.
+
+        `may` is asked before each piece but the pilot's; where it says no, the budget counts as
+        spent. The minimum is then measured a window at a time.
 
         Raises ModelError where a value is not finite.
         """
-        for start in range(0, self.minimum, ROUND):
-            stop = min(start + ROUND, self.minimum)
+        step = ROUND if may is None else 1
+        for start in range(0, self.minimum, step):
+            stop = min(start + step, self.minimum)
+            if may and start >= PILOT and not may(np.flatnonzero(~self.screened), stop - start):
+                self.stopped = "budget"
+                return
             pilot = np.flatnonzero(self.screened)
             if start < PILOT and len(pilot):
                 self._take(measure, pilot, start, min(PILOT, stop), told)
@@ -170,7 +181,7 @@ class Race:
                 self.stopped = "documents"
                 return
             size = min(ROUND, self.windows - start, (budget - self.spent) // len(chosen))
-            if size < 1:
+            if size < 1 or (may and not may(chosen, size)):
                 self.stopped = "budget"
                 return
             self._take(measure, chosen, start, start + size, told)

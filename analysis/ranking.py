@@ -5,29 +5,46 @@ The statistics are in `analysis.race`, the reasons and the evidence in `docs/ran
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.distributed import is_main, rank_and_size, reduced, share
+from analysis.documents import Documents
 from analysis.engine import Progress
-from analysis.importance import head_importance
-from analysis.memory_plan import plan_for
-from analysis.methods import METHODS
-from analysis.metrics import LOSS
+from analysis.estimates import Cheaper, a_time, current, did, timed
+from analysis.few_heads import first_order, with_the_others
+from analysis.importance import head_importance, method_cost
+from analysis.methods import METHODS, ablation_passes
+from analysis.metrics import Metric
 from analysis.noise import with_noise
-from analysis.race import DRAWS, MINIMUM, Race, least_budget
-from analysis.subject import Subject, check_choice, loaded_with, prepared, units_of
+from analysis.race import DRAWS, MINIMUM, May, Race, least_budget
+from analysis.race_in_time import (
+    BARE,
+    SCREEN,
+    SCREENED,
+    STAGE,
+    Entry,
+    entered,
+    evaluation_passes,
+    permission,
+    raced_documents,
+)
+from analysis.subject import Subject, Unit, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
 from analysis.ties import best_first, first_equal
+from analysis.within import Cost
 from kernels.errors import MidusError
 
 PER_HEAD = 56  # evaluations a head, on average, of the default budget
-SCREENING = 32  # windows of gradients behind a screen
 
 
+@timed
 def rank_heads(
     model: Any = None,
     data: Any = None,
@@ -39,6 +56,7 @@ def rank_heads(
     confidence: float = 0.95,
     budget: int | float | str | None = None,
     seed: int = 0,
+    within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Heads by importance, best first, with the chance that each belongs to the top set.
@@ -53,7 +71,14 @@ def rank_heads(
         budget: exact evaluations at most, a head on a window each: a whole number, a share of all
             there are (0.25), or "all", the exhaustive sweep without a race. By default 56 a head.
         seed: of the order of windows.
-        progress: called with (done, total, text).
+        within: seconds that all of this may take. The race then ends with the time, as "budget";
+            documents, the length of windows and, last, the heads that are raced are chosen so that
+            every head of the race has its minimum: see `analysis.race_in_time`. What was left out,
+            and what repeats it without a clock, stands in `.attrs["within"]`, as in
+            `head_importance`. Heads that are not raced at all have no score and come last, by
+            `first_order`.
+        progress: called with (done, total, text). Without it a measurement of more than a minute
+            warns (`analysis.EstimateWarning`).
 
     Returns:
         A row a head, columns of `head_importance` (`by_document` holds NaN where a document was not
@@ -80,26 +105,37 @@ def rank_heads(
         raise MidusError(f"top is {top}; it must be between 1 and {heads - 1} (heads less one)")
     if not 0 < confidence < 1:
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
-    allowed = _allowed(budget, top, heads, windows)
+    work = current()
+    in_time = work is not None and work.limited
+    allowed = _allowed(budget, top, heads, windows, in_time)
     how: dict[str, Any] = {
         "baseline": baseline, "metric": metric, "seed": seed, "progress": progress,
     }  # fmt: skip
     if method != "ablation" or allowed is None:
         table = head_importance(network, docs, method=method, **how)
         return _sorted(table, top, confidence, windows if method == "ablation" else 0)
-    subject = prepared(network, docs, **how)
-    clusters = [window.unit for window in docs.windows]
-    race = Race(heads, subject.window_weights, clusters, top, confidence, seed)
+    subject = prepared(network, docs, cost=_cost(docs, top, allowed), **how)
+
+    def race_of(subject: Subject) -> Race:
+        clusters = [window.unit for window in subject.docs.windows]
+        weights = subject.window_weights
+        return Race(len(subject.units), weights, clusters, top, confidence, seed)
+
+    if in_time:
+        return _raced_in_time(race_of, subject, allowed, top, progress)
+    race = race_of(subject)
     _run(race, subject, allowed, progress)
     return _table(race, subject)
 
 
-def _allowed(budget: Any, top: int, heads: int, windows: int) -> int | None:
+def _allowed(budget: Any, top: int, heads: int, windows: int, in_time: bool) -> int | None:
     """Evaluations allowed; None for all of them, without a race."""
     full = heads * windows
-    if budget is None:
-        return min(full, PER_HEAD * heads)
+    if budget is None:  # within a time there is no other limit, however short windows become
+        return sys.maxsize if in_time else min(full, PER_HEAD * heads)
     if isinstance(budget, str) and budget == "all":
+        if in_time:
+            raise MidusError("within chooses the budget; leave budget 'all' out")
         return None
     least = least_budget(top, heads, windows)
     whole = isinstance(budget, int | np.integer) and not isinstance(budget, bool)
@@ -117,38 +153,103 @@ def _allowed(budget: Any, top: int, heads: int, windows: int) -> int | None:
 # ---------------------------------------------------------------- the race on a model
 
 
-def _run(race: Race, subject: Subject, allowed: int, progress: Progress | None) -> None:
+def _cost(docs: Documents, top: int, allowed: int) -> Cost:
+    """What a race does: at most all the evaluations allowed."""
+    windows, longest = len(docs.windows), max(len(window.ids) for window in docs.windows)
+    free = not any(item.is_task for item in docs)
+
+    def passes(model: Any, units: Sequence[Unit]) -> dict[str, float]:
+        count = min(allowed, len(units) * windows)
+        return {STAGE: count * evaluation_passes(model, units) / windows}
+
+    def cheaper(seconds: float, forward: float, metric: Metric) -> list[Cheaper]:
+        found = []
+        if free and longest > 128:
+            each = 128 / (sum(len(window.ids) for window in docs.windows) / windows)
+            found.append(Cheaper("context=128", "--context 128", seconds * each))
+        if metric.smooth:
+            found.append(Cheaper("method='gradient'", "--method gradient", 4 * forward))
+        return found + a_time(seconds)
+
+    known = method_cost({"name": "ablation"})
+    return replace(
+        known,
+        text="ranking, at most" if allowed < sys.maxsize else "ranking",
+        passes=passes,
+        options=cheaper,
+        limit=False,
+        fit=partial(raced_documents, top=top),
+    )
+
+
+def _run(
+    race: Race,
+    subject: Subject,
+    allowed: int,
+    progress: Progress | None,
+    may: May | None = None,
+) -> None:
     """Race the subject's heads."""
+    every = min(allowed, race.heads * race.windows)
 
     def told(spent: int, racing: int) -> None:
         if progress and is_main():
-            progress(spent, allowed, f"exact ablation, {racing} heads in the race")
+            progress(spent, every, f"{STAGE}, {racing} heads in the race")
 
-    if allowed < race.heads * race.minimum:
-        race.screen(_by_gradient(subject, race.order[:SCREENING]), allowed)
-    race.run(lambda heads, windows: measured(subject, heads, windows), allowed, told)
+    if may is None and allowed < race.heads * race.minimum:
+        sizes = first_order(subject, race.order[:SCREEN].tolist())
+        race.screen(best_first(sizes), allowed)
+    race.run(lambda heads, windows: measured(subject, heads, windows), every, told, may)
+
+
+def _raced_in_time(
+    race_of: Callable[[Subject], Race],
+    subject: Subject,
+    allowed: int,
+    top: int,
+    progress: Progress | None,
+) -> pd.DataFrame:
+    """The ranking that the time of the measurement under way holds."""
+    work = current()
+    assert work is not None
+    entry: Entry = entered(work, subject, race_of(subject).order, top)
+    raced = replace(subject, units=[subject.units[index] for index in entry.heads])
+    race = race_of(raced)
+    if entry.kind == SCREENED:
+        assert entry.sizes is not None
+        race.screen(best_first(entry.sizes), entry.evaluations)
+    _run(race, raced, allowed, progress, permission(work, race, raced))
+    work.record["race"]["evaluations"] = race.spent
+    whole = int((race.counts >= race.minimum).sum())
+    work.facts |= {"heads": whole, "heads_of": len(subject.units)}
+    if few := race.heads - whole:
+        least = int(race.counts.min())
+        work.leave_out(
+            f"the {race.minimum} windows that {few} heads should have (at least {least})"
+        )
+    if out := len(subject.units) - race.heads:
+        work.leave_out(f"exact ablation of {out} of {len(subject.units)} heads")
+    table = _table(race, raced)
+    if entry.kind == BARE:
+        assert entry.sizes is not None
+        table = _with_the_others(table, subject, entry.sizes)
+    elif entry.sizes is not None:
+        table = _beside(table, subject, entry.sizes)
+    return table
 
 
 def measured(subject: Subject, heads: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """What ablating each head adds to each window's metric: [heads, windows]."""
     _, processes = rank_and_size()
     values = np.zeros((len(heads), len(windows)))
+    passes = 1 + sum(ablation_passes(subject.model, [subject.units[head] for head in heads]))
     for part in share(
         _parts(len(windows), min(subject.plan.windows, -(-len(windows) // processes)))
     ):
         values[:, part], _ = subject.ablated(windows[part].tolist(), heads.tolist())
+        tokens = sum(len(subject.docs.windows[index].ids) for index in windows[part])
+        did(STAGE, processes * tokens * passes)
     return reduced(values)
-
-
-def _by_gradient(subject: Subject, windows: np.ndarray) -> np.ndarray:
-    """Heads by the mean size of the loss's gradient (Michel et al.), largest first."""
-    longest = max(len(window.ids) for window in subject.docs.windows)
-    plan = plan_for(subject.model, longest, LOSS, gradients=True)
-    smooth = replace(subject, metric=LOSS, plan=plan)
-    size = np.zeros(len(subject.units))
-    for part in _parts(len(windows), plan.windows):
-        size += np.abs(smooth.gradients(windows[part].tolist())).sum(1)
-    return best_first(size)
 
 
 def _parts(count: int, size: int) -> list[slice]:
@@ -190,6 +291,34 @@ def _table(race: Race, subject: Subject) -> pd.DataFrame:
     table["tied_with_next"] = race.ties(order)
     table.attrs = attrs
     return with_noise(table, subject, name="ablation")
+
+
+def _beside(table: pd.DataFrame, subject: Subject, sizes: np.ndarray) -> pd.DataFrame:
+    """The ranking with the first-order effects by which heads were screened."""
+    named = {(u.layer, u.kind, u.head): size for u, size in zip(subject.units, sizes, strict=True)}
+    rows = zip(table["layer"], table["kind"], table["head"], strict=True)
+    attrs = table.attrs
+    table = table.assign(first_order=[named[row] for row in rows])
+    table.attrs = attrs
+    return table
+
+
+def _with_the_others(table: pd.DataFrame, subject: Subject, sizes: np.ndarray) -> pd.DataFrame:
+    """The ranking with the heads that were not raced, last, by their first-order effects."""
+    whole = with_the_others(table, subject.units, sizes)
+    attrs, left = table.attrs, len(whole) - len(table)
+    whole["exact"] = whole["exact"].fillna(0).astype(int)
+    whole["tied_with_next"] = whole["tied_with_next"].eq(True)
+    keys = ["layer", "kind", "head"]
+    place = {key: at for at, key in enumerate(table[keys].itertuples(index=False, name=None))}
+    at = [place.get(key, len(table)) for key in whole[keys].itertuples(index=False, name=None)]
+    order = np.lexsort((-whole["first_order"], at))
+    whole = whole.iloc[order].reset_index(drop=True)
+    whole.attrs = attrs | {
+        "screened": left,
+        "conditional": f"on a screen by gradient that left out {left} heads",
+    }
+    return whole
 
 
 def _sorted(table: pd.DataFrame, top: int, confidence: float, exact: int) -> pd.DataFrame:

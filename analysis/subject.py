@@ -7,24 +7,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from analysis.ablation import ablated_values
 from analysis.adapters import unwrap
-from analysis.baselines import BASELINES, Baseline
+from analysis.baselines import BASELINES, MEANS, Baseline
 from analysis.checks import check_model
 from analysis.distributed import agreed
 from analysis.documents import Documents, documents
 from analysis.engine import Batch, CleanRun, Progress, batch_of, clean_run
+from analysis.estimates import current, expect
 from analysis.gates import Gated, gate_gradients
 from analysis.memory_plan import Plan, plan_for
 from analysis.metrics import Metric, metric_of
+from analysis.shortened import first_tokens, passes_of
 from analysis.tables import display_name, model_hash, versions
+from analysis.within import Cost, fitted
 from kernels.errors import MidusError, ModelError
 from midus_model import HeadSite, blocks, head_sites, load
 from midus_model.config import layer_map_of
 
 GROUPS = {"head": "query heads", "kv": "kv groups"}
+
+
+NOISE, NOISE_WINDOWS = "half precision", 8  # see `analysis.noise`
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,19 @@ class Subject:
         found, _ = gate_gradients(self.view, batch, replacement, clean=clean)
         return found.numpy()
 
+    def keep(self, windows: Sequence[int]) -> None:
+        """Leave out all windows but these, the first ones of each document; ascending.
+
+        The baseline stays what it is.
+        """
+        ends: dict[int, int] = {}
+        for index in windows:
+            window = self.docs.windows[index]
+            ends[window.document] = window.start + len(window.ids)
+        if self.baseline.donors:
+            self.baseline.donors = [self.baseline.donors[index] for index in windows]
+        self.docs = first_tokens(self.docs, ends)
+
     def describe(self, **more: Any) -> dict[str, Any]:
         """The attrs that say how a table came about."""
         return describe(self.model, self.docs, **self.how, weighting=self.weighting, **more) | {
@@ -157,20 +177,18 @@ def prepared(
     memory_budget: int | None = None,
     gradients: bool = False,
     progress: Progress | None = None,
+    cost: Cost | None = None,
 ) -> Subject:
     """A subject from what a user gives; see `head_importance` for the arguments.
+
+    `cost`: what will be done with it, for the estimate; within a time, the documents that fit.
 
     Raises MidusError where an argument, the model or the data cannot be used.
     """
     check_choice("baseline", baseline, BASELINES)
     network, docs = loaded_with(model, data, limit)
     units = units_of(network, group, stage)
-    sites = [site for unit in units for site in unit.sites]
     chosen = metric_of(metric, docs)
-    longest = max(len(window.ids) for window in docs.windows)
-    plan = plan_for(network, longest, chosen, memory_budget, gradients, baseline == "resample")
-    plan.windows = agreed(plan.windows)
-    stands_in = Baseline(baseline, network, sites, docs, plan, seed, progress)
     how = {
         "baseline": baseline,
         "metric": chosen.name,
@@ -179,7 +197,33 @@ def prepared(
         "heads_are": GROUPS[group],
         "seed": seed,
     }
-    return Subject(network, docs, units, chosen, plan, stands_in, how)
+
+    def planned(docs: Documents) -> Plan:
+        longest = max(len(window.ids) for window in docs.windows)
+        return plan_for(network, longest, chosen, memory_budget, gradients, baseline == "resample")
+
+    def made(docs: Documents, units: Sequence[Unit], told: Progress | None = None) -> Subject:
+        sites = [site for unit in units for site in unit.sites]
+        plan = planned(docs)
+        plan.windows = agreed(plan.windows)
+        stands_in = Baseline(baseline, network, sites, docs, plan, seed, told)
+        return Subject(network, docs, list(units), chosen, plan, stands_in, how)
+
+    work = current()
+    if cost is not None and work is not None and not work.begun:
+        planned(docs)  # a memory budget that cannot be is refused before anything is timed
+        stages = dict(cost.passes(network, units))
+        if baseline == "mean":
+            stages = {MEANS: 0.0, **stages}
+            stages[MEANS] += 1.0
+        if work.limited:
+            docs = (cost.fit or fitted)(work, cost, docs, units, stages, network, made)
+        else:
+            if cost.half is not None:
+                stages |= noise_passes(network, docs, cost.half(network, units))
+            totals = {name: each * passes_of(docs) for name, each in stages.items()}
+            expect(cost.text, network, docs, totals, cost.cheaper(chosen), limit=cost.limit)
+    return made(docs, units, progress)
 
 
 def loaded(model: Any) -> nn.Module:
@@ -198,6 +242,18 @@ def loaded_with(model: Any, data: Any, limit: int | None = None) -> tuple[nn.Mod
     """The model to measure and its documents; "pico" and its held-out text where none is given."""
     docs = documents(data, model="pico" if model is None else model, limit=limit)
     return loaded(model), docs
+
+
+def is_half(model: Any) -> bool:
+    """Whether its parameters are in bf16 or fp16."""
+    return next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+
+
+def noise_passes(model: Any, docs: Documents, passes: float) -> dict[str, float]:
+    """The stage that measures what half precision does, in passes over all documents."""
+    if not is_half(model):
+        return {}
+    return {NOISE: 2 * passes * min(NOISE_WINDOWS / len(docs.windows), 1.0)}
 
 
 def describe(model: Any, docs: Documents, **how: Any) -> dict[str, Any]:

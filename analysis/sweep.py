@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from analysis.distributed import is_main, rank_and_size, reduced, share
+from analysis.distributed import agreed, is_main, rank_and_size, reduced, share
+from analysis.documents import Documents
 from analysis.engine import Progress, batches
+from analysis.estimates import Work, current, did
 from analysis.memory_plan import is_out_of_memory
+from analysis.shortened import fair_order, passes_of
 from analysis.subject import Subject
+from analysis.within import PIECE
 from kernels.errors import DataError, ModelError
 
 SAVE_SECONDS = 5.0  # a killed pass loses that much, and the batch it was at
@@ -54,23 +57,118 @@ def swept(
 
     Raises ModelError where a value is not finite; nothing is kept of that batch.
     """
-    docs = subject.docs
+    work = current()
+    if work is not None and work.limited and work.begun:
+        return _in_time(work, subject, measure, text, forwards, by_window, progress)
+    docs, heads = subject.docs, len(subject.units)
     todo = share(batches(docs.windows, subject.plan.windows))
     kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), subject, identity or {})
     totals, first = kept.read() if kept else ({}, 0)
     done, every = _evaluations(subject, todo[:first]), _evaluations(subject, todo)
     report = _Report(progress, done, every, text)
-    if progress and is_main() and first < len(todo):
-        seconds = _seconds(subject, todo[first:], forwards)
-        progress(0, 0, f"{text}, {len(subject.units)} heads: about {duration(seconds)}")
+    cells = _cells(subject, by_window)
+    everyone = rank_and_size()[1]
+    if work is not None and first:
+        work.skipped(text, everyone * _passes(docs, todo[:first], forwards))
     for number, indices in enumerate(todo[first:], first):
-        found = _measured(measure, indices, report)
-        _add(totals, found, subject, indices, by_window)
+        report.begins(everyone * _passes(docs, [indices], forwards), len(indices) * heads)
+        _add(totals, _measured(measure, indices, report), cells, indices)
         if kept:
             kept.write(totals, number + 1, last=number + 1 == len(todo))
         report.to(_evaluations(subject, todo[: number + 1]))
-    totals = _together(totals, subject, measure, by_window)
+        report.ends()
+    return _together(totals, subject, measure, cells)
+
+
+# ---------------------------------------------------------------- within a time
+
+Groups = list[list[list[int]]]  # batches of windows, by what is kept or left out together
+
+
+def _in_time(
+    work: Work,
+    subject: Subject,
+    measure: Measure,
+    text: str,
+    forwards: float,
+    by_window: bool,
+    progress: Progress | None,
+) -> Totals:
+    """`swept`, document by document in the order of `limit`, as far as the time goes.
+
+    What was not reached is taken out of the subject: whole documents, or windows where these are
+    what is resampled. Nothing is kept for a killed process: the time has gone on meanwhile.
+    """
+    docs = subject.docs
+    groups = _groups(docs, _at_once(work, subject, text, forwards))
+    every = _evaluations(subject, [batch for group in groups for batch in group])
+    report = _Report(progress, 0, every, text)
+    rank, size = rank_and_size()
+    totals: Totals = {}
+    cells, done = _cells(subject, by_window=True), 0
+    while done < len(groups):
+        turn = groups[done : done + size]
+        ahead = max(_passes(docs, group, forwards) for group in turn)
+        if done and not work.goes_on(text, done, ahead * len(turn)):
+            work.cut(text, done)
+            break
+        for indices in turn[rank] if rank < len(turn) else []:
+            passes = _passes(docs, [indices], forwards)
+            report.begins(passes * len(turn), len(indices) * len(subject.units))
+            _add(totals, _measured(measure, indices, report), cells, indices)
+            report.ends()
+        done += len(turn)
+        report.to(_evaluations(subject, [batch for group in groups[:done] for batch in group]))
+    totals = _together(totals, subject, measure, cells)
+    reached = sorted(index for group in groups[:done] for batch in group for index in batch)
+    totals |= {name: totals[name][..., reached] for name in ("effects", "values")}
+    if done < len(groups):
+        left = len(docs.windows) - len(reached)
+        work.leave_out(f"{left:,} windows that the time did not reach ({text})")
+        subject.keep(reached)
+        work.facts |= {"documents": len(subject.docs), "windows": len(reached)}
+    for name, cell in _cells(subject, by_window).items():  # from windows to what is asked for
+        whole = np.zeros((*totals[name].shape[:-1], int(cell.max()) + 1))
+        np.add.at(whole.T, cell, totals[name].T)
+        totals[name] = whole
     return totals
+
+
+def _groups(docs: Documents, size: int) -> Groups:
+    """The windows, in the order of `limit`, in batches of at most `size`.
+
+    Where documents are what is resampled, a group is of whole ones; else it is a batch.
+    """
+    windows: dict[int, list[int]] = {}
+    for index, window in enumerate(docs.windows):
+        windows.setdefault(window.document, []).append(index)
+    groups: list[list[int]] = [[]]
+    for document in fair_order(docs):
+        if len(groups[-1]) >= size:
+            groups.append([])
+        groups[-1] += windows[document]
+    if docs.unit == "window" and not any(item.is_task for item in docs):
+        every = [index for group in groups for index in group]
+        groups = [every[start : start + size] for start in range(0, len(every), size)]
+    return [
+        [group[start : start + size] for start in range(0, len(group), size)] for group in groups
+    ]
+
+
+def _at_once(work: Work, subject: Subject, text: str, forwards: float) -> int:
+    """Windows a batch: as many as end soon, so that the time can be kept to."""
+    chosen = work.record.setdefault("batch", {})
+    if work.repeat is not None:
+        chosen[text] = work.repeat["batch"][text]
+    else:
+        docs = subject.docs
+        window = passes_of(docs) / len(docs.windows) * forwards * work.speed(text)
+        most = int(PIECE * (work.within or 0.0) / max(window, 1e-9))
+        chosen[text] = agreed(max(1, min(subject.plan.windows, most)))
+    return int(chosen[text])
+
+
+# ---------------------------------------------------------------- sums and reports
 
 
 def forget(checkpoint: str | os.PathLike[str] | None) -> None:
@@ -99,54 +197,68 @@ def _measured(
         ) from error
 
 
-def duration(seconds: float) -> str:
-    """A number of seconds as a person says it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _cells(subject: Subject, by_window: bool) -> dict[str, np.ndarray]:
+    """What each window's effects and values are summed into, by name: [windows]."""
+    units = np.array([window.unit for window in subject.docs.windows])
+    return {"effects": np.arange(len(units)) if by_window else units, "values": units}
 
 
 def _add(
     totals: Totals,
     found: Mapping[str, np.ndarray],
-    subject: Subject,
+    cells: Mapping[str, np.ndarray],
     indices: Sequence[int],
-    by_window: bool,
 ) -> None:
     for name, array in found.items():
         if not np.isfinite(array).all():
             raise ModelError(
                 "the losses are not finite: the model's weights, dtype or metric is at fault"
             )
-        if name in ("effects", "values"):
-            by_unit = name == "values" or not by_window
-            cells = [subject.docs.windows[i].unit if by_unit else i for i in indices]
-            count = len(subject.docs.units if by_unit else subject.docs.windows)
+        if name in cells:
+            count = int(cells[name].max()) + 1
             whole = totals.setdefault(name, np.zeros((*array.shape[:-1], count)))
-            np.add.at(whole.T, np.array(cells), array.T)
+            np.add.at(whole.T, cells[name][list(indices)], array.T)
         else:
             totals[name] = totals.get(name, 0) + array
 
 
-def _together(totals: Totals, subject: Subject, measure: Measure, by_window: bool) -> Totals:
+def _together(
+    totals: Totals, subject: Subject, measure: Measure, cells: Mapping[str, np.ndarray]
+) -> Totals:
     """Summed over processes; one that had no batch of its own brings zeros of the same shapes."""
     if rank_and_size()[1] == 1:
         return totals
     if not totals:
         first = batches(subject.docs.windows, subject.plan.windows)[0]
-        _add(totals, measure(first, lambda _: None), subject, first, by_window)
+        _add(totals, measure(first, lambda _: None), cells, first)
         totals = {name: np.zeros_like(array) for name, array in totals.items()}
     return {name: reduced(np.asarray(totals[name], dtype=float)) for name in sorted(totals)}
 
 
 class _Report:
-    """Counts evaluations, a head on a window each, and tells of them."""
+    """Counts evaluations, a head on a window each, and tells of them and of the time they take."""
 
     def __init__(self, progress: Progress | None, done: int, every: int, text: str) -> None:
         self.progress, self.done, self.every, self.text = progress, done, every, text
+        self.passes = self.reported = 0.0
+        self.first, self.count = done, 1
+
+    def begins(self, passes: float, evaluations: int) -> None:
+        """A batch of so many passes and evaluations."""
+        self.passes, self.reported = passes, 0.0
+        self.first, self.count = self.done, max(evaluations, 1)
+
+    def ends(self) -> None:
+        did(self.text, self.passes - self.reported)
+        self.reported = self.passes
 
     def __call__(self, more: int) -> None:
         self.to(self.done + more)
+        # Heads are ablated from the first block on, and what runs again gets less and less.
+        left = max(0.0, 1 - (self.done - self.first) / self.count)
+        so_far = self.passes * (1 - left**2)
+        did(self.text, so_far - self.reported)
+        self.reported = so_far
 
     def to(self, done: int) -> None:
         if done != self.done and self.progress and is_main():
@@ -158,16 +270,9 @@ def _evaluations(subject: Subject, groups: Sequence[Sequence[int]]) -> int:
     return sum(map(len, groups)) * len(subject.units)
 
 
-def _seconds(subject: Subject, groups: Sequence[Sequence[int]], forwards: float) -> float:
-    """About how long the batches take, from one forward pass over the smallest of them."""
-    batch = subject.batch(groups[-1])
-    if subject.device.type == "cuda":
-        subject.clean(batch)  # kernels are loaded and compiled at the first call
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    subject.clean(batch).values.cpu()
-    tokens = sum(len(subject.docs.windows[i].ids) for group in groups for i in group)
-    return (time.perf_counter() - start) / batch.tokens * tokens * forwards
+def _passes(docs: Documents, groups: Sequence[Sequence[int]], forwards: float) -> float:
+    """What batches of windows take, in tokens times forward passes."""
+    return forwards * sum(len(docs.windows[i].ids) for group in groups for i in group)
 
 
 class _Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,19 @@ import torch
 
 from analysis.ablation import ablated_values
 from analysis.causes.frozen import Retrieval, as_outputs, resumed, watched
-from analysis.causes.parts import PARTS, Part, slot_parts, whole_parts
+from analysis.causes.parts import HEAVIEST, PARTS, Part, slot_parts, whole_parts
 from analysis.causes.switches import check_gain, scaled_memory, slot_scaled
 from analysis.engine import CleanRun, Progress, window_values
+from analysis.estimates import a_time, timed
 from analysis.memory import SlotCounts, memory_usage
 from analysis.memory.places import DEFAULT_MODEL, memories_of
+from analysis.memory.stream import READING
 from analysis.metrics import LOSS
 from analysis.statistics import bootstrap_mean
-from analysis.subject import Subject, check_choice, prepared
+from analysis.subject import Subject, Unit, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
+from analysis.within import Cost
 from kernels.errors import MidusError
 from kernels.headwise_memory import realised
 from midus_model import HeadSite
@@ -30,6 +34,7 @@ from midus_model import HeadSite
 UNNAMED = {"heads": ["slot"], "blocks": ["head", "slot"], "all": ["source_layer", "head", "slot"]}
 
 
+@timed
 def memory_effects(
     model: Any = None,
     data: Any = None,
@@ -41,6 +46,7 @@ def memory_effects(
     limit: int | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
+    within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """What it costs to switch each part of memory off, or to scale it; positive: the part helps.
@@ -60,6 +66,8 @@ def memory_effects(
             together give most weight on these documents.
         gain: what the part is scaled by; see `scaled_memory`.
         seed: of the bootstrap over documents.
+        within: seconds that all of this may take: as many documents as fit, as in
+            `head_importance`; refused where the least does not.
         progress: called with (done, total, text).
 
     Returns:
@@ -93,6 +101,11 @@ def memory_effects(
         seed=seed,
         memory_budget=memory_budget,
         progress=progress,
+        cost=Cost(
+            f"memory {of}",
+            partial(_passes, of, slots),
+            options=lambda seconds, *_: a_time(seconds),
+        ),
     )
     memories_of(subject.model)  # refuses a model without
     sites = [site for unit in subject.units for site in unit.sites if site.kind == "memory"]
@@ -109,6 +122,20 @@ def memory_effects(
         table = _beside_owners(measured, reading)
     table.attrs = measured.attrs | {"of": of}
     return table
+
+
+def _passes(of: str, slots: Any, model: Any, units: Sequence[Unit]) -> dict[str, float]:
+    """Passes by stage, of parts that are switched one by one; of slots about."""
+    sites = [site for unit in units for site in unit.sites if site.kind == "memory"]
+    layers = len(model.model.layers)
+    parts = [part.sites[0].layer for part in whole_parts("heads" if of == "slots" else of, sites)]
+    if of == "slots":
+        at = sorted({site.layer for site in sites})
+        parts += at + [layer for layer in at for _ in range(HEAVIEST)]
+        if slots is not None:
+            parts = parts[: len(parts) - HEAVIEST * len(at)] + at[:1] * len(slots)
+    found = {f"memory {of}": 1 + sum((layers - layer) / layers for layer in parts)}
+    return {READING: 1.0, **found} if of == "slots" else found
 
 
 # ---------------------------------------------------------------- the measurement

@@ -11,13 +11,16 @@ import torch
 
 from analysis.documents import Documents
 from analysis.engine import Progress
+from analysis.estimates import expect, timed
 from analysis.memory.places import at_least_one, described, memory_at, opened, read, slot_of
 from analysis.memory.stream import Watcher, streamed
 from analysis.memory.text import TEXT_COLUMNS, around
 from analysis.memory.usage import Tally
+from analysis.shortened import passes_of
 from midus_model.memory import HeadwiseMemory
 
 DEFAULT_SLOTS = 32
+FINDING, CONTEXTS = "finding the slots most used", "reading contexts"  # the stages
 # A read: `position` is the token's index in its document, `start` that of its window.
 READ = np.dtype(
     [
@@ -34,6 +37,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@timed
 def memory_contents(
     model: Any = None,
     data: Any = None,
@@ -83,12 +87,14 @@ def memory_contents(
     memory = memory_at(network, block, head)
     asked = None if slots is None else [slot_of(memory, slot) for slot in dict.fromkeys(slots)]
     texts = read(data, model)
+    stages = (FINDING, CONTEXTS) if asked is None else (CONTEXTS,)
+    expect("memory contents", network, texts, dict.fromkeys(stages, passes_of(texts)))
     if asked is None:
         tally = Tally(block, memory)
-        streamed(network, texts.windows, {block: tally}, progress, "finding the slots most used")
+        streamed(network, texts.windows, {block: tally}, progress, FINDING)
         asked = most_used(tally.counts().weight, memory, head)
     best = _Best(block, memory, asked, head, contexts)
-    streamed(network, texts.windows, {block: best}, progress, "reading contexts")
+    streamed(network, texts.windows, {block: best}, progress, CONTEXTS)
     table = _table(block, best.kept, asked, texts, width)
     table.attrs = described(
         "memory_contents", network, texts,

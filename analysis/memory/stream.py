@@ -18,12 +18,14 @@ from torch.utils.hooks import RemovableHandle
 
 from analysis.documents import Window
 from analysis.engine import Batch, Enough, Progress, batch_of, batches
+from analysis.estimates import did
 from kernels.errors import MidusError
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks
 
 # Positions that go through the model at once; bounds the scores [positions, M, n] of a block.
 BATCH_POSITIONS = 2048
+READING = "reading memory"  # the stage
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def streamed(
     windows: Sequence[Window],
     watchers: Mapping[int, Watcher],
     progress: Progress | None = None,
-    text: str = "reading memory",
+    text: str = READING,
 ) -> None:
     """Show every batch of the windows to the watchers, by block; the last one's block ends a pass.
 
@@ -100,6 +102,7 @@ def streamed(
             with suppress(Enough):
                 model.model(input_ids=batch.ids, use_cache=False)
             done += len(positions.windows)
+            did(text, batch.tokens)
             if progress is not None:
                 progress(done, len(windows), text)
 

@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from analysis.documents import Documents
 from analysis.engine import Progress
+from analysis.estimates import expect, timed
 from analysis.memory.places import described, memories_of, opened, read
-from analysis.memory.stream import Watcher, streamed
+from analysis.memory.stream import READING, Watcher, streamed
 from analysis.memory.table import MemoryUsage, SlotCounts
+from analysis.shortened import passes_of
 from midus_model import head_sites
 from midus_model.memory import HeadwiseMemory
 
@@ -21,6 +23,7 @@ POSITIONS = "every token of the documents once; right padding and repeats of ove
 SITE_COLUMNS = ("layer", "kind", "head", "source_layer")
 
 
+@timed
 def memory_usage(
     model: Any = None, data: Any = None, *, progress: Progress | None = None
 ) -> MemoryUsage:
@@ -67,6 +70,7 @@ def memory_usage(
     >>> usage.slots(2, 0).head()  # doctest: +SKIP
     """
     texts, network = read(data, model), opened(model)
+    expect("memory usage", network, texts, {READING: passes_of(texts)})
     tallies = {layer: Tally(layer, memory) for layer, memory in memories_of(network).items()}
     streamed(network, texts.windows, tallies, progress)
     return _table(network, texts, list(tallies.values()))

@@ -12,8 +12,10 @@ import torch
 
 from analysis.causes.frozen import as_outputs, resumed, watched
 from analysis.engine import CleanRun, Progress, window_values
+from analysis.estimates import expect, timed
 from analysis.memory.places import DEFAULT_MODEL, memories_of, memory_at
 from analysis.metrics import KL
+from analysis.shortened import passes_of
 from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, prepared
 from analysis.sweep import swept
@@ -26,6 +28,7 @@ DRAWS = 4  # of "swapped", averaged
 ALL = "all"
 
 
+@timed
 def memory_realisations(
     model: Any = None,
     data: Any = None,
@@ -94,6 +97,8 @@ def memory_realisations(
     subject = replace(subject, units=[unit for unit in subject.units if unit.kind == "memory"])
     places = [[at] for at in blocks] + ([blocks] if block is None else [])
     measure = Realising(subject, places, _variants(subject.model, seed))
+    passes = measure.forwards * passes_of(subject.docs)
+    expect("realisations", subject.model, subject.docs, {"realisations": passes})
     totals = swept(subject, measure, "realisations", forwards=measure.forwards, progress=progress)
     names = [str(place[0]) for place in places[: len(blocks)]] + [ALL] * (block is None)
     table = _table(subject, measure, totals["effects"], names, seed)

@@ -8,18 +8,22 @@ import pandas as pd
 import torch
 
 from analysis.engine import Progress
+from analysis.estimates import expect, timed
 from analysis.memory.places import DEFAULT_MODEL, described, memories_of, memory_at
 from analysis.memory.stream import Watcher, streamed
 from analysis.realisations.fixed import expanded
 from analysis.realisations.moments import Moments, effective_rank
+from analysis.shortened import passes_of
 from analysis.subject import loaded_with
 from kernels import latent_bag
 from midus_model import head_sites
 from midus_model.memory import HeadwiseMemory
 
+STAGE = "what heads read and write"
 CHANCE = 8  # random matrices behind `.attrs["chance"]`
 
 
+@timed
 def head_geometry(
     model: Any = None,
     data: Any = None,
@@ -73,7 +77,8 @@ def head_geometry(
         memory_at(network, block)
     memories = {at: m for at, m in memories_of(network).items() if block in (None, at)}
     likenesses = {at: _Likeness(at, memory) for at, memory in memories.items()}
-    streamed(network, texts.windows, likenesses, progress, "what heads read and write")
+    expect("head geometry", network, texts, {STAGE: passes_of(texts)})
+    streamed(network, texts.windows, likenesses, progress, STAGE)
     sources = {site.layer: site.source_layer for site in head_sites(network)}
     frames = [
         _pairs(memory, likenesses[at]).assign(block=at, source_layer=sources[at])

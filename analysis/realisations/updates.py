@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from analysis.engine import Progress
+from analysis.estimates import did, expect, timed
 from analysis.memory.places import DEFAULT_MODEL, described
 from analysis.memory.stream import batches_of
 from analysis.realisations.moments import Moments, effective_rank
+from analysis.shortened import passes_of
 from analysis.statistics import bootstrap_mean
 from analysis.subject import loaded_with
 from analysis.tables import display_name
@@ -22,7 +24,10 @@ from kernels.errors import MidusError
 from midus_model import blocks
 from midus_model.config import layer_map_of
 
+STAGE = "what blocks add"
 
+
+@timed
 def residual_updates(
     model: Any = None,
     data: Any = None,
@@ -63,6 +68,7 @@ def residual_updates(
     parts = [part for at in _inserted(network) for part in _parts_of(network, at)]
     device = next(network.parameters()).device
     tallies = {part: _Tally(network.config.hidden_size, len(texts.units), device) for part in parts}
+    expect("residual updates", network, texts, {STAGE: passes_of(texts)})
     done = 0
     with torch.inference_mode(), _watching(network, parts) as seen:
         for batch, positions in batches_of(texts.windows, device):
@@ -73,8 +79,9 @@ def residual_updates(
                 stream, added = (x.flatten(0, 1)[positions.index] for x in seen[part])  # [P, d]
                 tally.add(stream, added, owner)
             done += len(positions.windows)
+            did(STAGE, batch.tokens)
             if progress:
-                progress(done, len(texts.windows), "what blocks add")
+                progress(done, len(texts.windows), STAGE)
     entries = layer_map_of(network.config)
     rows = [
         {

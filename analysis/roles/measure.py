@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from analysis.distributed import agreed
 from analysis.documents import Documents, Window
+from analysis.estimates import Work, a_time, current, did, duration, expect, now, slowest, timed
 from analysis.roles.labels import CONFIDENCE, MARGIN, ROLES, THRESHOLDS, Tally, labels, scores_of
 from analysis.roles.patterns import (
     copying,
@@ -32,6 +34,7 @@ from analysis.roles.probes import (
 from analysis.roles.watch import Sight, watch
 from analysis.subject import describe, loaded_with
 from analysis.tables import SCHEMA, json_attrs
+from analysis.within import SHARE
 from kernels.errors import DataError, MidusError
 from midus_model import HeadSite, blocks, head_sites, mixing_of
 from midus_model.config import is_whole
@@ -41,9 +44,12 @@ Progress = Callable[[int, int, str], None]
 # With no data given: enough texts for an interval, few enough for half a minute on a laptop.
 DEFAULT_DOCUMENTS = 20
 PROBE_LENGTH = 256  # tokens of a constructed sequence, where the context holds as many
+PROBES, TEXTS = "constructed sequences", "documents"  # the stages
+WATCHING = 2.0  # about what a pass with its patterns takes, in forward passes
 BATCH, PATTERN_BYTES = 8, 128 * 2**20  # sequences at once, by what one block's patterns may take
 
 
+@timed
 def head_roles(
     model: Any = None,
     data: Any = None,
@@ -53,6 +59,7 @@ def head_roles(
     thresholds: Mapping[str, float] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """The role of every head of a base or up-scaled model, "none" unless the evidence is clear.
@@ -69,6 +76,9 @@ def head_roles(
         thresholds: by score, instead of those in `analysis.roles.labels.THRESHOLDS`.
         limit: at most that many documents.
         seed: of the constructed sequences.
+        within: seconds that all of this may take: fewer sequences of each kind and fewer windows,
+            at least 2 of each. `.attrs["within"]` says how many, and given as `within` measures
+            the same again.
         progress: called with (done, total, text).
 
     Returns:
@@ -93,8 +103,8 @@ def head_roles(
         limit = DEFAULT_DOCUMENTS
     network, docs = loaded_with(model, data, limit)
     reader = _Reader(network, docs, progress)
-    reader.read_probes(int(sequences), seed)
-    reader.read_texts(int(windows))
+    reader.read_probes(reader.begin(int(sequences), int(windows), seed), seed)
+    reader.read_texts(reader.as_many(int(windows)))
     return reader.table(levels, seed)
 
 
@@ -122,6 +132,69 @@ class _Reader:
         self.device = next(model.parameters()).device
         self.found: dict[str, Any] = {}
 
+    # ------------------------------------------------ what it takes
+
+    def begin(self, sequences: int, windows: int, seed: int) -> int:
+        """Say what there is to do; the sequences of each kind, fewer where the time is short."""
+        work, length = current(), min(self.docs.context, PROBE_LENGTH)
+        texts = self._texts(windows)
+        tokens = sum(len(window.ids) for window in texts)
+        stages = {PROBES: WATCHING * len(KINDS) * sequences * length, TEXTS: WATCHING * tokens}
+        if work is None or not work.limited:
+            expect("head roles", self.model, self.docs, stages, lambda s, _: a_time(s), limit=False)
+            return sequences
+        work.facts |= {"windows_of": len(texts), "sequences_of": sequences}
+        if work.repeat is not None:
+            each = int(work.repeat["sequences"])
+            work.begin("head roles", 0.0, {})
+        else:
+            each = self._in_time(work, stages, seed, length, tokens // len(texts))
+        each = min(each, sequences)
+        work.record["sequences"] = work.facts["sequences"] = each
+        if each < sequences:
+            work.leave_out(f"{sequences - each} of {sequences} sequences of each kind")
+        return each
+
+    def _in_time(
+        self, work: Work, stages: Mapping[str, float], seed: int, length: int, window: int
+    ) -> int:
+        """How many sequences of each kind half of the time holds, from reading one of each."""
+        began = now()
+        trial = _Reader(self.model, self.docs, None)
+        trial.read_probes(1, seed)
+        took = slowest(now() - began)
+        speed = took / (WATCHING * len(KINDS) * length)
+        if (least := 2 * took + 2 * WATCHING * window * speed) > SHARE * work.time_left:
+            raise MidusError(
+                f"within is {duration(work.within or 0)}, and the least of head roles, 2 sequences "
+                f"of each kind and 2 windows, takes about {duration(1.2 * (least + took))}"
+            )
+        work.begin("head roles", speed, stages)
+        return max(2, agreed(int(SHARE * work.time_left / 2 / took)))
+
+    def as_many(self, windows: int) -> int:
+        """The windows of documents to read, fewer where the time is short."""
+        work = current()
+        if work is None or not work.limited:
+            return windows
+        texts = self._texts(windows)
+        if work.repeat is not None:
+            found = int(work.repeat["windows"])
+        else:
+            each = WATCHING * sum(len(w.ids) for w in texts) / len(texts) * work.speed(PROBES)
+            found = max(2, agreed(int(SHARE * work.time_left / each)))
+        found = min(found, windows)
+        work.record["windows"] = found
+        if found < len(texts):
+            work.leave_out(f"{len(texts) - found} of {len(texts)} windows")
+        return found
+
+    def _texts(self, most: int) -> list[Window]:
+        """At most so many windows, evenly spread, longest first."""
+        every = self.docs.windows
+        spread = [every[index * len(every) // most] for index in range(most)]
+        return sorted(spread if len(every) > most else every, key=lambda one: -len(one.ids))
+
     # ------------------------------------------------ constructed sequences
 
     @torch.no_grad()
@@ -142,8 +215,9 @@ class _Reader:
         for at in range(0, len(probes), size):
             chosen = dict(list(enumerate(probes))[at : at + size])
             right += self._read_probes(chosen, max(1, len(start)))
+            did(PROBES, WATCHING * len(chosen) * length)
             if self.progress:
-                self.progress(at + len(chosen), len(probes), "constructed sequences")
+                self.progress(at + len(chosen), len(probes), PROBES)
         steps = sum(len(probe.rows) for probe in probes if probe.kind == "needle")
         self.found |= {
             "sequences": {"kinds": list(KINDS), "each": each, "length": length, "reach": reach},
@@ -207,17 +281,22 @@ class _Reader:
     def read_texts(self, most: int) -> None:
         marks = delimiter_tokens(self.docs)
         grams = {layer: self._gram(layer) for layer in self.here}
-        every = self.docs.windows
-        spread = [every[index * len(every) // most] for index in range(most)]
-        windows = sorted(spread if len(every) > most else every, key=lambda one: -len(one.ids))
-        self.found["windows"] = {"read": len(windows), "of": len(every)}
-        done = 0
+        windows, work, done = self._texts(most), current(), 0
         while done < len(windows):
             chosen = windows[done : done + self._batch(len(windows[done].ids))]
+            passes = WATCHING * sum(len(window.ids) for window in chosen)
+            if work and work.limited and done >= 2 and not work.goes_on(TEXTS, done, passes):
+                work.cut(TEXTS, done)
+                work.leave_out(f"{len(windows) - done} windows that the time did not reach")
+                break
             self._read_texts(chosen, marks, grams)
             done += len(chosen)
+            did(TEXTS, passes)
             if self.progress:
-                self.progress(done, len(windows), "documents")
+                self.progress(done, len(windows), TEXTS)
+        self.found["windows"] = {"read": done, "of": len(self.docs.windows)}
+        if work and work.limited:
+            work.facts["windows"] = done
 
     def _read_texts(
         self,

@@ -15,7 +15,6 @@ import torch
 from analysis import ablation, engine, head_importance, head_interactions, tables
 from analysis.memory_plan import plan_for
 from analysis.subject import prepared
-from analysis.sweep import duration
 from kernels.errors import DataError, HeadError, MidusError, ModelError
 from midus_model import blocks, head_sites
 from tests.analysis.samples import memory_model, random_texts
@@ -228,10 +227,6 @@ def test_a_larger_budget_does_more_at_once() -> None:
         for b in (300_000, 30_000_000)
     ]
     assert np.abs(scores[0] - scores[1]).max() < 1e-6
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (0.2, 61, 600, 7200)] == ["1 s", "61 s", "10 min", "2.0 h"]
 
 
 # ---------------------------------------------------------------- several processes

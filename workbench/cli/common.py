@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -238,8 +239,23 @@ def checkpoint(run: Any, table: str) -> Path:
 
 
 def closing(place: Path) -> None:
-    """The last line of a command that leaves a run folder."""
+    """The last lines of a command that leaves a run folder; what a time budget left out is last."""
     typer.echo(f"Saved in {place}. Next: midus figures {place}, or midus explore --run {place}")
+    for line in _left_out(place):
+        typer.echo(line)
+
+
+def _left_out(place: Path) -> Iterator[str]:
+    """What the measurements of a run folder left out to keep to a time, a line each."""
+    from analysis.estimates import left_out
+
+    for path in sorted(place.rglob("*.json")):
+        try:
+            attrs = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(attrs, dict) and "table" in attrs and (line := left_out(attrs)):
+            yield f"{path.stem}: {line}"
 
 
 def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:
