@@ -96,8 +96,9 @@ def gated(
             ) -> tuple:
                 heads = (args[0] if kept is None else kept).unflatten(-1, (-1, size))
                 chosen = heads[:, :, places]  # [rows, T, heads here, D]
-                # In the gates' own precision: a gate of 1 is then the clean run in bf16 too.
-                b, gate = base.to(gates.dtype), by_position[..., columns, None]
+                # In fp32 at least: a gate of 1 is then the clean run in bf16 too.
+                wide = torch.promote_types(gates.dtype, heads.dtype)
+                b, gate = base.to(wide), by_position[..., columns, None]
                 made = (b + gate * (chosen - b)).to(heads.dtype)
                 changed = heads.index_copy(2, places, made)
                 return (changed.flatten(-2), *args[1:])

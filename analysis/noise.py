@@ -15,8 +15,11 @@ import torch
 from analysis.memory_plan import is_out_of_memory, plan_for
 from analysis.methods import PER_DOCUMENT, Method, per_document
 from analysis.subject import Subject, units_of
+from kernels.errors import ModelError
+from midus_model import check_writable
 
 WINDOWS = 8  # on which both are measured
+NO_ROOM = "memory does not hold an fp32 copy"
 
 
 def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.DataFrame:
@@ -28,15 +31,19 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
     """
     if next(subject.model.parameters()).dtype not in (torch.bfloat16, torch.float16):
         return table
+    try:
+        check_writable(subject.model, "copied in fp32")
+    except ModelError as error:
+        return _unmeasured(table, str(error))
     room = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and room > 0.8 * psutil.virtual_memory().available:
-        return _unmeasured(table)
+        return _unmeasured(table, NO_ROOM)
     try:
         noise = np.abs(_scores(subject, options) - _scores(_wide(subject), options))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _unmeasured(table)
+        return _unmeasured(table, NO_ROOM)
     found = {
         "median": float(np.median(noise)),
         "p95": float(np.quantile(noise, 0.95)),
@@ -49,11 +56,8 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
     return table
 
 
-def _unmeasured(table: pd.DataFrame) -> pd.DataFrame:
-    warnings.warn(
-        "the noise of half precision was not measured: memory does not hold an fp32 copy",
-        stacklevel=4,
-    )
+def _unmeasured(table: pd.DataFrame, why: str) -> pd.DataFrame:
+    warnings.warn(f"the noise of half precision was not measured: {why}", stacklevel=4)
     return table
 
 

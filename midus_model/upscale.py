@@ -13,6 +13,7 @@ from kernels.errors import UpscaleError
 from midus_model.attention import chosen_state
 from midus_model.budgets import LATENT_DIM, NUM_KEYS, TOP_K, default_mixing, size_fields
 from midus_model.config import KEY_INITS, MidusConfig, head_dim_of, is_whole, map_entry
+from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
 from midus_model.sites import blocks as blocks_of
@@ -60,6 +61,7 @@ def upscale(
 
     Raises:
         UpscaleError, HeadError, UnsupportedArchitecture: saying what was wrong and what would do.
+        ModelError: where weights cannot be copied: quantised, adapted or offloaded ones.
     """
     _check_request(model, method, placement, key_init, calibration)
     by_layer = _heads_by_layer(model, method, blocks, heads)
@@ -83,6 +85,7 @@ def _check_request(
     model: Any, method: str, placement: str, key_init: str, calibration: Any
 ) -> None:
     family(model)
+    check_writable(model, "copied")
     if getattr(model.config, "layer_map", None):
         raise UpscaleError("the model is up-scaled already; give its base")
     if method not in METHODS:

@@ -1,0 +1,362 @@
+"""The one guard over a model's weights: what a module multiplies by, whatever holds it.
+
+A layer's `.weight` is not its map where the layer is quantised, carries a live adapter, is
+parametrised, or lies on disk. Whoever reads or changes weights asks here; whoever can, calls the
+module instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from kernels.errors import ModelError
+
+PROBES = 3  # inputs on which a map that was read is compared with its module
+HALF_BITS = torch.finfo(torch.float16).eps
+
+_LOAD = "load the model in bfloat16 or float32, without quantization_config"
+_MERGE = "merge the adapter into the weights first, by merge_and_unload()"
+_WHOLE = "load the model whole, without offloading"
+_REMOVE = "make it a plain weight first, by remove_parametrizations, remove_weight_norm or the like"
+_PLAIN = "give a model of transformers' own classes with plain weights"
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether `module` is a plain linear map: an `nn.Linear` whose `.weight` is what it applies."""
+    return type(module) is nn.Linear and holds_weight(module)
+
+
+def holds_weight(module: nn.Module) -> bool:
+    """Whether `.weight` is the module's own float parameter, and nobody replaced its `forward`.
+
+    Not where a hook makes the weight anew at each call, as pruning and the old weight norm do.
+    """
+    weight = module._parameters.get("weight")
+    return (
+        type(weight) is nn.Parameter
+        and weight.is_floating_point()
+        and not weight.is_meta
+        and "forward" not in vars(module)
+    )
+
+
+@torch.no_grad()
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """What a module multiplies by: [out, in] of a linear map, [d] of an RMSNorm. Not to be changed.
+
+    A plain layer's own parameter. Else a tensor without gradient: fetched from where it was
+    offloaded, dequantised, with active adapters merged in, and compared with what the module gives
+    for a few inputs. A bias is no part of it. Of a map that rounds what it is given (8-bit) it is
+    the map without that rounding.
+
+    Raises:
+        ModelError: where the map cannot be read, saying what to do.
+    """
+    if is_plain(module):
+        return module.weight
+    with at_hand(module):
+        weight = _read(module)
+        if not _agrees(module, weight):
+            raise ModelError(
+                f"a {type(module).__name__} does not compute what its weights say, so they cannot "
+                f"be read; {_PLAIN}"
+            )
+    return weight
+
+
+def check_writable(model: nn.Module, doing: str = "changed or saved") -> None:
+    """Raises ModelError, naming the first module, where weights cannot be changed, copied or saved.
+
+    Every weight inside must be a plain parameter of its module; it may be on the meta device.
+    """
+    for name, module in model.named_modules():
+        if (found := obstacle(module)) is not None:
+            what, remedy = found
+            place = name or "the model"
+            raise ModelError(f"{place} is {what}, so its weights cannot be {doing}; {remedy}")
+
+
+def obstacle(module: nn.Module) -> tuple[str, str] | None:
+    """Why a module's own weights are not plain parameters, and what to do; None where they are."""
+    if offload_hook(module) is not None:
+        return "offloaded", _WHOLE
+    if _is_of("peft", module):
+        return f"an adapter ({type(module).__name__})", _MERGE
+    if is_parametrized(module) or _weight_is_made(module):
+        return "parametrised", _REMOVE
+    kinds = {type(p) for p in module._parameters.values() if not _is_ordinary(p)}
+    if kinds or _is_of("bitsandbytes", module):
+        kind = type(module) if _is_of("bitsandbytes", module) else kinds.pop()
+        return f"quantised ({kind.__name__})", _LOAD
+    own = type(module).__module__.partition(".")[0] in ("torch", "midus_model")
+    if isinstance(module, nn.Linear) and not own:
+        return f"a {type(module).__name__}, which is not known here", _PLAIN
+    return None
+
+
+def depends_on_batch(model: nn.Module) -> bool:
+    """Whether a layer rounds what it is given by what else is in the batch, as LLM.int8() does.
+
+    A channel with one value above the threshold, in any row, is computed apart for all rows.
+    """
+    return any(
+        _is_of("bitsandbytes", module) and getattr(module.state, "threshold", 0) > 0
+        for module in model.modules()
+        if hasattr(module, "state")
+    )
+
+
+# ---------------------------------------------------------------- weights that lie elsewhere
+
+
+def offload_hook(module: nn.Module) -> Any:
+    """Accelerate's hook that brings the module's weights for each call; None where there is none."""
+    hook = getattr(module, "_hf_hook", None)
+    parts = getattr(hook, "hooks", [hook])  # a SequentialHook holds several
+    return hook if any(getattr(part, "offload", False) for part in parts) else None
+
+
+@contextmanager
+def at_hand(module: nn.Module) -> Iterator[None]:
+    """Inside, the offloaded weights of a module and its parts are where they are used."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if (hook := offload_hook(part)) is not None:
+                hook.pre_forward(part)
+                stack.callback(hook.post_forward, part, None)
+        yield
+
+
+# ---------------------------------------------------------------- what identifies a model
+
+
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and values of all parameters, in order of name, and of what quantised ones need beside.
+
+    Offloaded ones are fetched one at a time, and have the names and values that they have in the
+    model loaded whole.
+    """
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    found: dict[int, tuple[str, nn.Module, str]] = {}  # a tied parameter is listed once
+    for place, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            name = f"{place}.{key}" if place else key
+            if parameter is not None and not (name in tied and offload_hook(module)):
+                found.setdefault(id(parameter), (name, module, key))
+    for name, module, key in sorted(found.values(), key=lambda entry: entry[0]):
+        with _own_at_hand(module):
+            parameter = module._parameters[key]
+            yield name, parameter.detach()
+            for more, tensor in _quantisation(module, parameter).items():
+                yield f"{name}.{more}", tensor
+
+
+def settings(model: nn.Module) -> list[str]:
+    """What the tensors do not say of the maps in a model: a line for each that is not plain."""
+    lines = []
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            lines.append(f"{name} {module}".replace("\n", " "))
+        elif _is_of("peft", module) or _is_of("bitsandbytes", module):
+            known = {key: getattr(module, key, None) for key in _SETTINGS}
+            threshold = getattr(getattr(module, "state", None), "threshold", None)
+            lines.append(f"{name} {type(module).__name__} {known} {threshold}")
+    return lines
+
+
+_SETTINGS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+
+
+@contextmanager
+def _own_at_hand(module: nn.Module) -> Iterator[None]:
+    hook = offload_hook(module)
+    if hook is not None:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.post_forward(module, None)
+
+
+def _quantisation(module: Any, parameter: Any) -> dict[str, torch.Tensor]:
+    """What a parameter of bitsandbytes is dequantised with."""
+    if type(parameter).__name__ == "Params4bit" and parameter.quant_state is not None:
+        return {k: v.detach() for k, v in sorted(parameter.quant_state.as_dict(packed=True).items())}
+    if type(parameter).__name__ == "Int8Params":
+        scales = _scales(module)
+        return {} if scales is None else {"SCB": scales.detach()}
+    return {}
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(module: Any) -> torch.Tensor:
+    """The map of a module whose weights are at hand, by the rules of its kind."""
+    if _is_of("peft", module):
+        return _adapted(module)
+    if _is_of("bitsandbytes", module):
+        return _dequantised(module)
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor) and hasattr(weight, "full_tensor"):  # a sharded parameter
+        weight = weight.full_tensor()
+    if type(weight) not in (nn.Parameter, torch.Tensor) or not weight.is_floating_point():
+        raise _unreadable(module, _LOAD)
+    if weight.is_meta:
+        raise ModelError(f"a {type(module).__name__} has no data (meta device); {_WHOLE}")
+    if _weight_is_made(module):
+        raise _unreadable(module, _REMOVE)
+    return weight.detach()
+
+
+def _unreadable(module: nn.Module, remedy: str) -> ModelError:
+    return ModelError(f"the weights of a {type(module).__name__} cannot be read; {remedy}")
+
+
+def _adapted(module: Any) -> torch.Tensor:
+    """The base's map with what the active LoRA adapters add, in fp32 at least."""
+    inner = _saved_instead(module)
+    if inner is not None:
+        return weight_of(inner)
+    merged, off = bool(module.merged_adapters), bool(module._disable_adapters)
+    variants = getattr(module, "lora_variant", None)
+    if variants is None or not hasattr(module, "lora_A") or (merged and off):
+        raise _unreadable(module, _MERGE)
+    base = weight_of(module.base_layer)
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    if merged or off or not active:
+        return base.detach()
+    if any(name in variants for name in active) or getattr(module, "fan_in_fan_out", False):
+        raise _unreadable(module, _MERGE)
+    total = base.detach().to(_wide(base))
+    for name in active:
+        a, b = (part[name].weight.to(total) for part in (module.lora_A, module.lora_B))
+        total = total + module.scaling[name] * (b @ a)
+    return total
+
+
+def _saved_instead(module: Any) -> nn.Module | None:
+    """The module that peft calls in place of one it trains whole (`modules_to_save`)."""
+    if not hasattr(module, "modules_to_save") or not hasattr(module, "original_module"):
+        return None
+    if module._disable_adapters or not module.active_adapters:
+        return module.original_module
+    return module.modules_to_save[module.active_adapters[0]]
+
+
+def _dequantised(module: Any) -> torch.Tensor:
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    weight, kind = module.weight, type(module.weight).__name__
+    if kind == "Int8Params" and weight.dtype == torch.int8 and _scales(module) is not None:
+        return weight.detach().float() * (_scales(module).float()[:, None] / 127)
+    if kind == "Params4bit" and weight.quant_state is not None:
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            return by_unit_vectors(module)
+        return dequantize_bnb_weight(weight).detach()
+    raise _unreadable(module, _LOAD)
+
+
+def _scales(module: Any) -> torch.Tensor | None:
+    """Of an 8-bit layer, the largest weight of each row: on the weight, or after a call moved."""
+    found = getattr(module.weight, "SCB", None)
+    return module.state.SCB if found is None else found
+
+
+def by_unit_vectors(module: Any) -> torch.Tensor:
+    """A linear map from what it makes of zero and of every unit vector: [out, in]."""
+    width, device = module.in_features, module.weight.device
+    units = torch.eye(width, dtype=_called_with(module), device=device)
+    zero = module.forward(units.new_zeros(1, width))
+    return torch.cat([module.forward(part) - zero for part in units.split(1024)]).T
+
+
+# ---------------------------------------------------------------- comparing with the module
+
+
+def _agrees(module: Any, weight: torch.Tensor) -> bool:
+    """Whether a module does to a few inputs what `weight` would, but for rounding."""
+    dtype, width = _called_with(module), weight.shape[-1]
+    wide = torch.promote_types(_wide(weight), dtype)
+    generator, device = torch.Generator().manual_seed(0), weight.device
+    if _rounds_inputs(module):  # unit vectors are rounded exactly
+        columns = torch.randperm(width, generator=generator)[:PROBES]
+        rows = torch.eye(width)[columns]
+    else:
+        rows = torch.randn(PROBES, width, generator=generator)
+    given = torch.cat([torch.zeros(1, width), rows]).to(device, dtype)
+    with torch.autocast(device.type, enabled=False):
+        # `forward`, and not the call: hooks belong to whoever measures.
+        bias, *found = module.forward(given).to(wide)
+    expected = given[1:].to(wide)
+    if weight.ndim == 1:
+        mean_square = expected.square().mean(-1, keepdim=True)
+        expected = expected * torch.rsqrt(mean_square + module.variance_epsilon) * weight.to(wide)
+    else:
+        expected = expected @ weight.to(wide).T
+    made = torch.stack(found) - bias
+    # Norms round to fp32 inside whatever their dtype.
+    allowed = 8 * _rounding(module, dtype) + 64 * torch.finfo(torch.float32).eps
+    return made.shape == expected.shape and bool(
+        (made - expected).norm() <= allowed * expected.norm()
+    )
+
+
+def _called_with(module: Any) -> torch.dtype:
+    """The dtype of what a module is called with: its weights', or what they were before packing."""
+    weight = _innermost(module).weight
+    if weight.is_floating_point():
+        return weight.dtype
+    state = getattr(weight, "quant_state", None)
+    return torch.float16 if state is None else state.dtype
+
+
+def _innermost(module: Any) -> Any:
+    """The layer that adapters wrap."""
+    inner = _saved_instead(module) or module._modules.get("base_layer")
+    return module if inner is None else _innermost(inner)
+
+
+def _rounding(module: nn.Module, dtype: torch.dtype) -> float:
+    """The coarsest rounding on a module's way: of its input, its parameters, or inside."""
+    dtypes = {dtype, *(p.dtype for p in module.parameters() if p.is_floating_point())}
+    inside = {getattr(part, "compute_dtype", None) for part in module.modules()}
+    found = [torch.finfo(kind).eps for kind in dtypes | inside if isinstance(kind, torch.dtype)]
+    return max([*found, HALF_BITS] if _rounds_inputs(module) else found)
+
+
+def _rounds_inputs(module: nn.Module) -> bool:
+    return any(type(part).__name__ == "Linear8bitLt" for part in module.modules())
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+# ---------------------------------------------------------------- telling kinds apart
+
+
+def _is_of(library: str, module: Any) -> bool:
+    """Whether the module's class is of `library`, which is then imported already."""
+    return any(kind.__module__.partition(".")[0] == library for kind in type(module).__mro__)
+
+
+def _is_ordinary(parameter: Any) -> bool:
+    """Whether a parameter holds plain numbers: no packed ones, and no class of its own."""
+    if parameter is None or hasattr(parameter, "full_tensor"):
+        return True
+    return type(parameter) is nn.Parameter and parameter.is_floating_point()
+
+
+def _weight_is_made(module: nn.Module) -> bool:
+    """Whether `.weight` is made by a hook at each call: pruning, the old weight and spectral norm."""
+    return "weight" not in module._parameters and isinstance(
+        vars(module).get("weight"), torch.Tensor
+    )
