@@ -21,6 +21,7 @@ from analysis.memory_plan import Plan
 from analysis.metrics import LOSS, Metric
 from kernels.errors import MidusError
 from midus_model import HeadSite, blocks, lean_blocks
+from midus_model.maps import check_gradients
 
 Retrieval = Mapping[int, torch.Tensor]
 NODES = 32  # of Gauss-Legendre: completeness to 6e-6 on a tiny model
@@ -163,6 +164,7 @@ def gate_gradients(
     parameter = next(view.model.parameters())
     wide = torch.promote_types(parameter.dtype, torch.float32)
     shape = len(batch.ids), len(view.units)
+    check_gradients(view.model)
     gates = torch.full(shape, at, dtype=wide, device=parameter.device).requires_grad_()
     with frozen(view.model), torch.enable_grad():
         values = gated_values(view, batch, replacement, gates, retrieval, clean)

@@ -7,9 +7,11 @@ module instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -70,33 +72,48 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     return weight
 
 
-def check_writable(model: nn.Module, doing: str = "changed or saved") -> None:
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a module's own weights are not plain parameters, and what to do about it."""
+
+    kind: str  # "offloaded" | "adapter" | "parametrised" | "bitsandbytes" | "quantised" | "unknown"
+    what: str
+    remedy: str
+
+
+def check_writable(
+    model: nn.Module, doing: str = "changed or saved", but: Sequence[str] = ()
+) -> None:
     """Raises ModelError, naming the first module, where weights cannot be changed, copied or saved.
 
     Every weight inside must be a plain parameter of its module; it may be on the meta device.
+    `but`: kinds of `Obstacle` that do no harm.
     """
     for name, module in model.named_modules():
-        if (found := obstacle(module)) is not None:
-            what, remedy = found
+        found = obstacle(module)
+        if found is not None and found.kind not in but:
             place = name or "the model"
-            raise ModelError(f"{place} is {what}, so its weights cannot be {doing}; {remedy}")
+            raise ModelError(
+                f"{place} is {found.what}, so its weights cannot be {doing}; {found.remedy}"
+            )
 
 
-def obstacle(module: nn.Module) -> tuple[str, str] | None:
-    """Why a module's own weights are not plain parameters, and what to do; None where they are."""
+def obstacle(module: nn.Module) -> Obstacle | None:
+    """What stands against reading a module's own weights as they are; None where nothing does."""
+    name = type(module).__name__
     if offload_hook(module) is not None:
-        return "offloaded", _WHOLE
+        return Obstacle("offloaded", "offloaded", _WHOLE)
     if _is_of("peft", module):
-        return f"an adapter ({type(module).__name__})", _MERGE
+        return Obstacle("adapter", f"an adapter (peft {name})", _MERGE)
     if is_parametrized(module) or _weight_is_made(module):
-        return "parametrised", _REMOVE
-    kinds = {type(p) for p in module._parameters.values() if not _is_ordinary(p)}
-    if kinds or _is_of("bitsandbytes", module):
-        kind = type(module) if _is_of("bitsandbytes", module) else kinds.pop()
-        return f"quantised ({kind.__name__})", _LOAD
+        return Obstacle("parametrised", "parametrised", _REMOVE)
+    if _is_of("bitsandbytes", module):
+        return Obstacle("bitsandbytes", f"quantised ({name})", _LOAD)
+    if not all(map(_is_ordinary, module._parameters.values())) or _has_packed_buffers(module):
+        return Obstacle("quantised", f"quantised ({name})", _LOAD)
     own = type(module).__module__.partition(".")[0] in ("torch", "midus_model")
     if isinstance(module, nn.Linear) and not own:
-        return f"a {type(module).__name__}, which is not known here", _PLAIN
+        return Obstacle("unknown", f"a {name}, which is not known here", _PLAIN)
     return None
 
 
@@ -110,6 +127,42 @@ def depends_on_batch(model: nn.Module) -> bool:
         for module in model.modules()
         if hasattr(module, "state")
     )
+
+
+_with_gradients: WeakSet[nn.Module] = WeakSet()
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Raises ModelError where a quantised or adapted layer passes back another gradient than its
+    map's, or none: bitsandbytes' 4-bit kernel on some processors.
+    """
+    if model in _with_gradients:
+        return
+    for name, module in model.named_modules():
+        odd = _is_of("peft", module) or _is_of("bitsandbytes", module)
+        if odd and hasattr(module, "in_features") and not _passes_gradients(module):
+            raise ModelError(
+                f"{name} ({type(module).__name__}) gives no right gradient on this machine; "
+                f"measure by ablation, or {_LOAD}"
+            )
+    _with_gradients.add(model)
+
+
+def _passes_gradients(module: Any) -> bool:
+    """Whether <y, W x> is <W^T y, x> for y = W x, the second made by a backward pass."""
+    given = _probes(module, module.in_features, _device(module))
+    with torch.no_grad():
+        made = _applied(module, given)
+    with torch.enable_grad():
+        leaf = given.clone().requires_grad_()
+        again = _applied(module, leaf)
+        if not again.requires_grad:
+            return False
+        (back,) = torch.autograd.grad(again, leaf, made, allow_unused=True)
+        if back is None:
+            return False
+    forth, back = made.square().sum(), (back * given).to(made).sum()
+    return bool((forth - back).abs() <= _allowed(module, given) * forth)
 
 
 # ---------------------------------------------------------------- weights that lie elsewhere
@@ -142,19 +195,33 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     Offloaded ones are fetched one at a time, and have the names and values that they have in the
     model loaded whole.
     """
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    found: dict[int, tuple[str, nn.Module, str]] = {}  # a tied parameter is listed once
-    for place, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            name = f"{place}.{key}" if place else key
-            if parameter is not None and not (name in tied and offload_hook(module)):
-                found.setdefault(id(parameter), (name, module, key))
-    for name, module, key in sorted(found.values(), key=lambda entry: entry[0]):
+    for name, module, key in sorted(distinct_parameters(model), key=lambda entry: entry[0]):
         with _own_at_hand(module):
             parameter = module._parameters[key]
             yield name, parameter.detach()
             for more, tensor in _quantisation(module, parameter).items():
                 yield f"{name}.{more}", tensor
+
+
+def distinct_parameters(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Each parameter's name, module and name there, as `named_parameters` lists them.
+
+    A tied one comes once, also where offloading parted it from its other half.
+    """
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    found: dict[int, tuple[str, nn.Module, str]] = {}
+    for place, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            name = f"{place}.{key}" if place else key
+            if parameter is not None and not (name in tied and offload_hook(module)):
+                found.setdefault(id(parameter), (name, module, key))
+    return list(found.values())
+
+
+def numbers_in(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter stands for, packed ones counted apart."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
 
 
 def settings(model: nn.Module) -> list[str]:
@@ -188,7 +255,9 @@ def _own_at_hand(module: nn.Module) -> Iterator[None]:
 def _quantisation(module: Any, parameter: Any) -> dict[str, torch.Tensor]:
     """What a parameter of bitsandbytes is dequantised with."""
     if type(parameter).__name__ == "Params4bit" and parameter.quant_state is not None:
-        return {k: v.detach() for k, v in sorted(parameter.quant_state.as_dict(packed=True).items())}
+        return {
+            k: v.detach() for k, v in sorted(parameter.quant_state.as_dict(packed=True).items())
+        }
     if type(parameter).__name__ == "Int8Params":
         scales = _scales(module)
         return {} if scales is None else {"SCB": scales.detach()}
@@ -254,6 +323,8 @@ def _saved_instead(module: Any) -> nn.Module | None:
 def _dequantised(module: Any) -> torch.Tensor:
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
+    _applied(module, _probes(module, module.in_features, module.weight.device))
+    # Only now are weights packed as that call reads them.
     weight, kind = module.weight, type(module.weight).__name__
     if kind == "Int8Params" and weight.dtype == torch.int8 and _scales(module) is not None:
         return weight.detach().float() * (_scales(module).float()[:, None] / 127)
@@ -272,10 +343,9 @@ def _scales(module: Any) -> torch.Tensor | None:
 
 def by_unit_vectors(module: Any) -> torch.Tensor:
     """A linear map from what it makes of zero and of every unit vector: [out, in]."""
-    width, device = module.in_features, module.weight.device
-    units = torch.eye(width, dtype=_called_with(module), device=device)
-    zero = module.forward(units.new_zeros(1, width))
-    return torch.cat([module.forward(part) - zero for part in units.split(1024)]).T
+    width = module.in_features
+    units = torch.eye(width, dtype=_called_with(module), device=module.weight.device)
+    return torch.cat([_applied(module, part) for part in units.split(1024)]).T
 
 
 # ---------------------------------------------------------------- comparing with the module
@@ -283,30 +353,48 @@ def by_unit_vectors(module: Any) -> torch.Tensor:
 
 def _agrees(module: Any, weight: torch.Tensor) -> bool:
     """Whether a module does to a few inputs what `weight` would, but for rounding."""
-    dtype, width = _called_with(module), weight.shape[-1]
-    wide = torch.promote_types(_wide(weight), dtype)
-    generator, device = torch.Generator().manual_seed(0), weight.device
-    if _rounds_inputs(module):  # unit vectors are rounded exactly
-        columns = torch.randperm(width, generator=generator)[:PROBES]
-        rows = torch.eye(width)[columns]
-    else:
-        rows = torch.randn(PROBES, width, generator=generator)
-    given = torch.cat([torch.zeros(1, width), rows]).to(device, dtype)
-    with torch.autocast(device.type, enabled=False):
-        # `forward`, and not the call: hooks belong to whoever measures.
-        bias, *found = module.forward(given).to(wide)
-    expected = given[1:].to(wide)
+    given = _probes(module, weight.shape[-1], weight.device)
+    found, expected = _applied(module, given), given.to(_wide(weight))
     if weight.ndim == 1:
         mean_square = expected.square().mean(-1, keepdim=True)
-        expected = expected * torch.rsqrt(mean_square + module.variance_epsilon) * weight.to(wide)
+        expected = expected * torch.rsqrt(mean_square + module.variance_epsilon) * weight
     else:
-        expected = expected @ weight.to(wide).T
-    made = torch.stack(found) - bias
-    # Norms round to fp32 inside whatever their dtype.
-    allowed = 8 * _rounding(module, dtype) + 64 * torch.finfo(torch.float32).eps
-    return made.shape == expected.shape and bool(
-        (made - expected).norm() <= allowed * expected.norm()
-    )
+        expected = expected @ weight.to(expected).T
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).norm() <= _allowed(module, given) * expected.norm())
+
+
+def _probes(module: Any, width: int, device: torch.device) -> torch.Tensor:
+    """A few inputs, [PROBES, width]."""
+    generator = torch.Generator().manual_seed(0)
+    if _rounds_inputs(module):  # unit vectors are rounded exactly
+        rows = torch.eye(width)[torch.randperm(width, generator=generator)[:PROBES]]
+    else:
+        rows = torch.randn(PROBES, width, generator=generator)
+    return rows.to(device, _called_with(module))
+
+
+def _applied(module: Any, given: torch.Tensor) -> torch.Tensor:
+    """What a module makes of inputs [n, in] less its bias, in fp32 at least: [n, out]."""
+    with torch.autocast(given.device.type, enabled=False):
+        # `forward`, and not the call: hooks belong to whoever measures.
+        every = module.forward(torch.cat([torch.zeros_like(given[:1]), given]))
+    every = every.to(_wide(every))
+    return every[1:] - every[:1]
+
+
+def _allowed(module: Any, given: torch.Tensor) -> float:
+    """How far off rounding may be, of the whole. Norms round to fp32 inside whatever their dtype."""
+    return 8 * _rounding(module, given.dtype) + 64 * torch.finfo(torch.float32).eps
+
+
+def _device(module: Any) -> torch.device:
+    """Where a module computes."""
+    hook = offload_hook(_innermost(module))
+    parts = getattr(hook, "hooks", [hook])
+    device = next((part.execution_device for part in parts if getattr(part, "offload", 0)), None)
+    return _innermost(module).weight.device if device is None else torch.device(device)
 
 
 def _called_with(module: Any) -> torch.dtype:
@@ -353,6 +441,12 @@ def _is_ordinary(parameter: Any) -> bool:
     if parameter is None or hasattr(parameter, "full_tensor"):
         return True
     return type(parameter) is nn.Parameter and parameter.is_floating_point()
+
+
+def _has_packed_buffers(module: nn.Module) -> bool:
+    """Whether a module holds matrices of whole numbers, as GPTQ's and AWQ's layers do."""
+    buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+    return any(b.ndim > 1 and b.dtype in (torch.int32, torch.int8, torch.uint8) for b in buffers)
 
 
 def _weight_is_made(module: nn.Module) -> bool:
