@@ -26,10 +26,11 @@ from analysis.documents import MAX_CONTEXT
 from kernels.errors import MidusError, UnsupportedArchitecture
 from midus_model.budgets import attention_parameters, block_parameters
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of, sizes_of
-from midus_model.maps import check_writable, distinct_parameters, numbers_in
+from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks as blocks_of
 from midus_model.sites import family
+from midus_model.stored import distinct_parameters, numbers_in
 
 COMPONENTS = ("embeddings", "attention", "ffn", "norms", "memory", "lm_head")
 MEASURES = ("parameters", "flops_per_token", "weight_bytes_per_token", "kv_bytes_per_token")
@@ -285,7 +286,7 @@ def _attention_windows(model: Any) -> list[int | None]:
 
 
 def _weights_read(model: Any, size: int) -> dict[str, int]:
-    """Bytes of weights that one decoded token reads, `size` bytes a number; packed ones as stored."""
+    """Bytes of weights that a decoded token reads, `size` a number, or as they are packed."""
 
     def stored(parameter: Any) -> int:
         return parameter.numel() * (

@@ -362,7 +362,7 @@ def model_hash(model: torch.nn.Module) -> str:
     """
     import torch  # takes seconds, and whoever only reads tables does without
 
-    from midus_model.maps import settings, stored_tensors
+    from midus_model.stored import settings, stored_tensors
 
     digest = hashlib.sha256()
     for name, tensor in stored_tensors(model):

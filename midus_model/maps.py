@@ -103,11 +103,11 @@ def obstacle(module: nn.Module) -> Obstacle | None:
     name = type(module).__name__
     if offload_hook(module) is not None:
         return Obstacle("offloaded", "offloaded", _WHOLE)
-    if _is_of("peft", module):
+    if is_of("peft", module):
         return Obstacle("adapter", f"an adapter (peft {name})", _MERGE)
-    if is_parametrized(module) or _weight_is_made(module):
+    if is_parametrized(module) or weight_is_made(module):
         return Obstacle("parametrised", "parametrised", _REMOVE)
-    if _is_of("bitsandbytes", module):
+    if is_of("bitsandbytes", module):
         return Obstacle("bitsandbytes", f"quantised ({name})", _LOAD)
     if not all(map(_is_ordinary, module._parameters.values())) or _has_packed_buffers(module):
         return Obstacle("quantised", f"quantised ({name})", _LOAD)
@@ -123,7 +123,7 @@ def depends_on_batch(model: nn.Module) -> bool:
     A channel with one value above the threshold, in any row, is computed apart for all rows.
     """
     return any(
-        _is_of("bitsandbytes", module) and getattr(module.state, "threshold", 0) > 0
+        is_of("bitsandbytes", module) and getattr(module.state, "threshold", 0) > 0
         for module in model.modules()
         if hasattr(module, "state")
     )
@@ -133,14 +133,16 @@ _with_gradients: WeakSet[nn.Module] = WeakSet()
 
 
 def check_gradients(model: nn.Module) -> None:
-    """Raises ModelError where a quantised or adapted layer passes back another gradient than its
-    map's, or none: bitsandbytes' 4-bit kernel on some processors.
+    """Raises ModelError where a quantised or adapted layer passes gradients unlike its map's.
+
+    bitsandbytes' 4-bit kernel for processors with AVX-512 BF16 passes none.
     """
     if model in _with_gradients:
         return
     for name, module in model.named_modules():
-        odd = _is_of("peft", module) or _is_of("bitsandbytes", module)
-        if odd and hasattr(module, "in_features") and not _passes_gradients(module):
+        odd = is_of("peft", module) or is_of("bitsandbytes", module)
+        linear = odd and isinstance(_innermost(module), nn.Linear)
+        if linear and not _passes_gradients(module):
             raise ModelError(
                 f"{name} ({type(module).__name__}) gives no right gradient on this machine; "
                 f"measure by ablation, or {_LOAD}"
@@ -150,7 +152,7 @@ def check_gradients(model: nn.Module) -> None:
 
 def _passes_gradients(module: Any) -> bool:
     """Whether <y, W x> is <W^T y, x> for y = W x, the second made by a backward pass."""
-    given = _probes(module, module.in_features, _device(module))
+    given = _probes(module, _innermost(module).in_features, _device(module))
     with torch.no_grad():
         made = _applied(module, given)
     with torch.enable_grad():
@@ -169,7 +171,7 @@ def _passes_gradients(module: Any) -> bool:
 
 
 def offload_hook(module: nn.Module) -> Any:
-    """Accelerate's hook that brings the module's weights for each call; None where there is none."""
+    """Accelerate's hook that brings a module's weights for each call; None where there is none."""
     hook = getattr(module, "_hf_hook", None)
     parts = getattr(hook, "hooks", [hook])  # a SequentialHook holds several
     return hook if any(getattr(part, "offload", False) for part in parts) else None
@@ -186,92 +188,14 @@ def at_hand(module: nn.Module) -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- what identifies a model
-
-
-def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and values of all parameters, in order of name, and of what quantised ones need beside.
-
-    Offloaded ones are fetched one at a time, and have the names and values that they have in the
-    model loaded whole.
-    """
-    for name, module, key in sorted(distinct_parameters(model), key=lambda entry: entry[0]):
-        with _own_at_hand(module):
-            parameter = module._parameters[key]
-            yield name, parameter.detach()
-            for more, tensor in _quantisation(module, parameter).items():
-                yield f"{name}.{more}", tensor
-
-
-def distinct_parameters(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """Each parameter's name, module and name there, as `named_parameters` lists them.
-
-    A tied one comes once, also where offloading parted it from its other half.
-    """
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    found: dict[int, tuple[str, nn.Module, str]] = {}
-    for place, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            name = f"{place}.{key}" if place else key
-            if parameter is not None and not (name in tied and offload_hook(module)):
-                found.setdefault(id(parameter), (name, module, key))
-    return list(found.values())
-
-
-def numbers_in(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter stands for, packed ones counted apart."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else state.shape.numel()
-
-
-def settings(model: nn.Module) -> list[str]:
-    """What the tensors do not say of the maps in a model: a line for each that is not plain."""
-    lines = []
-    for name, module in model.named_modules():
-        if is_parametrized(module):
-            lines.append(f"{name} {module}".replace("\n", " "))
-        elif _is_of("peft", module) or _is_of("bitsandbytes", module):
-            known = {key: getattr(module, key, None) for key in _SETTINGS}
-            threshold = getattr(getattr(module, "state", None), "threshold", None)
-            lines.append(f"{name} {type(module).__name__} {known} {threshold}")
-    return lines
-
-
-_SETTINGS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
-
-
-@contextmanager
-def _own_at_hand(module: nn.Module) -> Iterator[None]:
-    hook = offload_hook(module)
-    if hook is not None:
-        hook.pre_forward(module)
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.post_forward(module, None)
-
-
-def _quantisation(module: Any, parameter: Any) -> dict[str, torch.Tensor]:
-    """What a parameter of bitsandbytes is dequantised with."""
-    if type(parameter).__name__ == "Params4bit" and parameter.quant_state is not None:
-        return {
-            k: v.detach() for k, v in sorted(parameter.quant_state.as_dict(packed=True).items())
-        }
-    if type(parameter).__name__ == "Int8Params":
-        scales = _scales(module)
-        return {} if scales is None else {"SCB": scales.detach()}
-    return {}
-
-
 # ---------------------------------------------------------------- reading
 
 
 def _read(module: Any) -> torch.Tensor:
     """The map of a module whose weights are at hand, by the rules of its kind."""
-    if _is_of("peft", module):
+    if is_of("peft", module):
         return _adapted(module)
-    if _is_of("bitsandbytes", module):
+    if is_of("bitsandbytes", module):
         return _dequantised(module)
     weight = getattr(module, "weight", None)
     if isinstance(weight, torch.Tensor) and hasattr(weight, "full_tensor"):  # a sharded parameter
@@ -280,7 +204,7 @@ def _read(module: Any) -> torch.Tensor:
         raise _unreadable(module, _LOAD)
     if weight.is_meta:
         raise ModelError(f"a {type(module).__name__} has no data (meta device); {_WHOLE}")
-    if _weight_is_made(module):
+    if weight_is_made(module):
         raise _unreadable(module, _REMOVE)
     return weight.detach()
 
@@ -326,8 +250,8 @@ def _dequantised(module: Any) -> torch.Tensor:
     _applied(module, _probes(module, module.in_features, module.weight.device))
     # Only now are weights packed as that call reads them.
     weight, kind = module.weight, type(module.weight).__name__
-    if kind == "Int8Params" and weight.dtype == torch.int8 and _scales(module) is not None:
-        return weight.detach().float() * (_scales(module).float()[:, None] / 127)
+    if kind == "Int8Params" and weight.dtype == torch.int8 and row_scales(module) is not None:
+        return weight.detach().float() * (row_scales(module).float()[:, None] / 127)
     if kind == "Params4bit" and weight.quant_state is not None:
         if getattr(weight.quant_state, "packing_format_for_cpu", False):
             return by_unit_vectors(module)
@@ -335,7 +259,7 @@ def _dequantised(module: Any) -> torch.Tensor:
     raise _unreadable(module, _LOAD)
 
 
-def _scales(module: Any) -> torch.Tensor | None:
+def row_scales(module: Any) -> torch.Tensor | None:
     """Of an 8-bit layer, the largest weight of each row: on the weight, or after a call moved."""
     found = getattr(module.weight, "SCB", None)
     return module.state.SCB if found is None else found
@@ -385,7 +309,7 @@ def _applied(module: Any, given: torch.Tensor) -> torch.Tensor:
 
 
 def _allowed(module: Any, given: torch.Tensor) -> float:
-    """How far off rounding may be, of the whole. Norms round to fp32 inside whatever their dtype."""
+    """How far off rounding may be, of the whole; norms round to fp32 inside, whatever the dtype."""
     return 8 * _rounding(module, given.dtype) + 64 * torch.finfo(torch.float32).eps
 
 
@@ -431,7 +355,7 @@ def _wide(tensor: torch.Tensor) -> torch.dtype:
 # ---------------------------------------------------------------- telling kinds apart
 
 
-def _is_of(library: str, module: Any) -> bool:
+def is_of(library: str, module: Any) -> bool:
     """Whether the module's class is of `library`, which is then imported already."""
     return any(kind.__module__.partition(".")[0] == library for kind in type(module).__mro__)
 
@@ -449,8 +373,8 @@ def _has_packed_buffers(module: nn.Module) -> bool:
     return any(b.ndim > 1 and b.dtype in (torch.int32, torch.int8, torch.uint8) for b in buffers)
 
 
-def _weight_is_made(module: nn.Module) -> bool:
-    """Whether `.weight` is made by a hook at each call: pruning, the old weight and spectral norm."""
+def weight_is_made(module: nn.Module) -> bool:
+    """Whether a hook makes `.weight` at each call: pruning, the old weight and spectral norm."""
     return "weight" not in module._parameters and isinstance(
         vars(module).get("weight"), torch.Tensor
     )

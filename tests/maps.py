@@ -18,8 +18,8 @@ from tests.models import tiny
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 READABLE = (
-    "plain", "8-bit", "4-bit", "lora", "two loras", "lora on 8-bit", "lora on 4-bit", "saved head",
-    "disk", "memory", "parametrised",
+    "plain", "8-bit", "4-bit", "4-bit common", "lora", "two loras", "lora everywhere",
+    "lora on 8-bit", "lora on 4-bit", "saved head", "disk", "memory", "parametrised",
 )  # fmt: skip
 SMALL = {"num_hidden_layers": 2, "intermediate_size": 128}  # 4-bit blocks are of 64
 
@@ -49,7 +49,7 @@ def adapted(model: Any, *, active: str = "default", **more: Any) -> Any:
         wrapped.base_model.set_adapter(["default", active])
     generator = torch.Generator().manual_seed(5)
     for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_B" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
         if "modules_to_save" in name:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -59,14 +59,22 @@ def adapted(model: Any, *, active: str = "default", **more: Any) -> Any:
 class Scaled(nn.Module):
     """A parametrisation: the weight times a number."""
 
+    by = 1.5
+
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return 1.5 * weight
+        return self.by * weight
 
 
 def made(kind: str) -> Any:
     """A tiny Llama of two layers whose layers are of that kind."""
     if kind in ("8-bit", "4-bit"):
         return quantised(int(kind[0]))
+    if kind == "4-bit common":  # the kernel of processors without AVX-512 BF16
+        model = quantised(4)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return model
     if kind.startswith("lora on "):
         return adapted(quantised(int(kind.removeprefix("lora on ")[0])))
     model = tiny(**SMALL)
@@ -74,6 +82,8 @@ def made(kind: str) -> Any:
         return adapted(model)
     if kind == "two loras":
         return adapted(model, active="second")
+    if kind == "lora everywhere":
+        return adapted(model, target_modules=[*LINEAR, "embed_tokens", "lm_head"])
     if kind == "dora":
         return adapted(model, use_dora=True)
     if kind == "saved head":

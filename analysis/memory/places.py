@@ -28,7 +28,7 @@ def read(data: Any, model: Any) -> Documents:
 
 
 def memories_of(model: Any) -> dict[int, HeadwiseMemory]:
-    """Block -> its memory; MidusError where the model has none, ModelError where it is offloaded."""
+    """Block -> its memory; MidusError where there is none, ModelError where it is offloaded."""
     modules = [getattr(block, "memory", None) for block in blocks(model)]
     found = {at: memory for at, memory in enumerate(modules) if isinstance(memory, HeadwiseMemory)}
     if not found:

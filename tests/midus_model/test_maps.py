@@ -10,13 +10,8 @@ from torch import nn
 
 from kernels.errors import ModelError
 from midus_model import check_writable, depends_on_batch, is_plain, upscale, weight_of
-from midus_model.maps import (
-    by_unit_vectors,
-    check_gradients,
-    obstacle,
-    settings,
-    stored_tensors,
-)
+from midus_model.maps import by_unit_vectors, check_gradients, obstacle
+from midus_model.stored import settings, stored_tensors
 from tests.maps import READABLE, adapted, made, quantised
 from tests.models import FAMILIES, tiny, tokens
 from tests.reference import float64_reference
