@@ -85,7 +85,6 @@ def _check_request(
     model: Any, method: str, placement: str, key_init: str, calibration: Any
 ) -> None:
     family(model)
-    check_writable(model, "copied")
     if getattr(model.config, "layer_map", None):
         raise UpscaleError("the model is up-scaled already; give its base")
     if method not in METHODS:
@@ -105,6 +104,7 @@ def _check_request(
         raise UpscaleError(
             f"calibration is given, but key_init is {key_init!r}; 'queries' makes use of it"
         )
+    check_writable(model, "copied")
 
 
 def _heads_by_layer(

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.adapters import unwrap
 from analysis.documents import Documents, documents
 from analysis.tables import SCHEMA, display_name, json_attrs, model_hash, versions
-from kernels.errors import HeadError, MidusError, ModelError
+from kernels.errors import HeadError, MidusError
 from midus_model import load
 from midus_model.config import is_whole
 from midus_model.memory import HeadwiseMemory
@@ -28,7 +28,7 @@ def read(data: Any, model: Any) -> Documents:
 
 
 def memories_of(model: Any) -> dict[int, HeadwiseMemory]:
-    """Block -> its memory; MidusError where there is none, ModelError where it is offloaded."""
+    """Block -> its memory; raises MidusError where the model has none."""
     modules = [getattr(block, "memory", None) for block in blocks(model)]
     found = {at: memory for at, memory in enumerate(modules) if isinstance(memory, HeadwiseMemory)}
     if not found:
@@ -36,12 +36,6 @@ def memories_of(model: Any) -> dict[int, HeadwiseMemory]:
             f"{display_name(model)} has no memory blocks, so there are no slots to look at; "
             f"give a model up-scaled by midus_model.upscale, or {DEFAULT_MODEL!r}"
         )
-    for at, memory in found.items():
-        if any(parameter.is_meta for parameter in memory.parameters(recurse=False)):
-            raise ModelError(
-                f"the memory of block {at} is not at hand (offloaded, or on the meta device); "
-                "load the model whole"
-            )
     return found
 
 
