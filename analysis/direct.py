@@ -38,10 +38,10 @@ def direct_effects(
     scale = final_scale(model, last[0][:, :-1])  # [W, T-1, 1]
     wide = scale.dtype
     tokens = weight_of(model.lm_head)  # [V, d]
-    target = tokens[batch.ids[:, 1:]].to(wide)
+    target = tokens[batch.ids[:, 1:].to(tokens.device)].to(scale)
     if metric.wants == "foil":
-        target = target - tokens[batch.foils.clamp(min=0)].to(wide)
-    toward = scale * weight_of(norm).to(wide) * target * metric.positions(batch)[..., None]
+        target = target - tokens[batch.foils.clamp(min=0).to(tokens.device)].to(scale)
+    toward = scale * weight_of(norm).to(scale) * target * metric.positions(batch)[..., None]
     seen = {layer: _seen(model, layer, toward) for layer in run.heads}
     effects = torch.zeros(len(view.units), len(batch.ids), dtype=torch.float64)
     for row, unit in enumerate(view.units):
@@ -67,18 +67,18 @@ def written(model: Any, site: HeadSite, output: torch.Tensor) -> torch.Tensor:
     mixing = mixing_of(blocks(model)[site.layer])
     if mixing is None:  # a memory head writes its own slice of the stream
         return F.pad(output, (site.start, model.config.hidden_size - site.stop))
-    return output @ weight_of(mixing)[:, site.start : site.stop].to(output.dtype).T
+    return output @ weight_of(mixing)[:, site.start : site.stop].to(output).T
 
 
 def as_logits(model: Any, added: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """What is added to the stream [T, d] as logits [T, V], the final norm's scale [T, 1] given."""
-    normed = added * scale * weight_of(model.model.norm).to(added.dtype)
+    normed = added * scale * weight_of(model.model.norm).to(added)
     rows = weight_of(model.lm_head).split(VOCABULARY_ROWS)  # a wide copy of all would fill a laptop
-    return torch.cat([normed @ part.to(normed.dtype).T for part in rows], -1)
+    return torch.cat([normed @ part.to(normed).T for part in rows], -1)
 
 
 def _seen(model: Any, layer: int, toward: torch.Tensor) -> torch.Tensor:
     """Directions of the stream [W, T, d] as the head outputs of a block see them, [W, T, H*D]."""
     mixing = mixing_of(blocks(model)[layer])
     # a memory head writes its own slice of the stream
-    return toward if mixing is None else toward @ weight_of(mixing).to(toward.dtype)
+    return toward if mixing is None else toward @ weight_of(mixing).to(toward)

@@ -29,15 +29,8 @@ from analysis.subject import Subject, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
 from kernels.errors import HeadError, MidusError
-from midus_model import (
-    HeadSite,
-    blocks,
-    check_heads,
-    chosen_heads,
-    head_sites,
-    mixing_of,
-    weight_of,
-)
+from midus_model import HeadSite, blocks, check_heads, chosen_heads, head_sites, mixing_of
+from midus_model.maps import weight_of
 
 GAINS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 CONTROLS = ("random", "matched_norm")
@@ -320,7 +313,7 @@ def _mover(
 
     def norm(outputs: torch.Tensor) -> torch.Tensor:
         """In the stream, of what is added to head outputs: [rows, T, 1]."""
-        mixed = outputs if weight is None else outputs @ weight.to(outputs.dtype).T
+        mixed = outputs if weight is None else outputs @ weight.to(outputs).T
         return mixed.norm(dim=-1, keepdim=True)
 
     def hook(_: nn.Module, args: tuple) -> tuple:

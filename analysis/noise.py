@@ -16,7 +16,7 @@ from analysis.memory_plan import is_out_of_memory, plan_for
 from analysis.methods import PER_DOCUMENT, Method, per_document
 from analysis.subject import Subject, units_of
 from kernels.errors import ModelError
-from midus_model import check_writable
+from midus_model.maps import check_writable
 
 WINDOWS = 8  # on which both are measured
 NO_ROOM = "memory does not hold an fp32 copy"

@@ -51,8 +51,8 @@ def slot_tokens(
     slot = slot_of(memory, slot)
     heads = memory.heads if head is None else [int(head)]
     written = _written(memory, slot)[[memory.heads.index(h) for h in heads]]  # [heads, d]
-    states, tokens = written * weight_of(network.model.norm), weight_of(network.lm_head)
-    found = F.linear(states.to(tokens.dtype), tokens).double()
+    states, tokens = written * weight_of(network.model.norm).to(written), weight_of(network.lm_head)
+    found = F.linear(states.to(tokens), tokens).double()
     logits = (found - found.mean(-1, keepdim=True)).cpu().numpy()  # [heads, V]
     rows = []
     for row, one in zip(logits, heads, strict=True):
