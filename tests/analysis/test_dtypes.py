@@ -27,8 +27,9 @@ ALLOWED = {torch.float64: 1e-7, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch
 def model_of(family: str, dtype: torch.dtype, memory: bool) -> Any:
     model = tiny(family, num_hidden_layers=2)
     if memory:
-        # all slots are read: which of some are the best, half precision may decide either way
-        model = fill_banks(upscale(model, blocks=[0], num_keys=2, top_k=4, latent_dim=8))
+        # of one slot in half precision, which may decide either way which of several are the best
+        n, k = (4, 3) if dtype.itemsize > 2 else (1, 1)
+        model = fill_banks(upscale(model, blocks=[0], num_keys=n, top_k=k, latent_dim=8))
     return model.to(dtype)
 
 
