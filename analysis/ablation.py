@@ -20,6 +20,7 @@ from analysis.memory_plan import Plan, is_out_of_memory
 from analysis.metrics import LOSS, METRICS, Metric
 from analysis.workers import side_by_side, worker_count
 from midus_model import BlockEnd, Change, HeadSite, blocks, is_watched, lean_blocks
+from midus_model.maps import obstacle
 
 Units = Sequence[Sequence[HeadSite]]
 
@@ -77,6 +78,8 @@ def _workers(model: Any, units: Units, plan: Plan, metric: Metric) -> int:
     modules = [module for part in parts for module in part.modules()]
     if is_watched(*modules) or any(m._compiled_call_impl is not None for m in modules):
         return 1
+    if any(obstacle(module) is not None for module in modules):
+        return 1  # another library's code for quantised or adapted layers
     return min(plan.workers, worker_count())
 
 

@@ -24,6 +24,7 @@ from kernels.errors import HeadError, MidusError, ModelError
 from midus_model import (
     blocks,
     check_heads,
+    check_writable,
     chosen_heads,
     head_pairs,
     head_sites,
@@ -100,8 +101,10 @@ class Amplified:
         """A deep copy of the model with these gains in its weights, and no hook of any `amplify`.
 
         An attention head's gain is in its columns of o_proj, a memory head's in its rows of
-        head_proj.
+        head_proj. Raises ModelError where weights cannot be changed and saved: quantised, adapted
+        or offloaded ones.
         """
+        check_writable(self.model)
         model = copy.deepcopy(self.model)
         _unhook(model)
         stack, size = blocks(model), head_dim_of(model.config)
@@ -121,8 +124,8 @@ class Amplified:
         Weights as safetensors, config, the model's tokenizer where one is found, and
         amplified.json, which names the model, the heads and their gains.
 
-        Raises ModelError where something lies at `path` (unless it is a model and `overwrite`), or
-        where nothing can be written.
+        Raises ModelError where something lies at `path` (unless it is a model and `overwrite`),
+        where nothing can be written, or where `folded` does.
         """
         place = Path(path).expanduser()
         if place.exists() and not (overwrite and (place / "config.json").is_file()):

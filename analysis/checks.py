@@ -15,6 +15,7 @@ from torch import nn
 from analysis.engine import Batch, CleanRun, clean_run
 from kernels.errors import ModelError, UnsupportedArchitecture
 from midus_model import BlockEnd, Change, HeadSite, blocks, finish_block, head_sites
+from midus_model.lean import rounds_to_fp32
 
 LENGTH = 4  # tokens of the text that is run
 _checked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -81,7 +82,7 @@ def _check_clean(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -
     last = layer + 1 == len(run.inputs)
     after = run.hidden if last else run.inputs[layer + 1]
     found = finish_block(blocks(model)[layer], run.inputs[layer], heads)
-    if not _close(model.model.norm(found) if last else found, after):
+    if not _close(model.model.norm(found) if last else found, after, _rounding(model)):
         raise UnsupportedArchitecture(
             f"{name}: its output is not its input with what its heads and its MLP write; "
             "this block has something that is not known here"
@@ -118,7 +119,7 @@ def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) 
     for own, place in places:
         expected[own, :, place] = step[0]
     measured = [place for _, place in places]
-    if not _close(rise[:, :, measured], expected[:, :, measured]):
+    if not _close(rise[:, :, measured], expected[:, :, measured], _rounding(model)):
         raise UnsupportedArchitecture(
             f"model.layers.{layer}: raising a key-value head's values does not raise the outputs "
             "of its own query heads alone; the heads are not where they should be"
@@ -154,15 +155,22 @@ def _check_hooks(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -
     finally:
         hook.remove()
     for low_rank in (False, True):
-        if not _close(hooked, BlockEnd(block, inputs, heads, low_rank=low_rank).changed(changes)):
+        finished = BlockEnd(block, inputs, heads, low_rank=low_rank).changed(changes)
+        if not _close(hooked, finished, _rounding(model)):
             raise UnsupportedArchitecture(
                 f"model.layers.{layer}: a hook at {sites[0].module_name} does not change the "
                 "block's output as it should"
             )
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _rounding(model: Any) -> float:
+    """By how much a step of the model rounds: a float64 one's norms may do it in fp32."""
+    islands = model.dtype == torch.float64 and rounds_to_fp32(model.model.norm)
+    return torch.finfo(torch.float32 if islands else model.dtype).eps
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, rounding: float) -> bool:
     """Equal but for rounding, by their norms; what is not finite is for the losses to report."""
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return True
-    return bool((a - b).double().norm() <= 16 * torch.finfo(a.dtype).eps * b.double().norm())
+    return bool((a - b).double().norm() <= 16 * rounding * b.double().norm())

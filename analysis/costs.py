@@ -26,9 +26,11 @@ from analysis.documents import MAX_CONTEXT
 from kernels.errors import MidusError, UnsupportedArchitecture
 from midus_model.budgets import attention_parameters, block_parameters
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of, sizes_of
+from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.sites import blocks as blocks_of
 from midus_model.sites import family
+from midus_model.stored import distinct_parameters, numbers_in
 
 COMPONENTS = ("embeddings", "attention", "ffn", "norms", "memory", "lm_head")
 MEASURES = ("parameters", "flops_per_token", "weight_bytes_per_token", "kv_bytes_per_token")
@@ -84,6 +86,7 @@ def costs(
     dtype = _checked_dtype(dtype)
     model = _model(model_or_config, weights=latency, dtype=dtype)
     family(model)
+    check_writable(model, "counted", but=("offloaded", "parametrised", "bitsandbytes"))
     asked = "pico-midus" if model_or_config is None else model_or_config
     context = _checked_context(context, model.config)
     dtype = dtype or model.dtype
@@ -227,8 +230,8 @@ def _component(name: str) -> str:
 
 def _parameters(model: Any) -> Counter[str]:
     found: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():  # a tied matrix is listed once
-        found[_component(name)] += parameter.numel()
+    for name, module, key in distinct_parameters(model):  # a tied matrix is listed once
+        found[_component(name)] += numbers_in(module._parameters[key])
     return found
 
 
@@ -237,7 +240,7 @@ def _flops(model: Any, context: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            found[_component(name)] += 2 * module.weight.numel()
+            found[_component(name)] += 2 * numbers_in(module.weight)
         elif isinstance(module, HeadwiseMemory):
             found["memory"] += memory_flops(module)
     for (width, _), window in zip(_widths(model), _attention_windows(model), strict=True):
@@ -283,15 +286,24 @@ def _attention_windows(model: Any) -> list[int | None]:
 
 
 def _weights_read(model: Any, size: int) -> dict[str, int]:
-    """Bytes of weights that one decoded token reads, `size` bytes a number."""
-    read = _parameters(model)
-    read["embeddings"] = model.config.hidden_size
-    read["lm_head"] = model.lm_head.weight.numel()  # also where it is tied
+    """Bytes of weights that a decoded token reads, `size` a number, or as they are packed."""
+
+    def stored(parameter: Any) -> int:
+        return parameter.numel() * (
+            size if parameter.is_floating_point() else parameter.element_size()
+        )
+
+    read: Counter[str] = Counter()
+    for name, module, key in distinct_parameters(model):
+        read[_component(name)] += stored(module._parameters[key])
+    read["embeddings"] = model.config.hidden_size * size
+    read["lm_head"] = stored(model.lm_head.weight)  # also where it is tied
     for module in model.modules():
         if isinstance(module, HeadwiseMemory):
             slots, r = module.bank.shape
-            read["memory"] -= (slots - min(slots, len(module.heads) * module.top_k)) * r
-    return {component: count * size for component, count in read.items()}
+            unread = slots - min(slots, len(module.heads) * module.top_k)
+            read["memory"] -= unread * r * size
+    return dict(read)
 
 
 def _cache_read(model: Any, context: int, size: int) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from analysis.engine import Batch, Replacement, clean_run
 from analysis.gates import Gated
-from midus_model import HeadSite, blocks, mixing_of
+from midus_model import HeadSite, blocks, mixing_of, weight_of
 
 VOCABULARY_ROWS = 16_384
 
@@ -37,10 +37,12 @@ def direct_effects(
         handle.remove()
     scale = final_scale(model, last[0][:, :-1])  # [W, T-1, 1]
     wide = scale.dtype
-    target = model.lm_head.weight[batch.ids[:, 1:]].to(wide)
+    tokens = weight_of(model.lm_head)  # [V, d]
+    target = tokens[batch.ids[:, 1:].to(tokens.device)].to(scale)
     if metric.wants == "foil":
-        target = target - model.lm_head.weight[batch.foils.clamp(min=0)].to(wide)
-    toward = scale * norm.weight.to(wide) * target * metric.positions(batch)[..., None]
+        target = target - tokens[batch.foils.clamp(min=0).to(tokens.device)].to(scale)
+    toward = scale * weight_of(norm).to(scale) * target * metric.positions(batch)[..., None]
+    seen = {layer: _seen(model, layer, toward) for layer in run.heads}
     effects = torch.zeros(len(view.units), len(batch.ids), dtype=torch.float64)
     for row, unit in enumerate(view.units):
         for site in unit:
@@ -48,7 +50,8 @@ def direct_effects(
             output = run.heads[site.layer][:, :-1, span].to(wide)
             base = replacement[site.layer][..., span].to(wide)
             output = output - (base if base.shape[1] == 1 else base[:, :-1])
-            effects[row] += (output * _seen(model, site, toward)).sum((1, 2)).double().cpu()
+            found = (output * seen[site.layer][..., span]).sum((1, 2))
+            effects[row] += found.double().cpu()
     return effects, run.values.cpu()
 
 
@@ -64,19 +67,18 @@ def written(model: Any, site: HeadSite, output: torch.Tensor) -> torch.Tensor:
     mixing = mixing_of(blocks(model)[site.layer])
     if mixing is None:  # a memory head writes its own slice of the stream
         return F.pad(output, (site.start, model.config.hidden_size - site.stop))
-    return output @ mixing.weight[:, site.start : site.stop].to(output.dtype).T
+    return output @ weight_of(mixing)[:, site.start : site.stop].to(output).T
 
 
 def as_logits(model: Any, added: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """What is added to the stream [T, d] as logits [T, V], the final norm's scale [T, 1] given."""
-    normed = added * scale * model.model.norm.weight.to(added.dtype)
-    rows = model.lm_head.weight.split(VOCABULARY_ROWS)  # a wide copy of all would fill a laptop
-    return torch.cat([normed @ part.to(normed.dtype).T for part in rows], -1)
+    normed = added * scale * weight_of(model.model.norm).to(added)
+    rows = weight_of(model.lm_head).split(VOCABULARY_ROWS)  # a wide copy of all would fill a laptop
+    return torch.cat([normed @ part.to(normed).T for part in rows], -1)
 
 
-def _seen(model: Any, site: HeadSite, toward: torch.Tensor) -> torch.Tensor:
-    """Directions of the stream [W, T, d] as the head's output sees them, [W, T, D]."""
-    mixing = mixing_of(blocks(model)[site.layer])
-    if mixing is None:  # a memory head writes its own slice of the stream
-        return toward[..., site.start : site.stop]
-    return toward @ mixing.weight[:, site.start : site.stop].to(toward.dtype)
+def _seen(model: Any, layer: int, toward: torch.Tensor) -> torch.Tensor:
+    """Directions of the stream [W, T, d] as the head outputs of a block see them, [W, T, H*D]."""
+    mixing = mixing_of(blocks(model)[layer])
+    # a memory head writes its own slice of the stream
+    return toward if mixing is None else toward @ weight_of(mixing).to(toward)

@@ -34,6 +34,7 @@ from analysis.ties import best_first
 from analysis.within import Cost
 from kernels.errors import HeadError, MidusError
 from midus_model import HeadSite, blocks, check_heads, chosen_heads, head_sites, mixing_of
+from midus_model.maps import weight_of
 
 GAINS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 CONTROLS = ("random", "matched_norm")
@@ -336,10 +337,11 @@ def _mover(
     towards: torch.Tensor,
 ) -> Callable[[nn.Module, tuple], tuple]:
     """The hook of one block: see `moved`."""
+    weight = None if mixing is None else weight_of(mixing)  # [d, H*D]
 
     def norm(outputs: torch.Tensor) -> torch.Tensor:
         """In the stream, of what is added to head outputs: [rows, T, 1]."""
-        mixed = outputs if mixing is None else outputs @ mixing.weight.to(outputs.dtype).T
+        mixed = outputs if weight is None else outputs @ weight.to(outputs).T
         return mixed.norm(dim=-1, keepdim=True)
 
     def hook(_: nn.Module, args: tuple) -> tuple:

@@ -21,6 +21,7 @@ from analysis.memory_plan import Plan
 from analysis.metrics import LOSS, Metric
 from kernels.errors import MidusError
 from midus_model import HeadSite, blocks, lean_blocks
+from midus_model.maps import check_gradients
 
 Retrieval = Mapping[int, torch.Tensor]
 NODES = 32  # of Gauss-Legendre: completeness to 6e-6 on a tiny model
@@ -96,8 +97,9 @@ def gated(
             ) -> tuple:
                 heads = (args[0] if kept is None else kept).unflatten(-1, (-1, size))
                 chosen = heads[:, :, places]  # [rows, T, heads here, D]
-                # In the gates' own precision: a gate of 1 is then the clean run in bf16 too.
-                b, gate = base.to(gates.dtype), by_position[..., columns, None]
+                # In fp32 at least: a gate of 1 is then the clean run in bf16 too.
+                wide = torch.promote_types(gates.dtype, heads.dtype)
+                b, gate = base.to(wide), by_position[..., columns, None]
                 made = (b + gate * (chosen - b)).to(heads.dtype)
                 changed = heads.index_copy(2, places, made)
                 return (changed.flatten(-2), *args[1:])
@@ -162,6 +164,7 @@ def gate_gradients(
     parameter = next(view.model.parameters())
     wide = torch.promote_types(parameter.dtype, torch.float32)
     shape = len(batch.ids), len(view.units)
+    check_gradients(view.model)
     gates = torch.full(shape, at, dtype=wide, device=parameter.device).requires_grad_()
     with frozen(view.model), torch.enable_grad():
         values = gated_values(view, batch, replacement, gates, retrieval, clean)

@@ -25,6 +25,7 @@ from analysis.gates import (
 from analysis.metrics import LOGIT_DIFFERENCE, LOSS
 from analysis.subject import Subject, Unit, check_choice
 from kernels.errors import MidusError
+from midus_model.maps import check_gradients
 
 METHODS = (
     "ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley",
@@ -181,6 +182,7 @@ class Method:
         parameter = next(self.subject.model.parameters())
         wide = torch.promote_types(parameter.dtype, torch.float32)
         shape = (*batch.ids.shape, len(self.view.units))
+        check_gradients(self.subject.model)
         gates = torch.ones(shape, dtype=wide, device=parameter.device).requires_grad_()
         with frozen(self.subject.model), torch.enable_grad():
             values = gated_values(self.view, batch, replacement, gates, clean=self._clean(batch))

@@ -15,8 +15,11 @@ from analysis.estimates import current, did
 from analysis.memory_plan import is_out_of_memory, plan_for
 from analysis.methods import PER_DOCUMENT, Method, per_document
 from analysis.subject import NOISE, NOISE_WINDOWS, Subject, is_half, units_of
+from kernels.errors import ModelError
+from midus_model.maps import check_writable
 
 WINDOWS = NOISE_WINDOWS  # on which both are measured
+NO_ROOM = "memory does not hold an fp32 copy"
 
 
 def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.DataFrame:
@@ -28,15 +31,19 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
     """
     if not is_half(subject.model) or not _has_time(subject, options):
         return table
+    try:
+        check_writable(subject.model, "copied in fp32")
+    except ModelError as error:
+        return _unmeasured(table, str(error))
     room = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and room > 0.8 * psutil.virtual_memory().available:
-        return _unmeasured(table)
+        return _unmeasured(table, NO_ROOM)
     try:
         noise = np.abs(_scores(subject, options) - _scores(_wide(subject), options))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _unmeasured(table)
+        return _unmeasured(table, NO_ROOM)
     did(NOISE, 0.0)
     found = {
         "median": float(np.median(noise)),
@@ -63,11 +70,8 @@ def _has_time(subject: Subject, options: dict[str, Any]) -> bool:
     return False
 
 
-def _unmeasured(table: pd.DataFrame) -> pd.DataFrame:
-    warnings.warn(
-        "the noise of half precision was not measured: memory does not hold an fp32 copy",
-        stacklevel=4,
-    )
+def _unmeasured(table: pd.DataFrame, why: str) -> pd.DataFrame:
+    warnings.warn(f"the noise of half precision was not measured: {why}", stacklevel=4)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,14 @@ from analysis.shortened import first_tokens, passes_of
 from analysis.tables import display_name, model_hash, versions
 from analysis.within import Cost, fitted
 from kernels.errors import MidusError, ModelError
-from midus_model import HeadSite, blocks, head_sites, load
+from midus_model import HeadSite, blocks, depends_on_batch, head_sites, load
 from midus_model.config import layer_map_of
 
+BATCH_DEPENDENT = (
+    "the model's 8-bit layers round by what else is in a batch (LLM.int8()), so scores depend in "
+    "their last digits on how heads and windows are batched; load the model in bfloat16 for scores "
+    "that do not"
+)
 GROUPS = {"head": "query heads", "kv": "kv groups"}
 
 
@@ -187,6 +193,8 @@ def prepared(
     """
     check_choice("baseline", baseline, BASELINES)
     network, docs = loaded_with(model, data, limit)
+    if depends_on_batch(network):
+        warnings.warn(BATCH_DEPENDENT, stacklevel=3)
     units = units_of(network, group, stage)
     chosen = metric_of(metric, docs)
     how = {
@@ -275,6 +283,7 @@ def describe(model: Any, docs: Documents, **how: Any) -> dict[str, Any]:
         "bootstrap_unit": docs.unit,
         "context": docs.context,
         "versions": versions(),
+        **({"batch_dependent": True} if depends_on_batch(model) else {}),
         **how,
     }
 

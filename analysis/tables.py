@@ -357,13 +357,15 @@ def display_name(model: Any) -> str:
 def model_hash(model: torch.nn.Module) -> str:
     """sha256 over every parameter's name, dtype, shape and bytes, in order of name.
 
-    Parameters pass through the CPU one at a time.
+    With what quantised ones are read with, and how adapters are set. Parameters pass through the
+    CPU one at a time, offloaded ones too.
     """
     import torch  # takes seconds, and whoever only reads tables does without
 
+    from midus_model.stored import settings, stored_tensors
+
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
-        tensor = parameter.detach()
+    for name, tensor in stored_tensors(model):
         if hasattr(tensor, "full_tensor"):  # a sharded parameter
             tensor = tensor.full_tensor()
         if tensor.is_meta:
@@ -371,4 +373,6 @@ def model_hash(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
+    for line in settings(model):
+        digest.update(f"{line}\n".encode())
     return digest.hexdigest()

@@ -7,6 +7,7 @@ from midus_model.finishing import BlockEnd, Change, finish_block, mixing_of
 from midus_model.keys import set_query_keys
 from midus_model.lean import is_watched, lean_blocks
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
+from midus_model.maps import check_writable, depends_on_batch, is_plain, weight_of
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
 from midus_model.packaged import PACKAGED
@@ -31,11 +32,14 @@ __all__ = [
     "blocks",
     "budgets",
     "check_heads",
+    "check_writable",
     "chosen_heads",
+    "depends_on_batch",
     "errors",
     "finish_block",
     "head_pairs",
     "head_sites",
+    "is_plain",
     "is_watched",
     "lean_blocks",
     "load",
@@ -46,4 +50,5 @@ __all__ = [
     "row_sparse_optimizers",
     "set_query_keys",
     "upscale",
+    "weight_of",
 ]

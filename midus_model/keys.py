@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from kernels.errors import DataError, MidusError, UpscaleError
+from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 
 LLOYD_STEPS = 6
@@ -72,10 +73,13 @@ def set_query_keys(model: Any, calibration: Any, *, seed: int = 0, batch_size: i
         UpscaleError: the model has no memory blocks, or no weights (meta device).
         DataError: fewer calibration tokens than sub-keys, or ids that are none of the model's.
         MidusError: head outputs that are not finite.
+        ModelError: a memory whose keys cannot be set, such as an offloaded one.
     """
     memories = memories_of(model)
     if model.device.type == "meta":
         raise UpscaleError("the model has no weights to take queries from; load it first")
+    for memory in memories.values():
+        check_writable(memory)
     most = max(memory.row_keys.shape[1] for memory in memories.values())
     windows = _windows(calibration, model.config.vocab_size, most)
     for layer, queries in queries_of(model, windows, batch_size=batch_size).items():

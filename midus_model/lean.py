@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+
+from midus_model.maps import at_hand, holds_weight, is_plain
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -108,7 +111,7 @@ def ends_plainly(block: Any) -> bool:
         return False
     linear: list[Any] = [getattr(mlp, name, None) for name in GATED]
     linear.append(block.self_attn.o_proj)
-    if any(type(part) is not nn.Linear for part in linear):
+    if not all(map(is_plain, linear)):
         return False
     norm = block.post_attention_layernorm
     return _is_norm(norm) and not is_watched(norm, mlp, mlp.act_fn, *linear)
@@ -121,7 +124,7 @@ def _is_lean(block: Any) -> bool:
         return False
     linear: list[Any] = [getattr(attention, name, None) for name in ATTENTION]
     linear += [getattr(mlp, name, None) for name in GATED]
-    if any(type(part) is not nn.Linear for part in linear):
+    if not all(map(is_plain, linear)):
         return False
     norms = [block.input_layernorm, block.post_attention_layernorm]
     norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
@@ -133,8 +136,28 @@ def _is_lean(block: Any) -> bool:
 
 
 def _is_norm(norm: Any) -> bool:
-    wide = norm.weight.dtype in (torch.float32, torch.float64)
-    return wide and hasattr(norm, "variance_epsilon")
+    if not (hasattr(norm, "variance_epsilon") and holds_weight(norm)):
+        return False
+    return norm.weight.dtype == torch.float32 or (
+        norm.weight.dtype == torch.float64 and not rounds_to_fp32(norm)
+    )
+
+
+_rounding: WeakKeyDictionary[type[nn.Module], bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def rounds_to_fp32(norm: Any) -> bool:
+    """Whether a norm of a float64 model computes in fp32, as Hugging Face's RMSNorm does."""
+    kind = type(norm)
+    if kind not in _rounding:
+        with at_hand(norm):
+            weight = norm.weight.double()
+            states = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
+            exact = states * mean_square_ratio(states, norm.variance_epsilon) * weight
+            found = kind.forward(norm, states)
+        _rounding[kind] = bool((found - exact).norm() > 1e-12 * exact.norm())
+    return _rounding[kind]
 
 
 def is_watched(*modules: nn.Module, before: bool = True) -> bool:

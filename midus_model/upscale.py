@@ -13,6 +13,7 @@ from kernels.errors import UpscaleError
 from midus_model.attention import chosen_state
 from midus_model.budgets import LATENT_DIM, NUM_KEYS, TOP_K, default_mixing, size_fields
 from midus_model.config import KEY_INITS, MidusConfig, head_dim_of, is_whole, map_entry
+from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
 from midus_model.sites import blocks as blocks_of
@@ -60,6 +61,7 @@ def upscale(
 
     Raises:
         UpscaleError, HeadError, UnsupportedArchitecture: saying what was wrong and what would do.
+        ModelError: where weights cannot be copied: quantised, adapted or offloaded ones.
     """
     _check_request(model, method, placement, key_init, calibration)
     by_layer = _heads_by_layer(model, method, blocks, heads)
@@ -102,6 +104,7 @@ def _check_request(
         raise UpscaleError(
             f"calibration is given, but key_init is {key_init!r}; 'queries' makes use of it"
         )
+    check_writable(model, "copied")
 
 
 def _heads_by_layer(

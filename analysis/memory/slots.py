@@ -13,6 +13,7 @@ from analysis.memory.places import at_least_one, described, memory_at, opened, s
 from analysis.memory.text import token_text, tokenizer_of
 from analysis.subject import check_choice
 from kernels.errors import HeadError, MidusError
+from midus_model.maps import weight_of
 from midus_model.memory import HeadwiseMemory
 
 NEARNESS = {"value": "cosine", "key": "distance"}  # by -> the column that is sorted on
@@ -50,8 +51,8 @@ def slot_tokens(
     slot = slot_of(memory, slot)
     heads = memory.heads if head is None else [int(head)]
     written = _written(memory, slot)[[memory.heads.index(h) for h in heads]]  # [heads, d]
-    states = written * network.model.norm.weight
-    found = F.linear(states.to(network.lm_head.weight.dtype), network.lm_head.weight).double()
+    states, tokens = written * weight_of(network.model.norm).to(written), weight_of(network.lm_head)
+    found = F.linear(states.to(tokens), tokens).double()
     logits = (found - found.mean(-1, keepdim=True)).cpu().numpy()  # [heads, V]
     rows = []
     for row, one in zip(logits, heads, strict=True):

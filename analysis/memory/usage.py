@@ -17,6 +17,7 @@ from analysis.memory.stream import READING, Watcher, streamed
 from analysis.memory.table import MemoryUsage, SlotCounts
 from analysis.shortened import passes_of
 from midus_model import head_sites
+from midus_model.maps import weight_of
 from midus_model.memory import HeadwiseMemory
 
 POSITIONS = "every token of the documents once; right padding and repeats of overlaps left out"
@@ -175,7 +176,7 @@ def _mixing(memory: HeadwiseMemory) -> torch.Tensor | None:
     """
     if memory.out_proj is None:
         return None
-    weight = memory.out_proj.weight
+    weight = weight_of(memory.out_proj)
     by_head = weight.unflatten(1, (memory.num_heads, memory.head_dim)).transpose(0, 1)  # [H, d, D]
     wide = torch.promote_types(weight.dtype, torch.float32)
     factor = torch.linalg.qr(by_head[memory.heads].cpu().to(wide), mode="r").R

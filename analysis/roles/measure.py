@@ -38,6 +38,7 @@ from analysis.within import SHARE
 from kernels.errors import DataError, MidusError
 from midus_model import HeadSite, blocks, head_sites, mixing_of
 from midus_model.config import is_whole
+from midus_model.maps import weight_of
 
 Progress = Callable[[int, int, str], None]
 
@@ -353,8 +354,9 @@ class _Reader:
         """What each head adds to logits at `rows`, but for the final norm's scale, [S, R, n] each:
         of the sequence's own tokens from `first` on, and of its reference tokens."""
         tokens = torch.cat([probe.ids[first:], probe.references]).to(self.device)
-        norm = self.model.model.norm.weight.float()
-        toward = self.model.lm_head.weight[tokens].float() * norm  # [n, d]
+        norm = weight_of(self.model.model.norm).to(self.device, torch.float32)
+        words = weight_of(self.model.lm_head)
+        toward = words[tokens.to(words.device)].to(norm) * norm  # [n, d]
         mixing = self._mixing(sight.layer)
         toward = toward if mixing is None else toward @ mixing  # [n, H*D]
         sites = self._here(sight.layer)
@@ -366,7 +368,7 @@ class _Reader:
     def _mixing(self, layer: int) -> torch.Tensor | None:
         """The matrix [d, H*D] that head outputs go through; None: each writes its own slice."""
         module = mixing_of(blocks(self.model)[layer])
-        return None if module is None else module.weight.float()
+        return None if module is None else weight_of(module).to(self.device, torch.float32)
 
     def _gram(self, layer: int) -> torch.Tensor | None:
         """The same matrix as products within each head's slice, [S, D, D], which give norms."""
