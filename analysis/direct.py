@@ -48,7 +48,7 @@ def direct_effects(
             output = run.heads[site.layer][:, :-1, span].to(wide)
             base = replacement[site.layer][..., span].to(wide)
             output = output - (base if base.shape[1] == 1 else base[:, :-1])
-            effects[row] += (output * _seen(model, site, toward)).sum((1, 2)).double().cpu()
+            effects[row] += (output * _seen(model, site, toward)).sum((1, 2)).cpu().double()
     return effects, run.values.cpu()
 
 

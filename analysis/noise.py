@@ -15,6 +15,7 @@ import torch
 from analysis.memory_plan import is_out_of_memory, plan_for
 from analysis.methods import PER_DOCUMENT, Method, per_document
 from analysis.subject import Subject, units_of
+from midus_model.placement import dtype_of, is_offloaded
 
 WINDOWS = 8  # on which both are measured
 
@@ -26,8 +27,10 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
     `.attrs["dtype_noise"]` holds the median and the 95th percentile over heads of the scores'
     difference; a score whose size is below that percentile is marked.
     """
-    if next(subject.model.parameters()).dtype not in (torch.bfloat16, torch.float16):
+    if dtype_of(subject.model) not in (torch.bfloat16, torch.float16):
         return table
+    if is_offloaded(subject.model):
+        return _unmeasured(table)
     room = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and room > 0.8 * psutil.virtual_memory().available:
         return _unmeasured(table)

@@ -12,6 +12,7 @@ from analysis.engine import Progress, batch_of, batches, window_values
 from analysis.memory_plan import plan_for
 from analysis.metrics import metric_of
 from analysis.subject import loaded
+from midus_model import input_device
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def document_values(
     chosen = metric_of(metric, docs)
     longest = max(len(window.ids) for window in docs.windows)
     plan = plan_for(network, longest, chosen)
-    device = next(network.parameters()).device
+    device = input_device(network)
     sums, done = np.zeros(len(docs.units)), 0
     for indices in batches(docs.windows, plan.windows):
         batch = batch_of([docs.windows[i] for i in indices], device)

@@ -23,6 +23,7 @@ from analysis.tables import display_name, model_hash, versions
 from kernels.errors import MidusError, ModelError
 from midus_model import HeadSite, blocks, head_sites, load
 from midus_model.config import layer_map_of
+from midus_model.placement import check_weights, dtype_of, input_device
 
 GROUPS = {"head": "query heads", "kv": "kv groups"}
 
@@ -70,7 +71,8 @@ class Subject:
 
     @property
     def device(self) -> Any:
-        return next(self.model.parameters()).device
+        """Where token ids go, and gates and sums with them."""
+        return input_device(self.model)
 
     @property
     def view(self) -> Gated:
@@ -185,8 +187,7 @@ def prepared(
 def loaded(model: Any) -> nn.Module:
     """The model to measure, with its weights at hand and a layout that was checked."""
     network = load("pico" if model is None else unwrap(model))
-    if next(network.parameters()).device.type == "meta":
-        raise ModelError("the model is on the meta device and has no weights; load them first")
+    check_weights(network)
     blocks(network)  # refuses what is no known decoder
     if network.training:
         raise ModelError("the model is in training mode, with dropout on; call model.eval() first")
@@ -207,7 +208,7 @@ def describe(model: Any, docs: Documents, **how: Any) -> dict[str, Any]:
         "unit": "nats/token",
         "model": display_name(model),
         "model_hash": model_hash(model),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
         "inserted_layers": [
             layer
             for layer, entry in enumerate(layer_map_of(model.config))

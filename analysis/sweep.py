@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -22,6 +21,7 @@ from analysis.engine import Progress, batches
 from analysis.memory_plan import is_out_of_memory
 from analysis.subject import Subject
 from kernels.errors import DataError, ModelError
+from midus_model.placement import synchronize
 
 SAVE_SECONDS = 5.0  # a killed pass loses that much, and the batch it was at
 
@@ -161,9 +161,9 @@ def _evaluations(subject: Subject, groups: Sequence[Sequence[int]]) -> int:
 def _seconds(subject: Subject, groups: Sequence[Sequence[int]], forwards: float) -> float:
     """About how long the batches take, from one forward pass over the smallest of them."""
     batch = subject.batch(groups[-1])
-    if subject.device.type == "cuda":
+    if subject.device.type != "cpu":
         subject.clean(batch)  # kernels are loaded and compiled at the first call
-        torch.cuda.synchronize()
+        synchronize(subject.device)
     start = time.perf_counter()
     subject.clean(batch).values.cpu()
     tokens = sum(len(subject.docs.windows[i].ids) for group in groups for i in group)

@@ -361,9 +361,10 @@ def model_hash(model: torch.nn.Module) -> str:
     """
     import torch  # takes seconds, and whoever only reads tables does without
 
+    from midus_model.placement import named_weights
+
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
-        tensor = parameter.detach()
+    for name, tensor in named_weights(model):
         if hasattr(tensor, "full_tensor"):  # a sharded parameter
             tensor = tensor.full_tensor()
         if tensor.is_meta:

@@ -9,6 +9,7 @@ from midus_model.lean import is_watched, lean_blocks
 from midus_model.loading import SHIPPED, load, load_config, load_tokenizer
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
+from midus_model.placement import input_device, resolve_device, resolve_dtype, where
 from midus_model.sites import (
     HeadSite,
     blocks,
@@ -34,6 +35,7 @@ __all__ = [
     "finish_block",
     "head_pairs",
     "head_sites",
+    "input_device",
     "is_watched",
     "lean_blocks",
     "load",
@@ -41,7 +43,10 @@ __all__ = [
     "load_tokenizer",
     "mixing_of",
     "param_groups",
+    "resolve_device",
+    "resolve_dtype",
     "row_sparse_optimizers",
     "set_query_keys",
     "upscale",
+    "where",
 ]

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from kernels.errors import DataError, MidusError, UpscaleError
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import input_device, is_offloaded
 
 LLOYD_STEPS = 6
 EVEN_STEPS, EVEN_RATE = 30, 0.1  # of Adam, down to zero
@@ -74,7 +75,7 @@ def set_query_keys(model: Any, calibration: Any, *, seed: int = 0, batch_size: i
         MidusError: head outputs that are not finite.
     """
     memories = memories_of(model)
-    if model.device.type == "meta":
+    if is_offloaded(model) or input_device(model).type == "meta":
         raise UpscaleError("the model has no weights to take queries from; load it first")
     most = max(memory.row_keys.shape[1] for memory in memories.values())
     windows = _windows(calibration, model.config.vocab_size, most)
@@ -121,7 +122,7 @@ def queries_of(
         )
         for layer, memory in memories.items()
     ]
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     training = model.training
     model.eval()
     try:

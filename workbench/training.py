@@ -25,7 +25,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from analysis import memory_usage, tables
 from analysis.documents import Documents
 from kernels.errors import DataError, MidusError, RunError
-from midus_model import param_groups
+from midus_model import input_device, param_groups
+from midus_model.placement import counting_device
 from workbench import revival
 from workbench.revival import Balance, Revival
 
@@ -109,7 +110,7 @@ def evaluate(
     """
     windows = sorted(documents.windows, key=lambda window: len(window.ids))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    device = next(model.parameters()).device
+    device = input_device(model)
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
@@ -179,7 +180,8 @@ class _Trainer(Trainer):
             rank=self.args.process_index,
             world=self.args.world_size,
         )
-        both = torch.tensor([nats, count], dtype=torch.float64, device=self.args.device)
+        both = torch.tensor([nats, count], dtype=torch.float64)
+        both = both.to(counting_device(self.args.device))
         nats, count = self.accelerator.reduce(both, "sum").tolist()
         metrics = {"eval_loss": nats / count}
         self.log(metrics)

@@ -33,7 +33,7 @@ from analysis.roles.watch import Sight, watch
 from analysis.subject import describe, loaded_with
 from analysis.tables import SCHEMA, json_attrs
 from kernels.errors import DataError, MidusError
-from midus_model import HeadSite, blocks, head_sites, mixing_of
+from midus_model import HeadSite, blocks, head_sites, input_device, mixing_of
 from midus_model.config import is_whole
 
 Progress = Callable[[int, int, str], None]
@@ -119,7 +119,7 @@ class _Reader:
         for index, site in enumerate(self.sites):
             self.here.setdefault(site.layer, []).append(index)
         self.tally = Tally(len(self.sites))
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.found: dict[str, Any] = {}
 
     # ------------------------------------------------ constructed sequences
@@ -192,7 +192,8 @@ class _Reader:
             measure = _total(by_row * scale[at, rows[at]]), mass
             self._add(units[at], layer, {"logit_raise": measure})
         said = {
-            at: self.model.lm_head(hidden[at, rows[at]]).argmax(-1) == ids[at, rows[at] + 1]
+            at: self.model.lm_head(hidden[at, rows[at]]).argmax(-1).to(self.device)
+            == ids[at, rows[at] + 1]
             for at, probe in enumerate(probes)
             if probe.kind == "needle"
         }
