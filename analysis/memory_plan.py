@@ -89,6 +89,22 @@ def plan_for(
     return plan
 
 
+def arrays_bytes(model: Any, context: int, gradients: bool = False) -> int:
+    """About what the arrays of a measurement take beside the weights, windows of `context` tokens.
+
+    On an accelerator more heads at a time take more, as far as memory allows.
+    """
+    plan = plan_for(model, context, gradients=gradients)
+    working, kept, row = _bytes_a_token(model, LOSS, gradients, resample=False)
+    once = plan.rows * row + plan.windows * context * working
+    return plan.windows * context * kept + min(plan.workers, torch.get_num_threads()) * once
+
+
+def activation_bytes(model: Any, context: int) -> int:
+    """About what a backward pass keeps of one window of `context` tokens, its logits too."""
+    return context * _bytes_a_token(model, LOSS, gradients=True, resample=False)[1]
+
+
 def _bytes_a_token(
     model: Any, metric: Metric, gradients: bool, resample: bool
 ) -> tuple[int, int, int]:

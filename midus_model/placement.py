@@ -187,8 +187,15 @@ def _offloading(module: nn.Module) -> bool:
 # ---------------------------------------------------------------- said in a line
 
 
-def where(model: Any, needs: int | None = None) -> str:
-    """Name, device and precision of a model in a line; with `needs`, bytes, what that leaves.
+def where(
+    model: Any,
+    needs: int | None = None,
+    computed: str = "",
+    device: torch.device | None = None,
+) -> str:
+    """Name, device and precision of a model in a line; with `needs`, bytes, what is free beside.
+
+    `computed`: what else is to be said of the precision; `device`: where it will be brought.
 
     >>> from midus_model import load
     >>> where(load("pico")).startswith("pico on cpu")
@@ -196,10 +203,11 @@ def where(model: Any, needs: int | None = None) -> str:
     """
     name = Path(str(getattr(model, "name_or_path", "") or type(model).__name__)).name
     precision = str(dtype_of(model)).removeprefix("torch.")
-    line = f"{name} on {_places(model)}, {precision}"
+    place = _places(model) if device is None else _told(device)
+    line = f"{name} on {place}, {precision}{computed}"
     if needs is None:
         return line
-    free = free_bytes(input_device(model))
+    free = free_bytes(device or input_device(model))
     said = "" if free is None else f", {_size(free)} free"
     return f"{line}: needs about {_size(needs)}{said}"
 
@@ -267,4 +275,6 @@ def _left_of_group() -> int | None:
 
 
 def _size(count: int) -> str:
+    if count < GB / 10:
+        return f"{count / 10**6:.0f} MB"
     return f"{count / GB:.1f} GB" if count < 9.95 * GB else f"{count / GB:.0f} GB"
