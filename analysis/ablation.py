@@ -152,8 +152,8 @@ class Resumed:
             raise error
         with self._lock:
             self.plan.most = min(self.plan.most, folds // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
 
     def resume(self, end: BlockEnd, layer: int, units: Units) -> torch.Tensor:
         """The metric with the units replaced that start in block `layer`: [F*W]."""

@@ -17,6 +17,7 @@ from analysis.memory_plan import Plan
 from kernels.errors import DataError
 from midus_model import HeadSite
 from midus_model.config import head_dim_of
+from midus_model.placement import dtype_of, in_float64, input_device
 
 BASELINES = ("zero", "mean", "resample")
 MEANS = "mean head outputs"  # the stage that measures them
@@ -69,7 +70,8 @@ class Baseline:
 
 def zero_outputs(model: Any, sites: Sequence[HeadSite]) -> dict[int, torch.Tensor]:
     """Zeros, by block: [1, 1, H*D]."""
-    zeros = next(model.parameters()).detach().new_zeros(1, 1, outputs_width(model))
+    shape = 1, 1, outputs_width(model)
+    zeros = torch.zeros(shape, dtype=dtype_of(model), device=input_device(model))
     return {site.layer: zeros for site in sites}
 
 
@@ -90,28 +92,30 @@ def mean_outputs(
     The first token of a window that continues another stands at that one's end too; it is counted
     there only. Under several processes each takes its share of the windows.
     """
-    parameter, done = next(model.parameters()), 0
+    device, done = input_device(model), 0
     layers = sorted({site.layer for site in sites})
     sums = np.zeros((len(layers), outputs_width(model)))
     count = 0
     ends = {(window.document, window.start + len(window.ids) - 1) for window in windows}
     for indices in share(batches(windows, plan.windows)):
-        batch = batch_of([windows[i] for i in indices], parameter.device)
+        batch = batch_of([windows[i] for i in indices], device)
         counted = batch.real.clone()
         starts = [(windows[i].document, windows[i].start) for i in indices]
         fresh = [start not in ends for start in starts]
-        counted[:, 0] = torch.tensor(fresh, device=parameter.device)
+        counted[:, 0] = torch.tensor(fresh, device=device)
         heads = head_outputs(model, batch, sites)
         for row, layer in enumerate(layers):
-            sums[row] += heads[layer][counted].double().sum(0).cpu().numpy()
+            sums[row] += (
+                in_float64(heads[layer][counted.to(heads[layer].device)]).sum(0).cpu().numpy()
+            )
         count += int(counted.sum())
         done += len(indices)
         did(MEANS, batch.tokens * rank_and_size()[1])
         if progress:
             progress(done, len(windows), MEANS)
     totals, counts = reduced(sums), reduced(np.array([float(count)]))
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    means = torch.tensor(totals / max(counts[0], 1)).to(parameter.device, dtype)
+    dtype = torch.promote_types(dtype_of(model), torch.float32)
+    means = torch.tensor(totals / max(counts[0], 1)).to(device, dtype)
     return {layer: mean[None, None] for layer, mean in zip(layers, means, strict=True)}
 
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from analysis.engine import Batch, CleanRun, clean_run
 from kernels.errors import ModelError, UnsupportedArchitecture
-from midus_model import BlockEnd, Change, HeadSite, blocks, finish_block, head_sites
+from midus_model import BlockEnd, Change, HeadSite, blocks, finish_block, head_sites, input_device
 from midus_model.lean import rounds_to_fp32
+from midus_model.placement import in_float64
 
 LENGTH = 4  # tokens of the text that is run
 _checked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -38,7 +39,7 @@ def check_model(model: Any) -> None:
     if model in _checked and not _touched(model):
         return
     sites = head_sites(model)
-    ids = torch.arange(LENGTH, device=next(model.parameters()).device)[None]
+    ids = torch.arange(LENGTH, device=input_device(model))[None]
     ids = ids % model.config.vocab_size
     none = torch.zeros(1, LENGTH - 1, dtype=torch.bool, device=ids.device)
     batch = Batch(ids, none, torch.ones_like(ids).bool(), none.long() - 1, torch.zeros(1).long())
@@ -71,7 +72,7 @@ def _touched(model: Any) -> bool:
 
 def _check_finite(model: Any) -> None:
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
             raise ModelError(f"{name} has values that are not finite; the model is damaged")
 
 
@@ -173,4 +174,5 @@ def _close(a: torch.Tensor, b: torch.Tensor, rounding: float) -> bool:
     """Equal but for rounding, by their norms; what is not finite is for the losses to report."""
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return True
-    return bool((a - b).double().norm() <= 16 * rounding * b.double().norm())
+    allowed = 16 * rounding * in_float64(b).norm()
+    return bool(in_float64(a - b).norm() <= allowed)

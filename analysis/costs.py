@@ -28,6 +28,7 @@ from midus_model.budgets import attention_parameters, block_parameters
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of, sizes_of
 from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import input_device, is_offloaded, synchronize
 from midus_model.sites import blocks as blocks_of
 from midus_model.sites import family
 from midus_model.stored import distinct_parameters, numbers_in
@@ -175,6 +176,10 @@ def _model(given: Any, weights: bool, dtype: torch.dtype | None) -> Any:
 
 
 def _check_can_run(model: Any, dtype: torch.dtype | None) -> None:
+    if is_offloaded(model):
+        raise MidusError(
+            "the model lies in part on disk, whose latency is no model's; load it whole"
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise MidusError(
             "latency cannot be measured on the meta device; load the model's weights first"
@@ -231,7 +236,7 @@ def _component(name: str) -> str:
 def _parameters(model: Any) -> Counter[str]:
     found: Counter[str] = Counter()
     for name, module, key in distinct_parameters(model):  # a tied matrix is listed once
-        found[_component(name)] += numbers_in(module._parameters[key])
+        found[_component(name)] += numbers_in(module.get_parameter(key))
     return found
 
 
@@ -336,35 +341,34 @@ def _latency(model: Any, context: int) -> dict[str, Any]:
     """Median milliseconds to read C tokens, and to decode one after them; batch of one."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, context), generator=generator)
-    ids = ids.to(model.device)
+    device = input_device(model)
+    ids = ids.to(device)
     training = model.training
     model.eval()
     try:
-        prefill = _median(model, lambda: model(ids, use_cache=True, logits_to_keep=1))
+        prefill = _median(device, lambda: model(ids, use_cache=True, logits_to_keep=1))
         # Decoding stays inside the context: its last REPEATS positions, and one to warm up.
         before = max(1, context - REPEATS - 1)
         cache = model(ids[:, :before], use_cache=True, logits_to_keep=1).past_key_values
-        decode = _median(model, lambda: model(ids[:, -1:], past_key_values=cache, use_cache=True))
+        decode = _median(device, lambda: model(ids[:, -1:], past_key_values=cache, use_cache=True))
     finally:
         model.train(training)
-    cuda = model.device.type == "cuda"
     return {
         "prefill": prefill,
         "decode": decode,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(model.device) if cuda else str(model.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "repeats": REPEATS,
         "batch": 1,
     }
 
 
-def _median(model: Any, call: Callable[[], Any]) -> float:
+def _median(device: torch.device, call: Callable[[], Any]) -> float:
     """Median wall time of REPEATS calls after one that is not counted, in milliseconds."""
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
         call()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times[1:])

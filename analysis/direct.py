@@ -51,7 +51,7 @@ def direct_effects(
             base = replacement[site.layer][..., span].to(wide)
             output = output - (base if base.shape[1] == 1 else base[:, :-1])
             found = (output * seen[site.layer][..., span]).sum((1, 2))
-            effects[row] += found.double().cpu()
+            effects[row] += found.cpu().double()
     return effects, run.values.cpu()
 
 

@@ -30,6 +30,7 @@ from midus_model.bench.floors import memory as memory_floor
 from midus_model.bench.shapes import Shape
 from midus_model.bench.timing import copy_bandwidth, interleaved, product_rate
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import at_hand, device_of, input_device
 
 ENOUGH = 20  # reads a slot, before one that was never read counts as dead
 TIMED_TOKENS = 512
@@ -257,7 +258,9 @@ def _lost(case: Case) -> Iterator[Finding]:
 def _narrow(case: Case) -> Iterator[Finding]:
     """The values that are read, by how much: what half the columns cannot hold of them."""
     for counts in case.usage.counts:
-        bank = case.memories[counts.block].bank.detach().double().cpu()
+        memory = case.memories[counts.block]
+        with at_hand(memory):
+            bank = memory.bank.detach().cpu().double()
         weight = torch.from_numpy(counts.weight.sum(0)).sqrt()
         energy = torch.linalg.svdvals(bank * weight[:, None]) ** 2
         if not (total := float(energy.sum())):
@@ -273,14 +276,14 @@ def _narrow(case: Case) -> Iterator[Finding]:
 
 @torch.no_grad()
 def _slow(case: Case) -> Iterator[Finding]:
-    device = next(case.model.parameters()).device.type
+    device = input_device(case.model).type
     bandwidth, rate = (
         copy_bandwidth(device, 64, 0.3),
         product_rate(device, 1024, torch.float32, 0.3),
     )
     for block, memory in case.memories.items():
         inputs = torch.randn(1, TIMED_TOKENS, memory.num_heads * memory.head_dim)
-        inputs = inputs.to(memory.bank.device, memory.bank.dtype)
+        inputs = inputs.to(device_of(memory), memory.bank.dtype)
         floor = memory_floor(
             shape_of(memory), TIMED_TOKENS, memory.bank.element_size(), _rows(memory)
         ).ms(bandwidth, rate)

@@ -35,6 +35,7 @@ from analysis.within import Cost
 from kernels.errors import HeadError, MidusError
 from midus_model import HeadSite, blocks, check_heads, chosen_heads, head_sites, mixing_of
 from midus_model.maps import weight_of
+from midus_model.placement import dtype_of
 
 GAINS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 CONTROLS = ("random", "matched_norm")
@@ -264,7 +265,7 @@ def _trial(
         [[(unit.layer, unit.head) in heads for unit in units] for heads in arms]
     )  # [arms, units]
     changed = torch.tensor([dose for dose in doses if dose != 1])[:, None]
-    wide = torch.promote_types(next(subject.model.parameters()).dtype, torch.float32)
+    wide = torch.promote_types(dtype_of(subject.model), torch.float32)
     gates = [torch.where(heads, changed, 1.0) for heads in member]
     states = torch.cat([torch.ones(1, len(units)), *gates]).to(subject.device, wide)
     narrowed = replace(subject, units=units)
@@ -346,12 +347,13 @@ def _mover(
 
     def hook(_: nn.Module, args: tuple) -> tuple:
         wide = torch.promote_types(args[0].dtype, torch.float32)
-        heads, free = args[0].to(wide), towards.to(wide)  # [F*W, T, H*D], [W, T, H*D]
-        added = norm(torch.where(chosen, heads - base.to(wide), 0))
+        heads = args[0].to(wide)  # [F*W, T, H*D]
+        clean, free = (part.to(heads.device, wide) for part in (base, towards))  # [W, T, H*D]
+        added = norm(torch.where(chosen.to(heads.device), heads - clean, 0))
         reach = norm(free)
         step = torch.where(reach > 0, free / reach, 0)  # a block that writes nothing stays still
         step = step.repeat(len(heads) // len(step), 1, 1) * added
-        made = heads + shifts.to(wide)[:, None, None] * step
+        made = heads + shifts.to(heads.device, wide)[:, None, None] * step
         return (made.to(args[0].dtype), *args[1:])
 
     return hook

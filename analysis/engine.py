@@ -17,6 +17,7 @@ from torch import nn
 from analysis.documents import Window
 from analysis.metrics import LOSS, Metric, Rows
 from midus_model import HeadSite, blocks, lean_blocks
+from midus_model.placement import counting_device, in_float64
 
 Progress = Callable[[int, int, str], None]
 # By block, what stands in for its head outputs: [1 or W, 1 or T, H*D].
@@ -83,10 +84,13 @@ def window_values(
     """
     folds = hidden.shape[0] // batch.ids.shape[0]
     counted = metric.positions(batch).repeat(folds, 1)
-    states = hidden[:, :-1][counted]  # [S, d], counted positions only
+    states = hidden[:, :-1][counted.to(hidden.device)]  # [S, d], counted positions only
     targets = batch.ids[:, 1:].repeat(folds, 1)[counted]
     foils = batch.foils.repeat(folds, 1)[counted] if metric.wants == "foil" else None
-    before = clean[:, :-1].repeat(folds, 1, 1)[counted] if metric.wants == "clean" else None  # type: ignore[index]
+    before = None
+    if metric.wants == "clean":
+        assert clean is not None
+        before = clean[:, :-1].repeat(folds, 1, 1)[counted.to(clean.device)]
     wide = torch.promote_types(hidden.dtype, torch.float32)
 
     def logits(part: torch.Tensor) -> torch.Tensor:
@@ -95,18 +99,20 @@ def window_values(
     losses = []
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
+        now = logits(states[part])  # where the unembedding is
         seen = Rows(
-            logits(states[part]),
-            targets[part],
-            None if foils is None else foils[part],
+            now,
+            targets[part].to(now.device),
+            None if foils is None else foils[part].to(now.device),
             None if before is None else logits(before[part]),
         )
-        losses.append(metric.losses(seen))
-    owner = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(counted)[counted]
-    total = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
+        losses.append(in_float64(metric.losses(seen)))
+    place = counting_device(batch.ids.device)
+    total = torch.zeros(hidden.shape[0], dtype=torch.float64, device=place)
     if not losses:
         return total
-    values = torch.cat(losses).double()
+    every = torch.arange(hidden.shape[0], device=counted.device)[:, None]
+    owner, values = every.expand_as(counted)[counted].to(place), torch.cat(losses).to(place)
     if not metric.whole:
         return total.index_add(0, owner, values)
     # A task's answer is right where every one of its tokens is.

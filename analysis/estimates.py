@@ -25,6 +25,7 @@ from analysis.documents import Documents, Window
 from analysis.engine import Progress, batch_of, window_values
 from analysis.shortened import lessened, passes_of
 from kernels.errors import MidusError
+from midus_model import input_device
 
 LONG = 60.0  # seconds from which on it is said what would be cheaper
 OFF = 1.5  # an estimate that is wrong by that factor is told anew
@@ -369,11 +370,9 @@ def seconds_a_pass(model: Any, docs: Documents) -> float:
     item = max(docs.items, key=lambda one: len(one.ids))
     most = min(len(item.ids), docs.context, MOST)
     length, took = min(FIRST, most), 0.0
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        _forward(
-            model, item.ids[:most], device
-        )  # kernels are loaded and compiled at the first call
+    device = input_device(model)
+    if device.type != "cpu":  # kernels are loaded and compiled at the first call
+        _forward(model, item.ids[:most], device)
     while True:
         start = now()
         _forward(model, item.ids[:length], device)

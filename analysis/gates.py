@@ -22,6 +22,7 @@ from analysis.metrics import LOSS, Metric
 from kernels.errors import MidusError
 from midus_model import HeadSite, blocks, lean_blocks
 from midus_model.maps import check_gradients
+from midus_model.placement import dtype_of
 
 Retrieval = Mapping[int, torch.Tensor]
 NODES = 32  # of Gauss-Legendre: completeness to 6e-6 on a tiny model
@@ -53,14 +54,13 @@ class Gated:
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """No gradients for parameters inside the block; their flags are restored after."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
     try:
         yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    finally:  # by name: what lies on disk is another tensor after each pass
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
 
 
 @contextmanager
@@ -96,12 +96,14 @@ def gated(
                 kept: torch.Tensor | None = kept,
             ) -> tuple:
                 heads = (args[0] if kept is None else kept).unflatten(-1, (-1, size))
-                chosen = heads[:, :, places]  # [rows, T, heads here, D]
+                at = places.to(heads.device)  # of several, each block has its own
+                chosen = heads[:, :, at]  # [rows, T, heads here, D]
                 # In fp32 at least: a gate of 1 is then the clean run in bf16 too.
                 wide = torch.promote_types(gates.dtype, heads.dtype)
-                b, gate = base.to(wide), by_position[..., columns, None]
+                b = base.to(heads.device, wide)
+                gate = by_position[..., columns, None].to(heads.device)
                 made = (b + gate * (chosen - b)).to(heads.dtype)
-                changed = heads.index_copy(2, places, made)
+                changed = heads.index_copy(2, at, made)
                 return (changed.flatten(-2), *args[1:])
 
             handle = sites[here[0]].module.register_forward_pre_hook(hook)
@@ -161,11 +163,10 @@ def gate_gradients(
 
     Returns gradients [G, W] and the windows' values [W], both float64.
     """
-    parameter = next(view.model.parameters())
-    wide = torch.promote_types(parameter.dtype, torch.float32)
+    wide = torch.promote_types(dtype_of(view.model), torch.float32)
     shape = len(batch.ids), len(view.units)
     check_gradients(view.model)
-    gates = torch.full(shape, at, dtype=wide, device=parameter.device).requires_grad_()
+    gates = torch.full(shape, at, dtype=wide, device=batch.ids.device).requires_grad_()
     with frozen(view.model), torch.enable_grad():
         values = gated_values(view, batch, replacement, gates, retrieval, clean)
         if not values.requires_grad:
@@ -173,7 +174,7 @@ def gate_gradients(
                 f"metric {view.metric.name!r} has no gradient; use method 'ablation' or 'shapley'"
             )
         (found,) = torch.autograd.grad(values.sum(), gates)
-    return found.T.double().cpu(), values.detach().cpu()
+    return found.T.cpu().double(), values.detach().cpu()
 
 
 def clean_retrieval(view: Gated, batch: Batch) -> Retrieval:

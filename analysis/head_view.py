@@ -18,7 +18,7 @@ from analysis.memory.text import token_text
 from analysis.roles.watch import Sight, watch
 from analysis.subject import loaded
 from kernels.errors import HeadError
-from midus_model import HeadSite, head_sites
+from midus_model import HeadSite, head_sites, input_device
 from midus_model.config import is_whole
 
 LONGEST = 256  # tokens shown: a pattern of more is no picture, and a row of it no table cell
@@ -110,7 +110,7 @@ def _look(model: Any, ids: torch.Tensor, site: HeadSite, place: int) -> _Seen:
             output = sight.outputs[0, :, site.start : site.stop]
             kept.extend((sight.patterns[0, place].clone(), output.clone()))
 
-    stream, _ = watch(model, ids[None].to(next(model.parameters()).device), see)
+    stream, _ = watch(model, ids[None].to(input_device(model)), see)
     return _Seen(*(part.to(_wide(part)) for part in (*kept, stream[0])))
 
 

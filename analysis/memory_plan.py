@@ -11,6 +11,7 @@ from analysis.metrics import LOSS, Metric
 from kernels.errors import MidusError
 from midus_model import blocks
 from midus_model.config import head_dim_of
+from midus_model.placement import dtype_of, free_bytes, input_device
 
 if TYPE_CHECKING:
     from analysis.engine import Batch
@@ -62,9 +63,9 @@ def plan_for(
 
     Raises MidusError where the budget does not hold one window.
     """
-    parameter = next(model.parameters())
+    device = input_device(model)
     working, kept, row = _bytes_a_token(model, metric, gradients, resample)
-    given, budget = budget, _default(parameter.device) if budget is None else _whole(budget)
+    given, budget = budget, _default(device) if budget is None else _whole(budget)
     least = context * (kept + working) + row
     if given is None:
         budget = max(budget, least)
@@ -73,7 +74,7 @@ def plan_for(
             f"memory_budget is {given} bytes; one window of {context} tokens takes about "
             f"{least:,}: give that much, or documents with a smaller context"
         )
-    at_once = CACHE_BYTES if parameter.device.type == "cpu" else budget
+    at_once = CACHE_BYTES if device.type == "cpu" else budget
     rows = max(1, min(LOGIT_ROWS, budget // 4 // row, max(64, at_once // 2 // row)))
     free = budget - rows * row
     windows = free // 2 // (context * (kept if gradients else kept + working))
@@ -81,18 +82,34 @@ def plan_for(
     free -= windows * context * kept
     fold_bytes = min(max(free, context * working), at_once)
     plan = Plan(windows, rows, budget, fold_bytes, working)
-    if parameter.device.type == "cpu":
+    if device.type == "cpu":
         one = max(fold_bytes, windows * context * working)
         beside = one + rows * row + windows * context * _end_bytes(model)
         plan.workers = 1 + max(0, free - one) // beside
     return plan
 
 
+def arrays_bytes(model: Any, context: int, gradients: bool = False) -> int:
+    """About what the arrays of a measurement take beside the weights, windows of `context` tokens.
+
+    On an accelerator more heads at a time take more, as far as memory allows.
+    """
+    plan = plan_for(model, context, gradients=gradients)
+    working, kept, row = _bytes_a_token(model, LOSS, gradients, resample=False)
+    once = plan.rows * row + plan.windows * context * working
+    return plan.windows * context * kept + min(plan.workers, torch.get_num_threads()) * once
+
+
+def activation_bytes(model: Any, context: int) -> int:
+    """About what a backward pass keeps of one window of `context` tokens, its logits too."""
+    return context * _bytes_a_token(model, LOSS, gradients=True, resample=False)[1]
+
+
 def _bytes_a_token(
     model: Any, metric: Metric, gradients: bool, resample: bool
 ) -> tuple[int, int, int]:
     """What a token takes at the widest point of a block, what is kept of it, and its logits."""
-    config, item, layers = model.config, next(model.parameters()).element_size(), len(blocks(model))
+    config, item, layers = model.config, dtype_of(model).itemsize, len(blocks(model))
     heads = config.num_attention_heads * head_dim_of(config)
     wide = max(item, 4)
     working = (6 * config.hidden_size + 2 * heads + 3 * config.intermediate_size) * item
@@ -109,7 +126,7 @@ def _bytes_a_token(
 
 def _end_bytes(model: Any) -> int:
     """What `BlockEnd` makes once a block and keeps, a token."""
-    config, item = model.config, next(model.parameters()).element_size()
+    config, item = model.config, dtype_of(model).itemsize
     return 2 * (config.hidden_size + config.intermediate_size) * item
 
 
@@ -121,10 +138,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _default(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free // 2
-    return CPU_BUDGET
+    free = None if device.type == "cpu" else free_bytes(device)
+    return CPU_BUDGET if free is None else free // 2
 
 
 def _whole(budget: Any) -> int:

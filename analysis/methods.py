@@ -26,6 +26,7 @@ from analysis.metrics import LOGIT_DIFFERENCE, LOSS
 from analysis.subject import Subject, Unit, check_choice
 from kernels.errors import MidusError
 from midus_model.maps import check_gradients
+from midus_model.placement import dtype_of
 
 METHODS = (
     "ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley",
@@ -178,16 +179,15 @@ class Method:
 
     def _by_convention(self, batch: Batch, replacement: Replacement) -> Found:
         """Gradients of each window's mean loss, a gate a position: see `analysis.conventions`."""
-        weights = self.subject.metric.positions(batch).sum(1).double().cpu()
-        parameter = next(self.subject.model.parameters())
-        wide = torch.promote_types(parameter.dtype, torch.float32)
+        weights = self.subject.metric.positions(batch).sum(1).cpu().double()
+        wide = torch.promote_types(dtype_of(self.subject.model), torch.float32)
         shape = (*batch.ids.shape, len(self.view.units))
         check_gradients(self.subject.model)
-        gates = torch.ones(shape, dtype=wide, device=parameter.device).requires_grad_()
+        gates = torch.ones(shape, dtype=wide, device=batch.ids.device).requires_grad_()
         with frozen(self.subject.model), torch.enable_grad():
             values = gated_values(self.view, batch, replacement, gates, clean=self._clean(batch))
             (found,) = torch.autograd.grad(values.sum(), gates)  # [W, T, G]
-        found = found.double().cpu() / weights[:, None, None]
+        found = found.cpu().double() / weights[:, None, None]
         summed = found.abs().sum(1) if self.convention == "michel" else found.sum(1)
         return {"effects": summed.T.numpy(), "values": values.detach().cpu().numpy()}
 

@@ -12,6 +12,7 @@ from analysis.amplify import amplify
 from analysis.memory.places import at_least_one, described
 from analysis.memory.text import opened_text, token_text
 from analysis.subject import loaded
+from midus_model import input_device
 
 
 @torch.no_grad()
@@ -71,8 +72,8 @@ def next_tokens(
 
 
 def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
-    return logits.double().log_softmax(-1).cpu()
+    logits = model(input_ids=ids[None].to(input_device(model)), use_cache=False).logits[0]
+    return logits.cpu().double().log_softmax(-1)
 
 
 def _either(before: torch.Tensor, after: torch.Tensor, top: int) -> torch.Tensor:

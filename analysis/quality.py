@@ -14,6 +14,7 @@ from analysis.memory_plan import plan_for
 from analysis.metrics import metric_of
 from analysis.shortened import passes_of
 from analysis.subject import loaded
+from midus_model import input_device
 
 STAGE = "the model on documents"
 
@@ -33,7 +34,7 @@ def document_values(
     chosen = metric_of(metric, docs)
     longest = max(len(window.ids) for window in docs.windows)
     plan = plan_for(network, longest, chosen)
-    device = next(network.parameters()).device
+    device = input_device(network)
     sums, done = np.zeros(len(docs.units)), 0
     expect("documents", network, docs, {STAGE: passes_of(docs)})
     for indices in batches(docs.windows, plan.windows):

@@ -28,6 +28,7 @@ from analysis.within import Cost, fitted
 from kernels.errors import MidusError, ModelError
 from midus_model import HeadSite, blocks, depends_on_batch, head_sites, load
 from midus_model.config import layer_map_of
+from midus_model.placement import check_weights, dtype_of, input_device
 
 BATCH_DEPENDENT = (
     "the model's 8-bit layers round by what else is in a batch (LLM.int8()), so scores depend in "
@@ -83,7 +84,8 @@ class Subject:
 
     @property
     def device(self) -> Any:
-        return next(self.model.parameters()).device
+        """Where token ids go, and gates and sums with them."""
+        return input_device(self.model)
 
     @property
     def view(self) -> Gated:
@@ -237,8 +239,7 @@ def prepared(
 def loaded(model: Any) -> nn.Module:
     """The model to measure, with its weights at hand and a layout that was checked."""
     network = load("pico" if model is None else unwrap(model))
-    if next(network.parameters()).device.type == "meta":
-        raise ModelError("the model is on the meta device and has no weights; load them first")
+    check_weights(network)
     blocks(network)  # refuses what is no known decoder
     if network.training:
         raise ModelError("the model is in training mode, with dropout on; call model.eval() first")
@@ -254,7 +255,7 @@ def loaded_with(model: Any, data: Any, limit: int | None = None) -> tuple[nn.Mod
 
 def is_half(model: Any) -> bool:
     """Whether its parameters are in bf16 or fp16."""
-    return next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    return dtype_of(model) in (torch.bfloat16, torch.float16)
 
 
 def noise_passes(model: Any, docs: Documents, passes: float) -> dict[str, float]:
@@ -271,7 +272,7 @@ def describe(model: Any, docs: Documents, **how: Any) -> dict[str, Any]:
         "unit": "nats/token",
         "model": display_name(model),
         "model_hash": model_hash(model),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
         "inserted_layers": [
             layer
             for layer, entry in enumerate(layer_map_of(model.config))

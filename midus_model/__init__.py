@@ -11,6 +11,7 @@ from midus_model.maps import check_writable, depends_on_batch, is_plain, weight_
 from midus_model.modeling import MidusForCausalLM
 from midus_model.optim import param_groups, row_sparse_optimizers
 from midus_model.packaged import PACKAGED
+from midus_model.placement import input_device, resolve_device, resolve_dtype, where
 from midus_model.sites import (
     HeadSite,
     blocks,
@@ -39,6 +40,7 @@ __all__ = [
     "finish_block",
     "head_pairs",
     "head_sites",
+    "input_device",
     "is_plain",
     "is_watched",
     "lean_blocks",
@@ -47,8 +49,11 @@ __all__ = [
     "load_tokenizer",
     "mixing_of",
     "param_groups",
+    "resolve_device",
+    "resolve_dtype",
     "row_sparse_optimizers",
     "set_query_keys",
     "upscale",
     "weight_of",
+    "where",
 ]

@@ -24,6 +24,7 @@ def finish_block(
     `hidden_states` [B, T, d] is the block's input, `head_outputs` [B, T, H*D] its site's input;
     with stage "query" that of a memory block is what its heads ask with.
     """
+    hidden_states = hidden_states.to(head_outputs.device)  # of several, where this block is
     memory = getattr(block, "memory", None)
     if memory is not None:
         if stage == "query":
@@ -71,7 +72,7 @@ class BlockEnd:
         low_rank: bool | None = None,
     ) -> None:
         self.block, self.stage = block, stage
-        self.hidden, self.heads = hidden_states, head_outputs
+        self.hidden, self.heads = hidden_states.to(head_outputs.device), head_outputs
         # With few tokens the products of weights would cost more than they save.
         size = head_outputs.shape[-1] // block.self_attn.config.num_attention_heads
         many = head_outputs.shape[:2].numel() > 2 * size

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from kernels.errors import DataError, MidusError, UpscaleError
 from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import input_device, is_offloaded
 
 LLOYD_STEPS = 6
 EVEN_STEPS, EVEN_RATE = 30, 0.1  # of Adam, down to zero
@@ -76,7 +77,7 @@ def set_query_keys(model: Any, calibration: Any, *, seed: int = 0, batch_size: i
         ModelError: a memory whose keys cannot be set, such as an offloaded one.
     """
     memories = memories_of(model)
-    if model.device.type == "meta":
+    if is_offloaded(model) or input_device(model).type == "meta":
         raise UpscaleError("the model has no weights to take queries from; load it first")
     for memory in memories.values():
         check_writable(memory)
@@ -125,7 +126,7 @@ def queries_of(
         )
         for layer, memory in memories.items()
     ]
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     training = model.training
     model.eval()
     try:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import threading
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES
 from midus_model.packaged import PACKAGED, packaged_folder
+from midus_model.placement import dtype_of, input_device, resolve_device, resolve_dtype
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
 # Transformers patches torch while it loads; two loads at once lose each other's tied weights.
 _LOADING = threading.Lock()
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # over what there is
 
 
 def resolve(name: str | Path) -> str:
@@ -28,7 +34,7 @@ def resolve(name: str | Path) -> str:
         return str(SHIPPED[str(name)])
     if str(name) in PACKAGED:
         return str(packaged_folder(str(name)))
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} holds no config.json; give a Hugging Face model directory")
@@ -41,42 +47,135 @@ def resolve(name: str | Path) -> str:
     return str(name)
 
 
-def load(model: str | Path | nn.Module, *, dtype: torch.dtype | None = None) -> Any:
+def load(
+    model: str | Path | nn.Module,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+) -> Any:
     """A causal language model in eval mode.
 
     Args:
         model: a shipped name ("pico", "pico-midus"), one from a package ("smollm2"), a directory,
-            a hub id, or a model, which is returned as it is.
-        dtype: of the weights; by default the stored one, fp16 being read as fp32.
+            a hub id, or a model. That is returned as it is, in place moved to `device` and cast to
+            `dtype` where these are given and differ.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto", an accelerator where there is one; by
+            default the CPU.
+        dtype: "float32", "bfloat16", "float16" or a torch.dtype, of the weights; by default, and
+            with "auto", the stored one, fp16 being read as fp32 on a CPU.
+        device_map: in place of `device`, Accelerate's: "auto", "disk", or module names -> device,
+            "cpu" or "disk". Weights that go to the disk lie in a temporary folder as long as the
+            model lives.
 
     Raises:
-        ModelError: where there is none, or it is damaged, or no causal language model.
+        ModelError: where there is none, or it is damaged, or no causal language model, or the
+            device is not there.
         UnsupportedArchitecture: where its family is not known.
 
     >>> load("pico").config.num_hidden_layers
     6
     """
+    if device is not None and device_map is not None:
+        raise ModelError(
+            f"device is {str(device)!r} and a device_map is given; give one of the two"
+        )
+    wanted, target = resolve_dtype(dtype), resolve_device(device)
     if isinstance(model, nn.Module):
-        return model
+        if device_map is not None:
+            raise ModelError("device_map places a model while it is read; give its name or folder")
+        return _moved(model, None if device is None else target, wanted)
     place = resolve(model)
     config = _read_config(place, str(model))
-    if dtype is None:
-        dtype = torch.float32 if config.dtype in (None, torch.float16) else config.dtype
+    placed = _placed(target, device_map)
+    if wanted is None:
+        halved = config.dtype == torch.float16 and _on_cpu(placed)
+        wanted = torch.float32 if config.dtype is None or halved else config.dtype
+    loaded = _read_weights(place, str(model), config, wanted, placed)
+    loaded.name_or_path = loaded.config.name_or_path = str(model)
+    return loaded.eval()
+
+
+def _placed(target: torch.device, device_map: Any) -> Any:
+    """What `from_pretrained` takes as a device map; None for the CPU, where none is needed."""
+    if device_map is None:
+        return None if target.type == "cpu" else {"": target}
+    if isinstance(device_map, Mapping):
+        for place in device_map.values():
+            if place != "disk" and not isinstance(place, int):
+                resolve_device(place)
+        return dict(device_map)
+    if device_map in SPREAD:
+        return device_map
+    return {"": "disk" if device_map == "disk" else resolve_device(device_map)}
+
+
+def _on_cpu(placed: Any) -> bool:
+    if isinstance(placed, Mapping):
+        return all(str(place).partition(":")[0] in ("cpu", "disk") for place in placed.values())
+    return placed is None or resolve_device("auto").type == "cpu"
+
+
+def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed: Any) -> Any:
+    more: dict[str, Any] = {}
+    if placed is not None:
+        more = {"device_map": placed, "offload_folder": tempfile.mkdtemp(prefix="midus-offload-")}
+    folder = more.get("offload_folder")
     try:
         with _LOADING:
             loaded, info = AutoModelForCausalLM.from_pretrained(
-                place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+                place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+                **more,
+            )  # fmt: skip
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ModelError(
+                f"the weights of {name!r} are incomplete: {len(missing)} tensors are missing, "
+                f"{missing[0]} first"
             )
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"the weights of {str(model)!r} cannot be read: {_line(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        _forget(folder)
+        if isinstance(error, MidusError):
+            raise
+        raise ModelError(f"the weights of {name!r} cannot be read: {_line(error)}") from error
+    if folder is not None:
+        weakref.finalize(loaded, _forget, folder)
+    return loaded
+
+
+def _forget(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _moved(model: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """The model itself, where it is to be and in the precision that it is to have."""
+    if device is not None and not _is_at(input_device(model), device):
+        if len(set(map(str, getattr(model, "hf_device_map", {"": ""}).values()))) > 1:
+            raise ModelError(
+                "the model is spread over devices or the disk, and cannot be moved; load it anew "
+                f"with device={str(device)!r}"
+            )
+        model = _cast(model, device)
+    if dtype is not None and dtype_of(model) != dtype:
+        model = _cast(model, dtype)
+    return model
+
+
+def _is_at(found: torch.device, wanted: torch.device) -> bool:
+    return found.type == wanted.type and wanted.index in (None, found.index)
+
+
+def _cast(model: Any, target: Any) -> Any:
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(
-            f"the weights of {str(model)!r} are incomplete: {len(missing)} tensors are missing, "
-            f"{missing[0]} first"
+            "the model lies on disk or has no weights, and cannot be changed in place; load it "
+            "anew with the device or dtype wanted"
         )
-    loaded.name_or_path = loaded.config.name_or_path = str(model)
-    return loaded.eval()
+    try:
+        return model.to(target)
+    except (ValueError, RuntimeError) as error:  # a quantised model stays as it was read
+        raise ModelError(f"the model cannot be brought to {target}: {_line(error)}") from error
 
 
 def load_tokenizer(model: str | Path) -> Any:

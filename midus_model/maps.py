@@ -7,8 +7,7 @@ module instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from kernels.errors import ModelError
+from midus_model.placement import at_hand, offload_hook
 
 PROBES = 3  # inputs on which a map that was read is compared with its module
 HALF_BITS = torch.finfo(torch.float16).eps
@@ -60,7 +60,7 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     Raises:
         ModelError: where the map cannot be read, saying what to do.
     """
-    if is_plain(module):
+    if isinstance(module, nn.Linear) and is_plain(module):
         return module.weight
     with at_hand(module):
         weight = _read(module)
@@ -165,27 +165,6 @@ def _passes_gradients(module: Any) -> bool:
             return False
     forth, back = made.square().sum(), (back * given).to(made).sum()
     return bool((forth - back).abs() <= _allowed(module, given) * forth)
-
-
-# ---------------------------------------------------------------- weights that lie elsewhere
-
-
-def offload_hook(module: nn.Module) -> Any:
-    """Accelerate's hook that brings a module's weights for each call; None where there is none."""
-    hook = getattr(module, "_hf_hook", None)
-    parts = getattr(hook, "hooks", [hook])  # a SequentialHook holds several
-    return hook if any(getattr(part, "offload", False) for part in parts) else None
-
-
-@contextmanager
-def at_hand(module: nn.Module) -> Iterator[None]:
-    """Inside, the offloaded weights of a module and its parts are where they are used."""
-    with ExitStack() as stack:
-        for part in module.modules():
-            if (hook := offload_hook(part)) is not None:
-                hook.pre_forward(part)
-                stack.callback(hook.post_forward, part, None)
-        yield
 
 
 # ---------------------------------------------------------------- reading

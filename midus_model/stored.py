@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from midus_model.maps import is_of, offload_hook, row_scales, weight_is_made
+from midus_model.maps import is_of, row_scales, weight_is_made
+from midus_model.placement import offload_hook
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,6 +16,7 @@ from midus_model.config import KEY_INITS, MidusConfig, head_dim_of, is_whole, ma
 from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
+from midus_model.placement import is_offloaded
 from midus_model.sites import blocks as blocks_of
 from midus_model.sites import check_heads, chosen_heads, family
 
@@ -85,6 +86,11 @@ def _check_request(
     model: Any, method: str, placement: str, key_init: str, calibration: Any
 ) -> None:
     family(model)
+    if is_offloaded(model) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise UpscaleError(
+            "the model lies in parts, on disk or on several devices; load it whole, on one device, "
+            "to up-scale it"
+        )
     if getattr(model.config, "layer_map", None):
         raise UpscaleError("the model is up-scaled already; give its base")
     if method not in METHODS:

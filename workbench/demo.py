@@ -30,6 +30,8 @@ def run_demo(
     recipe: Recipe = DEMO,
     overwrite: bool = False,
     command: Sequence[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> RunFolder:
     """Measure pico, up-scale it, train the new blocks on library code, measure again, draw.
@@ -41,19 +43,22 @@ def run_demo(
         output: the run folder.
         steps: optimiser steps in place of the recipe's.
         overwrite: replace a run that lies there.
+        device, dtype: of the models, as `midus_model.load` takes them.
         progress: called as progress(done, total, text).
 
     Raises RunError where a run of other parameters lies at `output`.
     """
     if steps is not None:
         recipe = replace(recipe, steps=steps)
-    run = RunFolder.begin(output, "demo", command, recipe.parameters(), overwrite=overwrite)
+    placed = {"device": device, "dtype": dtype}
+    parameters = recipe.parameters() | {k: value for k, value in placed.items() if value}
+    run = RunFolder.begin(output, "demo", command, parameters, overwrite=overwrite)
     if run.done:
         return run
     began = time.monotonic()
     with run:
         run.resume()
-        summary = Study(run, recipe, progress).run()
+        summary = Study(run, recipe, progress, **placed).run()
         run.finish({**summary, "seconds": round(time.monotonic() - began, 1)})
     return run
 

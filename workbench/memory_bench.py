@@ -24,7 +24,7 @@ import torch
 from analysis import memory_usage, tables
 from analysis.documents import Document, Documents, documents
 from analysis.memory.stream import batches_of
-from midus_model import load
+from midus_model import input_device, load
 from midus_model.bench.report import machine_of
 
 CHUNK = 20_000  # tokens between two turns
@@ -54,7 +54,7 @@ def measure(model: Any, docs: Documents, chunk: int = CHUNK) -> dict[str, Any]:
     tokens = sum(len(item.ids) for item in docs)
     return {
         "benchmark": "memory usage",
-        "machine": machine_of(next(model.parameters()).device.type),
+        "machine": machine_of(input_device(model).type),
         "model": tables.display_name(model),
         "tokens": tokens,
         "chunks": len(parts),
@@ -72,7 +72,7 @@ def measure(model: Any, docs: Documents, chunk: int = CHUNK) -> dict[str, Any]:
 
 def plain_passes(model: Any, docs: Documents) -> None:
     """The passes that `memory_usage` makes, with nobody looking."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     with torch.inference_mode():
         for batch, _ in batches_of(docs.windows, device):
             model.model(input_ids=batch.ids, use_cache=False)

@@ -40,7 +40,7 @@ from midus_model.optim import new_parameter_names
 from workbench import choice
 from workbench.drawing import draw
 from workbench.runs import RunFolder
-from workbench.training import evaluate, save_model, train
+from workbench.training import bf16_of, evaluate, save_model, train, training_device
 
 Progress = Callable[[int, int, str], None]
 
@@ -113,8 +113,18 @@ def _excerpt(item: Document, length: int) -> Document:
 class Study:
     """One run of the recipe in a run folder; `run()` does what is not done yet."""
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, progress: Progress | None = None):
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        progress: Progress | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ):
         self.folder, self.recipe, self.progress = folder, recipe, progress
+        self.device, self.dtype = device, dtype
+        self.trained_on = training_device(device or "auto")
+        self.bf16 = bf16_of(dtype or "auto", self.trained_on)
         self.stage = 0
         self.stages = 9 + 2 * recipe.baseline + recipe.evidence + bool(recipe.choice_seeds)
 
@@ -145,7 +155,7 @@ class Study:
 
     @cached_property
     def base(self) -> Any:
-        return load(self.recipe.base)
+        return load(self.recipe.base, device=self.device, dtype=self.dtype)
 
     @cached_property
     def measured(self) -> tuple[Documents, Documents]:
@@ -170,7 +180,8 @@ class Study:
         )
 
     def model(self, method: str) -> Any:
-        return load(self.folder.path / "models" / method)
+        place = self.folder.path / "models" / method
+        return load(place, device=self.device, dtype=self.dtype)
 
     # ------------------------------------------------------------ steps
 
@@ -226,6 +237,8 @@ class Study:
             lr=lr,
             eval_documents=self.measured[1] if evaluated else None,
             seed=seed,
+            device=self.trained_on,
+            bf16=self.bf16,
             run=name,
             progress=self.progress,
         )

@@ -27,6 +27,8 @@ from kernels.errors import MidusError, RunError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 LOG = "log.jsonl"
+LONGEST_NAME = 160  # bytes
+SHIPPED = ("pico", "pico-midus", "smollm2")  # models by a name, whatever folder is called so
 FIELDS = ("kind", "status", "parameters", "models", "tables", "figures", "summary")
 
 
@@ -165,7 +167,14 @@ class RunFolder:
         return written
 
     def add_model(self, label: str, where: str) -> None:
-        """Enter a model: a path relative to the run folder, or a shipped name."""
+        """Enter a model: a shipped name, a hub id, or a folder.
+
+        A folder is entered by its way from the run folder, so that it is found from wherever the
+        run is opened later.
+        """
+        folder = Path(where).expanduser()
+        if where not in SHIPPED and not (self.path / where).is_dir() and folder.is_dir():
+            where = os.path.relpath(folder.resolve(), self.path.resolve())
         self.manifest["models"][label] = where
         self._write()
 
@@ -253,8 +262,13 @@ def check_place(path: str | os.PathLike[str]) -> None:
 
 
 def free_place(root: str | os.PathLike[str], stem: str) -> Path:
-    """`root/stem`, or the first of `root/stem-2`, `root/stem-3`, ... that is not there yet."""
+    """`root/stem`, or the first of `root/stem-2`, `root/stem-3`, ... that is not there yet.
+
+    Of a long stem the beginning: a folder's name may have 255 bytes, and drafts beside it a little
+    more than its own.
+    """
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem)
+    stem = stem.encode()[:LONGEST_NAME].decode(errors="ignore")
     place, number = Path(root) / stem, 2
     while place.exists():
         place, number = Path(root) / f"{stem}-{number}", number + 1

@@ -24,8 +24,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from analysis import memory_usage, tables
 from analysis.documents import Documents
-from kernels.errors import DataError, MidusError, RunError
-from midus_model import param_groups
+from analysis.memory_plan import activation_bytes
+from kernels.errors import DataError, MidusError, ModelError, RunError
+from midus_model import input_device, param_groups
+from midus_model.optim import new_parameter_names
+from midus_model.placement import counting_device, is_offloaded, resolve_device
 from workbench import revival
 from workbench.revival import Balance, Revival
 
@@ -109,7 +112,7 @@ def evaluate(
     """
     windows = sorted(documents.windows, key=lambda window: len(window.ids))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    device = next(model.parameters()).device
+    device = input_device(model)
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
@@ -179,7 +182,8 @@ class _Trainer(Trainer):
             rank=self.args.process_index,
             world=self.args.world_size,
         )
-        both = torch.tensor([nats, count], dtype=torch.float64, device=self.args.device)
+        both = torch.tensor([nats, count], dtype=torch.float64)
+        both = both.to(counting_device(self.args.device))
         nats, count = self.accelerator.reduce(both, "sum").tolist()
         metrics = {"eval_loss": nats / count}
         self.log(metrics)
@@ -242,6 +246,7 @@ def train(
     resume: bool = True,
     seed: int = 0,
     bf16: bool | str = "auto",
+    device: str | torch.device = "auto",
     run: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -265,6 +270,9 @@ def train(
         resume: go on from the newest whole checkpoint of the same training, if there is one.
         seed: of the rows' order.
         bf16: autocast to bfloat16; "auto" where the device computes in it. Weights stay fp32.
+        device: where: "auto", an accelerator where there is one, "cpu", "cuda" or "mps"; the model
+            stays there. Of several cuda devices a process takes the first that it sees, or under
+            torchrun its own.
         run: the training's name in the table; by default the model's.
         progress: called as progress(step, steps, text).
 
@@ -277,7 +285,11 @@ def train(
         DataError: too few tokens for a row.
         RunError: checkpoints of another training lie in `output_dir`, or it cannot be written.
         UpscaleError: there are no memory blocks to revive or balance, or none to train.
+        ModelError: the device is not there, or the model lies on disk.
     """
+    target = training_device(device)
+    if is_offloaded(model):
+        raise ModelError("the model lies in part on disk and cannot be trained; load it whole")
     place = Path(output_dir).expanduser()
     steps = _at_least_one("steps", steps)
     batch_size = _at_least_one("batch_size", batch_size)
@@ -304,7 +316,9 @@ def train(
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
         _claim(place, about, resume)
-    arguments = _arguments(place, steps, batch_size // world, lr, every, eval_documents, bf16, seed)
+    arguments = _arguments(
+        place, steps, batch_size // world, lr, every, eval_documents, bf16, seed, target
+    )
     reviving = None if revive_every is None else Revival(model, revive_every, seed)
     balance = Balance(balance_weight) if balance_weight else None
     trainer = _Trainer(
@@ -398,6 +412,7 @@ def _arguments(
     eval_documents: Documents | None,
     bf16: bool | str,
     seed: int,
+    device: torch.device,
 ) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(place / "checkpoints"),
@@ -407,9 +422,9 @@ def _arguments(
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(0.05 * steps)),
         max_grad_norm=1.0,
-        bf16=_bf16() if bf16 == "auto" else bool(bf16),
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=computes_in_bf16(device) if bf16 == "auto" else bool(bf16),
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         logging_steps=every["log"],
@@ -425,11 +440,40 @@ def _arguments(
     return arguments
 
 
-def _bf16() -> bool:
-    """Whether this device multiplies in bfloat16 itself."""
-    if torch.cuda.is_available():
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 itself."""
+    if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def training_device(device: str | torch.device) -> torch.device:
+    """The device that a training is to run on; the Trainer takes the first of its kind."""
+    found = resolve_device(device)
+    if found.index:
+        raise MidusError(
+            f"device is {str(found)!r}, and a training takes the first {found.type} device that it "
+            f"sees: give {found.type!r}, with CUDA_VISIBLE_DEVICES={found.index} in the environment"
+        )
+    return found
+
+
+def bf16_of(dtype: str, device: torch.device) -> bool:
+    """Whether a training asked for in `dtype` ("auto", "float32", "bfloat16") autocasts to bf16."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise MidusError(
+            f"dtype is {dtype!r}; a training keeps float32 weights and computes in auto, float32 "
+            "or bfloat16"
+        )
+    return computes_in_bf16(device) if dtype == "auto" else dtype == "bfloat16"
+
+
+def needed_bytes(model: Any, context: int, rows: int, train: str) -> int:
+    """About what a training takes: weights, their gradients and Adam's sums, and activations."""
+    new = new_parameter_names(model) if train == "new" else None
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    trained = sum(size for name, size in sizes.items() if new is None or name in new)
+    return 4 * sum(sizes.values()) + 12 * trained + rows * activation_bytes(model, context)
 
 
 # ---------------------------------------------------------------- files

@@ -32,7 +32,7 @@ from transformer_lens.model_bridge.supported_architectures import (
 
 from kernels import latent_bag
 from kernels.errors import ModelError
-from midus_model import MidusForCausalLM
+from midus_model import MidusForCausalLM, input_device
 from midus_model.attention import SpreadHeads
 from midus_model.sites import family
 
@@ -212,7 +212,7 @@ def _inside(module: Any) -> Any:
 
 
 def _check_same(bridged: Any, model: Any) -> None:
-    ids = torch.arange(LENGTH, device=model.lm_head.weight.device)[None] % model.config.vocab_size
+    ids = torch.arange(LENGTH, device=input_device(model))[None] % model.config.vocab_size
     (theirs, expected), (ours, found) = _states(bridged, ids), _states(model, ids)
     # both round, and one has its softmax in fp32, the other in the model's dtype
     eps = max(torch.finfo(dtype).eps for dtype in (found.dtype, torch.float32))

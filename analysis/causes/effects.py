@@ -30,6 +30,7 @@ from analysis.within import Cost
 from kernels.errors import MidusError
 from kernels.headwise_memory import realised
 from midus_model import HeadSite
+from midus_model.placement import at_hand
 
 UNNAMED = {"heads": ["slot"], "blocks": ["head", "slot"], "all": ["source_layer", "head", "slot"]}
 
@@ -198,7 +199,8 @@ class Switching:
             if not (slots[:, rows] == part.slot).any():
                 return run.values.cpu().numpy()  # nobody reads it here
             weights = slot_scaled(weights, slots, part.slot, self.gain, rows)
-            read = realised(weights, slots, memory.bank, memory.projections)  # [P, M, D]
+            with at_hand(memory):
+                read = realised(weights, slots, memory.bank, memory.projections)  # [P, M, D]
             outputs = as_outputs(memory, read, run.heads[part.block])
             hidden = resumed(model, run, {part.block: outputs})
         values = window_values(model, hidden, run.batch, self.subject.metric, run.hidden, plan.rows)

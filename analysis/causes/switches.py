@@ -17,8 +17,9 @@ from torch import nn
 
 from analysis.adapters import unwrap
 from analysis.memory.places import memories_of, memory_at, slot_of
-from kernels.errors import MidusError
+from kernels.errors import MidusError, ModelError
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import is_offloaded
 
 
 @contextmanager
@@ -76,6 +77,8 @@ def edited_slot(model: Any, block: int, slot: int, value: Any) -> Iterator[None]
     """
     network = unwrap(model)
     memory = memory_at(network, block)
+    if is_offloaded(memory):
+        raise ModelError(f"block {block} lies on disk and cannot be edited; load the model whole")
     slot, bank = slot_of(memory, slot), memory.bank
     try:
         row = torch.as_tensor(value, dtype=bank.dtype, device=bank.device).detach()

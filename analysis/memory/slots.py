@@ -15,6 +15,7 @@ from analysis.subject import check_choice
 from kernels.errors import HeadError, MidusError
 from midus_model.maps import weight_of
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import at_hand, in_float64
 
 NEARNESS = {"value": "cosine", "key": "distance"}  # by -> the column that is sorted on
 
@@ -52,8 +53,8 @@ def slot_tokens(
     heads = memory.heads if head is None else [int(head)]
     written = _written(memory, slot)[[memory.heads.index(h) for h in heads]]  # [heads, d]
     states, tokens = written * weight_of(network.model.norm).to(written), weight_of(network.lm_head)
-    found = F.linear(states.to(tokens), tokens).double()
-    logits = (found - found.mean(-1, keepdim=True)).cpu().numpy()  # [heads, V]
+    found = F.linear(states.to(tokens), tokens).cpu().double()
+    logits = (found - found.mean(-1, keepdim=True)).numpy()  # [heads, V]
     rows = []
     for row, one in zip(logits, heads, strict=True):
         for direction, sign in (("promotes", 1), ("suppresses", -1)):
@@ -70,7 +71,8 @@ def slot_tokens(
 
 def _written(memory: HeadwiseMemory, slot: int) -> torch.Tensor:
     """What each head adds to the stream where it reads the slot with weight 1: [M, d]."""
-    values = memory.bank[slot] @ memory.projections  # [M, D]
+    with at_hand(memory):
+        values = memory.bank[slot] @ memory.projections  # [M, D]
     heads = len(memory.heads)
     apart = values.new_zeros(heads, memory.num_heads, memory.head_dim)
     apart[torch.arange(heads), memory.heads] = values
@@ -131,9 +133,10 @@ def nearest_slots(
 
 def _cosines(memory: HeadwiseMemory, slot: int, index: int | None) -> np.ndarray:
     """Cosine of every slot's value with that of `slot`: [N]."""
-    values = memory.bank.double()  # [N, r]
-    if index is not None:
-        values = values @ memory.projections[index].double()  # [N, D]
+    with at_hand(memory):
+        values = in_float64(memory.bank)  # [N, r]
+        if index is not None:
+            values = values @ in_float64(memory.projections[index])  # [N, D]
     length = values.norm(dim=1)
     if not length[slot] > 0:
         raise MidusError(
@@ -147,8 +150,10 @@ def _cosines(memory: HeadwiseMemory, slot: int, index: int | None) -> np.ndarray
 def _distances(memory: HeadwiseMemory, slot: int, index: int | None) -> np.ndarray:
     """Distance of every slot's composed key from that of `slot`: [N]."""
     n = memory.row_keys.shape[1]
+    with at_hand(memory):
+        sides = [in_float64(keys[index]) for keys in (memory.row_keys, memory.col_keys)]
     squares = [
-        (keys[index].double() - keys[index][at].double()).pow(2).sum(1)  # [n]
-        for keys, at in ((memory.row_keys, slot // n), (memory.col_keys, slot % n))
+        (keys - keys[at]).pow(2).sum(1)  # [n]
+        for keys, at in zip(sides, (slot // n, slot % n), strict=True)
     ]
     return (squares[0][:, None] + squares[1]).sqrt().flatten().cpu().numpy()

@@ -21,6 +21,7 @@ from analysis.engine import Batch, Enough, Progress, batch_of, batches
 from analysis.estimates import did
 from kernels.errors import MidusError
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import device_of, input_device
 from midus_model.sites import blocks
 
 # Positions that go through the model at once; bounds the scores [positions, M, n] of a block.
@@ -54,7 +55,7 @@ class Watcher(ABC):
     positions: Positions
 
     def __init__(self, layer: int, memory: HeadwiseMemory):
-        device = memory.bank.device
+        device = device_of(memory)
         self.layer, self.heads, self.num_keys = layer, list(memory.heads), memory.row_keys.shape[1]
         # mps has no float64, in which is counted
         self.device = torch.device("cpu") if device.type == "mps" else device
@@ -94,7 +95,7 @@ def streamed(
 
     The model runs in eval mode; its mode is put back and the hooks are gone afterwards.
     """
-    device, done = model.get_input_embeddings().weight.device, 0
+    device, done = input_device(model), 0
     with _watching(model, watchers), torch.inference_mode():
         for batch, positions in batches_of(windows, device):
             for watcher in watchers.values():

@@ -9,6 +9,7 @@ import torch
 from analysis.documents import Documents, documents
 from analysis.memory.places import read
 from kernels.errors import DataError
+from midus_model import input_device
 
 TEXT_COLUMNS = ("before", "token", "after", "text")
 
@@ -39,7 +40,7 @@ def opened_text(model: Any, text: Any, new: int = 0) -> tuple[torch.Tensor, Any]
             f"the text has {len(ids):,} tokens{with_new}; the model holds {holds:,}: give a "
             "shorter text" + (", or fewer new tokens" if new else "")
         )
-    return ids.to(next(model.parameters()).device), texts.tokenizer
+    return ids.to(input_device(model)), texts.tokenizer
 
 
 def around(

@@ -19,6 +19,7 @@ from analysis.shortened import passes_of
 from midus_model import head_sites
 from midus_model.maps import weight_of
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import device_of
 
 POSITIONS = "every token of the documents once; right padding and repeats of overlaps left out"
 SITE_COLUMNS = ("layer", "kind", "head", "source_layer")
@@ -123,6 +124,7 @@ class Tally(Watcher):
     def _compare(self, memory: HeadwiseMemory, _: tuple, added: torch.Tensor) -> None:
         """The memory's own hook, which comes last: what was written over what it is added to."""
         written = self._of_heads(memory, self.written)  # [W*T, M, D]
+        self.stream = self.stream.to(added.device)  # of several, the block before has its own
         stream = _norm(self.stream).flatten()  # [W*T]
         if self.mixing is None:
             heads = _norm(written), _norm(self._of_heads(memory, self.stream))
@@ -176,11 +178,11 @@ def _mixing(memory: HeadwiseMemory) -> torch.Tensor | None:
     """
     if memory.out_proj is None:
         return None
-    weight = weight_of(memory.out_proj)
+    weight = weight_of(memory.out_proj).cpu()
     by_head = weight.unflatten(1, (memory.num_heads, memory.head_dim)).transpose(0, 1)  # [H, d, D]
     wide = torch.promote_types(weight.dtype, torch.float32)
-    factor = torch.linalg.qr(by_head[memory.heads].cpu().to(wide), mode="r").R
-    return factor.mT.contiguous().to(weight.device)
+    factor = torch.linalg.qr(by_head[memory.heads].to(wide), mode="r").R
+    return factor.mT.contiguous().to(device_of(memory))
 
 
 def _table(model: Any, texts: Documents, tallies: list[Tally]) -> MemoryUsage:

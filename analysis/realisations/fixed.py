@@ -22,6 +22,7 @@ from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
 from kernels import latent_bag
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import at_hand
 
 REALISATIONS = ("clean", "shared", "shared_scaled", "swapped", "averaged", "off")
 DRAWS = 4  # of "swapped", averaged
@@ -190,15 +191,15 @@ class Realising:
         increase, kl, inexact = [], [], 0
         with watched(model) as seen:
             run = self.subject.clean(self.subject.batch(indices))
-            latents = {
-                at: latent_bag(memories[at].bank, slots, weights)  # [P, M, r]
-                for at, (weights, slots) in seen.items()
-            }
-            for variant in self.variants:
-                outputs = {
-                    at: as_outputs(memory, variant.outputs(at, memory, latents[at]), run.heads[at])
-                    for at, memory in memories.items()
+            with at_hand(*memories.values()):
+                latents = {
+                    at: latent_bag(memories[at].bank, slots, weights)  # [P, M, r]
+                    for at, (weights, slots) in seen.items()
                 }
+            for variant in self.variants:
+                with at_hand(*memories.values()):
+                    read = {at: variant.outputs(at, m, latents[at]) for at, m in memories.items()}
+                outputs = {at: as_outputs(memories[at], read[at], run.heads[at]) for at in read}
                 for place in self.places:
                     hidden = resumed(model, run, {at: outputs[at] for at in place})
                     values, divergence = self._values(hidden, run)

@@ -18,6 +18,7 @@ from analysis.subject import loaded_with
 from kernels import latent_bag
 from midus_model import head_sites
 from midus_model.memory import HeadwiseMemory
+from midus_model.placement import at_hand
 
 STAGE = "what heads read and write"
 CHANCE = 8  # random matrices behind `.attrs["chance"]`
@@ -99,13 +100,16 @@ class _Likeness(Watcher):
     def __init__(self, layer: int, memory: HeadwiseMemory) -> None:
         super().__init__(layer, memory)
         count, r, size = memory.head_proj.shape
-        self.bank, self.projections = memory.bank, memory.projections
+        self.memory = memory
         self.read, self.written = (Moments(count * w, self.device) for w in (r, size))
 
     def see(self, weights: torch.Tensor, slots: torch.Tensor) -> None:
         if not weights.isfinite().all():
             raise self.not_finite()
-        bank, projections = self.bank.to(self.device), self.projections.to(self.device)
+        # Read while the memory runs: what lies on disk is at hand then.
+        bank, projections = (
+            part.to(self.device) for part in (self.memory.bank, self.memory.projections)
+        )
         latents = latent_bag(bank, slots, weights)  # [P, M, r]
         self.read.add(latents.flatten(1))
         self.written.add(expanded(latents, projections).flatten(1))
@@ -115,7 +119,9 @@ class _Likeness(Watcher):
 def _pairs(memory: HeadwiseMemory, likeness: _Likeness) -> pd.DataFrame:
     heads = memory.heads
     above = torch.triu_indices(len(heads), len(heads))
-    left, values, right = torch.linalg.svd(memory.projections.double().cpu(), full_matrices=False)
+    with at_hand(memory):
+        projections = memory.projections.cpu().double()
+    left, values, right = torch.linalg.svd(projections, full_matrices=False)
     rank = effective_rank(values)  # [M]
     measures = {
         "rank": rank[:, None].expand(-1, len(heads)),

@@ -21,8 +21,9 @@ from analysis.statistics import bootstrap_mean
 from analysis.subject import loaded_with
 from analysis.tables import display_name
 from kernels.errors import MidusError
-from midus_model import blocks
+from midus_model import blocks, input_device
 from midus_model.config import layer_map_of
+from midus_model.placement import counting_device
 
 STAGE = "what blocks add"
 
@@ -66,7 +67,7 @@ def residual_updates(
     network: Any
     network, texts = loaded_with(DEFAULT_MODEL if model is None else model, data, limit)
     parts = [part for at in _inserted(network) for part in _parts_of(network, at)]
-    device = next(network.parameters()).device
+    device = input_device(network)
     tallies = {part: _Tally(network.config.hidden_size, len(texts.units), device) for part in parts}
     expect("residual updates", network, texts, {STAGE: passes_of(texts)})
     done = 0
@@ -76,7 +77,9 @@ def residual_updates(
             units = np.array([window.unit for window in positions.windows])
             owner = units[(positions.index // positions.length).cpu().numpy()]  # [P]
             for part, tally in tallies.items():
-                stream, added = (x.flatten(0, 1)[positions.index] for x in seen[part])  # [P, d]
+                stream, added = (
+                    x.flatten(0, 1)[positions.index.to(x.device)] for x in seen[part]
+                )  # [P, d]
                 tally.add(stream, added, owner)
             done += len(positions.windows)
             did(STAGE, batch.tokens)
@@ -126,7 +129,7 @@ def _watching(
 
     def keep(at: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: torch.Tensor) -> None:
-            stream = args[0] if args else kwargs["hidden_states"]
+            stream = (args[0] if args else kwargs["hidden_states"]).to(output.device)
             seen[at, "block"] = stream, output - stream
             if at in made:
                 ffn = made.pop(at)
@@ -153,14 +156,14 @@ class _Tally:
     """Ratios of norms by unit of the bootstrap, and moments of what is added."""
 
     def __init__(self, width: int, units: int, device: torch.device) -> None:
-        self.moments = Moments(width, device)
+        self.moments = Moments(width, counting_device(device))
         self.ratios, self.counts = np.zeros(units), np.zeros(units)
 
     def add(self, stream: torch.Tensor, added: torch.Tensor, owner: np.ndarray) -> None:
         """Streams and additions [P, d]; owner [P], each position's unit."""
         self.moments.add(added)
         ratio = added.float().norm(dim=-1) / stream.float().norm(dim=-1)
-        np.add.at(self.ratios, owner, ratio.double().cpu().numpy())
+        np.add.at(self.ratios, owner, ratio.cpu().double().numpy())
         np.add.at(self.counts, owner, 1.0)
 
     def row(self, seed: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from analysis.subject import describe, loaded_with
 from analysis.tables import SCHEMA, json_attrs
 from analysis.within import SHARE
 from kernels.errors import DataError, MidusError
-from midus_model import HeadSite, blocks, head_sites, mixing_of
+from midus_model import HeadSite, blocks, head_sites, input_device, mixing_of
 from midus_model.config import is_whole
 from midus_model.maps import weight_of
 
@@ -130,7 +130,7 @@ class _Reader:
         for index, site in enumerate(self.sites):
             self.here.setdefault(site.layer, []).append(index)
         self.tally = Tally(len(self.sites))
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.found: dict[str, Any] = {}
 
     # ------------------------------------------------ what it takes
@@ -267,7 +267,8 @@ class _Reader:
             measure = _total(by_row * scale[at, rows[at]]), mass
             self._add(units[at], layer, {"logit_raise": measure})
         said = {
-            at: self.model.lm_head(hidden[at, rows[at]]).argmax(-1) == ids[at, rows[at] + 1]
+            at: self.model.lm_head(hidden[at, rows[at]]).argmax(-1).to(self.device)
+            == ids[at, rows[at] + 1]
             for at, probe in enumerate(probes)
             if probe.kind == "needle"
         }

@@ -57,7 +57,7 @@ def watch(
 
     def show(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any], __: Any) -> None:
-            see(_sight(layer, seen, args[0] if args else kwargs["hidden_states"]))
+            see(_sight(layer, seen, args[0] if args else kwargs["hidden_states"], ids.device))
             seen.clear()
 
         return hook
@@ -75,10 +75,11 @@ def watch(
     finally:
         for hook in hooks:
             hook.remove()
-    return last[0], hidden
+    return last[0].to(ids.device), hidden.to(ids.device)
 
 
-def _sight(layer: int, seen: Mapping[str, Any], stream: torch.Tensor) -> Sight:
+def _sight(layer: int, seen: Mapping[str, Any], stream: torch.Tensor, place: torch.device) -> Sight:
+    """What is seen, brought to where the ids are: blocks may lie on several devices."""
     patterns, mask = seen["patterns"], seen["mask"]
     if patterns is None:
         raise UnsupportedArchitecture(
@@ -101,7 +102,8 @@ def _sight(layer: int, seen: Mapping[str, Any], stream: torch.Tensor) -> Sight:
     if mask is not None:  # bool, or what is added to the scores: [B or 1, 1, T, T]
         last = mask[0, 0, -1]
         window = int((last if last.dtype == torch.bool else last >= 0).sum())
-    return Sight(layer, patterns, seen["outputs"], stream, None if window == length else window)
+    seen_there = patterns.to(place), seen["outputs"].to(place), stream.to(place)
+    return Sight(layer, *seen_there, window=None if window == length else window)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import streamlit as st
 
-from apps.parts import access
+from apps.parts import access, placing
 
 LARGEST = 2**31  # bytes of weights that a page loads without being asked twice
 MOST = 3  # models held
@@ -26,11 +26,14 @@ WAIT = 4.0  # seconds in which the browser draws the first page and needs the pr
 class Loadable(NamedTuple):
     """A model that a page may run: its name or folder, and a stamp that changes with its weights.
 
-    Whatever is kept of what a model computed is kept under both.
+    Where it runs and in what precision belongs to it; whatever is kept of what a model computed is
+    kept under all four.
     """
 
     name: str
     stamp: int
+    device: str = "auto"
+    dtype: str = "auto"
 
 
 _models: dict[Loadable, Any] = {}
@@ -42,6 +45,8 @@ _guard = threading.RLock()
 def ready(name: str) -> Loadable | None:
     """The model as it lies on disc now; None where it is large and the user has not said yes."""
     found, size = _on_disc(access.given().check_model(name))
+    device, dtype = placing.chosen()
+    found = found._replace(device=device, dtype=dtype)
     words = f"Load the model {Path(name).name} ({size / 2**30:.1f} GiB of weights)"
     return found if size <= LARGEST or st.toggle(words, key=f"load_{name}") else None
 
@@ -84,9 +89,10 @@ def _loaded(model: Loadable) -> Any:
     """The model from the disc; older weights of it, and the one loaded first, are let go."""
     from midus_model import load
 
-    network = load(model.name)
+    network = load(model.name, device=model.device, dtype=model.dtype)
     with _guard:
-        for known in [known for known in _models if known.name == model.name]:
+        older = [m for m in _models if m.name == model.name and m.stamp != model.stamp]
+        for known in older:
             del _models[known]
         _models[model] = network
         while len(_models) > MOST:

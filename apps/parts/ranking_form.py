@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from apps.parts import access
+from apps.parts import access, placing
 from apps.parts.access import Run
 from kernels.errors import DataError
 from workbench import jobs
@@ -48,6 +48,7 @@ def show(run: Run) -> None:
         arguments += _how(what)
     if what == "rank":
         arguments += _race()
+    arguments += placing.words(*placing.ask(*st.columns(2), "form"))
     if file is not None:
         arguments += ["--data", str(_place(given.workspace, file))]
     st.code(shlex.join(["midus", *arguments]), language="bash", wrap_lines=True)

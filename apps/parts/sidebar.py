@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from apps.parts import access, page
+from apps.parts import access, page, placing
 from workbench import jobs
 
 
@@ -17,6 +17,7 @@ def choose_run(given: access.Given) -> access.Run:
         name = _choose(list(runs))
         run = access.open_run(name, runs[name])
         _describe(run)
+        placing.show()
         _working(given.workspace)
     status = run.manifest.get("status")
     if status != "done":

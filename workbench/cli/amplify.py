@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workbench.cli import common
+from workbench.cli import common, options
 from workbench.cli.measure import Metric
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
+@options.measures
 def amplify(
     model: common.Model,
     heads: Annotated[
@@ -39,6 +43,10 @@ def amplify(
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
+    within: options.Within,
 ) -> None:
     """Scale the outputs of chosen heads, see what it does, and keep the model if you like.
 
@@ -53,20 +61,21 @@ def amplify(
     """
     from analysis.amplify import amplify as amplified
     from analysis.distributed import is_main
-    from analysis.documents import documents
     from analysis.dose import CONTROLS, GAINS, dose_response
-    from midus_model import load
 
     _check_target(save, overwrite)
-    loaded = load(model)
+    given = within(dose_response)
+    loaded = placed.load(model)
     louder = amplified(loaded, common.parse_heads(heads), gain)
-    texts = documents(data, model=loaded, split=split, limit=limit)
+    texts = read(data, model=loaded, split=split, limit=limit)
     asked: dict[str, Any] = {"metric": metric, "draws": draws, "seed": seed}
     parameters = {
         "model": model, "heads": [list(pair) for pair in louder.gains], "gain": gain, "data": data,
         "split": split, "limit": limit, "dose": dose, **asked,
-        "save": None if save is None else str(save),
+        "save": None if save is None else str(save), **options.parameters(placed, read, within),
     }  # fmt: skip
+    placed.tell(loaded, texts=texts)
+    asked |= given
     asked |= {"gains": (*GAINS, gain) if dose else (1, gain), "controls": CONTROLS if dose else ()}
     with common.begin(output, "amplify", model, parameters, overwrite) as run:
         if not run.has_table("dose_response"):
@@ -84,7 +93,7 @@ def amplify(
             _print_curves(table)
         typer.echo(f"Saved in {run.path}")
         if save is not None:
-            typer.echo(f"The model is in {save}. Next: midus importance {save}")
+            typer.echo(f"The model is in {save}. Next: midus importance {shlex.quote(str(save))}")
 
 
 def _check_target(save: Path | None, overwrite: bool) -> None:

@@ -28,10 +28,17 @@ def bench(context: typer.Context) -> None:
 
     Example: `midus bench --full --markdown docs/benchmarks.md`
     """
-    if context.args[:1] == ["importance"]:
-        _importance(context.args[1:])
+    arguments = [_at_home(word) for word in context.args]
+    if arguments[:1] == ["importance"]:
+        _importance(arguments[1:])
     else:
-        _kernels(context.args)
+        _kernels(arguments)
+
+
+def _at_home(word: str) -> str:
+    """A word of the command line, ~ also after an = being the home folder."""
+    option, equals, value = word.partition("=")
+    return f"{option}={common.at_home(value)}" if equals else str(common.at_home(word))
 
 
 def _kernels(arguments: Sequence[str]) -> None:
@@ -59,6 +66,7 @@ class _Parser(argparse.ArgumentParser):
 def _importance(arguments: Sequence[str]) -> None:
     import torch
 
+    from midus_model import resolve_device
     from midus_model.bench.report import around, fill_in
     from midus_model.bench.verify import WrongResult
     from workbench import importance_bench
@@ -66,34 +74,37 @@ def _importance(arguments: Sequence[str]) -> None:
 
     parser = _Parser(prog="midus bench importance", description=importance_bench.__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute or two, rough")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, or cuda:1; default: cpu")
+    parser.add_argument("--dtype", choices=("auto", "float32"), default="auto",
+                        help="all tools are verified against each other in float32")  # fmt: skip
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
     folder = Path("benchmark-importance")
     parser.add_argument("--out", type=Path, default=folder, help="folder of the results")
     parser.add_argument("--markdown", type=Path, help="page whose tables are filled in")
     given = parser.parse_args(arguments)
-    if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, and torch sees no GPU; use --device cpu")
+    place = resolve_device(given.device)
+    if place.type not in ("cpu", "cuda"):
+        parser.error(f"--device is {given.device}, and the benchmark times cpu and cuda; give one")
+    if place.index:
+        torch.cuda.set_device(place)
     if given.threads is not None and given.threads < 1:
         parser.error(f"--threads is {given.threads}; it must be at least 1")
     try:  # now, not after a long run
         given.out.mkdir(parents=True, exist_ok=True)
         if given.markdown:
-            around(given.markdown, given.device)
+            around(given.markdown, place.type)
     except (OSError, ValueError) as error:
         parser.error(f"{'--markdown' if isinstance(error, ValueError) else '--out'}: {error}")
     if given.threads:
         torch.set_num_threads(given.threads)
     chosen, seconds = (cases.QUICK, 2.0) if given.quick else (cases.CASES, 20.0)
     try:
-        result = report.run(
-            chosen, given.out, device=given.device, seconds=seconds, tell=typer.echo
-        )
+        result = report.run(chosen, given.out, device=place.type, seconds=seconds, tell=typer.echo)
     except WrongResult as error:
         common.stop(f"wrong result, the benchmark ends here: {error}", 1)
     typer.echo(report.summary(result))
     for table in report.tables(result):
         common.print_table(*table)
     if given.markdown:
-        fill_in(given.markdown, given.device, report.markdown(result))
+        fill_in(given.markdown, place.type, report.markdown(result))
     typer.echo(f"written: {given.out / 'benchmark.json'}, {given.out / 'benchmark.csv'}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -54,7 +56,7 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         _quiet()
         try:
-            command(*args, **kwargs)
+            command(*args, **{name: at_home(value) for name, value in kwargs.items()})
         except KeyboardInterrupt:
             stop(
                 "interrupted; the same command goes on where a run folder holds what was done, "
@@ -71,6 +73,16 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def at_home(value: Any) -> Any:
+    """A path that begins with ~ with the home folder put in: no shell does so after an =."""
+    if isinstance(value, list):
+        return [at_home(part) for part in value]
+    if isinstance(value, Path):
+        text = str(value).removeprefix("=")  # -o=FOLDER, which is not how a short option is given
+        return Path(text).expanduser() if text != str(value) or text.startswith("~") else value
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
 def _quiet() -> None:
     """Warnings as one line each; no bars and no chatter of the libraries."""
     warnings.showwarning = lambda message, *args, **kwargs: typer.echo(
@@ -78,10 +90,11 @@ def _quiet() -> None:
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -202,11 +215,11 @@ def begin(
     """
     from analysis.distributed import barrier, is_main, rank_and_size
     from kernels.errors import RunError
-    from workbench.runs import RunFolder, free_place
+    from workbench.runs import RunFolder
 
     if output is None and rank_and_size()[1] > 1:
         raise RunError("several processes need one run folder: give it with --output")
-    place = output or free_place("runs", f"{kind}-{Path(name).name}")
+    place = output or free_folder(kind, name)
     if not is_main():
         barrier()
         with tempfile.TemporaryDirectory() as folder, _silent():
@@ -227,6 +240,14 @@ def begin(
         yield run
 
 
+def free_folder(command: str, model: str) -> Path:
+    """A folder in runs/ that is not there yet, named after what is done with which model."""
+    from analysis.tables import display_name
+    from workbench.runs import free_place
+
+    return free_place("runs", f"{command}-{Path(display_name(model)).name}")
+
+
 @contextmanager
 def _silent() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -240,7 +261,8 @@ def checkpoint(run: Any, table: str) -> Path:
 
 def closing(place: Path) -> None:
     """The last lines of a command that leaves a run folder; what a time budget left out is last."""
-    typer.echo(f"Saved in {place}. Next: midus figures {place}, or midus explore --run {place}")
+    quoted = shlex.quote(str(place))
+    typer.echo(f"Saved in {place}. Next: midus figures {quoted}, or midus explore --run {quoted}")
     for line in _left_out(place):
         typer.echo(line)
 
@@ -261,9 +283,9 @@ def _left_out(place: Path) -> Iterator[str]:
 def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:
     """Where a run goes: the folder asked for, or a free one in runs/. Writes nothing."""
     from kernels.errors import RunError
-    from workbench.runs import MANIFEST, check_place, free_place
+    from workbench.runs import MANIFEST, check_place
 
-    place = output or free_place("runs", f"{command}-{Path(name).name}")
+    place = output or free_folder(command, name)
     check_place(place)
     if place.is_dir() and not overwrite and any(place.iterdir()):
         what = "a run" if (place / MANIFEST).is_file() else "files"

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import common
+from workbench.cli import common, options
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
 def doctor(
     model: common.Model = "pico-midus",
     before: Annotated[
@@ -25,6 +27,9 @@ def doctor(
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
 ) -> None:
     """What is wrong with a model's memory, if anything: evidence, and what to try.
 
@@ -33,19 +38,20 @@ def doctor(
     from pandas import isna
 
     from analysis import doctor as examined
-    from analysis.documents import documents
-    from midus_model import load
 
-    loaded = load(model)
-    texts = documents(data, model=loaded, split=split, limit=limit)
+    loaded = placed.load(model)
+    texts = read(data, model=loaded, split=split, limit=limit)
+    base = None if before is None else placed.load(before)
+    familiar = None if general is None else read(general, model=loaded, limit=limit)
     parameters = {
         "model": model, "before": before, "data": data, "split": split, "general": general,
-        "limit": limit, "timing": timing, "seed": seed,
+        "limit": limit, "timing": timing, "seed": seed, **options.parameters(placed, read),
     }  # fmt: skip
+    placed.tell(*filter(None, (loaded, base)), texts=texts)
     with common.begin(output, "doctor", model, parameters, overwrite) as run:
         with common.progress() as progress:
             table = examined(
-                loaded, texts, before=before, general=general, limit=limit, timing=timing,
+                loaded, texts, before=base, general=familiar, limit=limit, timing=timing,
                 seed=seed, progress=progress,
             )  # fmt: skip
         run.save_table("doctor", table)

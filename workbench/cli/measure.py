@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli import common
+from workbench.cli import common, options
 
 Method = Annotated[
     str,
@@ -30,6 +30,9 @@ SHOWN = 20
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
+@options.measures
 def importance(
     model: common.Model = "pico",
     after: Annotated[
@@ -55,6 +58,10 @@ def importance(
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
+    within: options.Within,
 ) -> None:
     """How much every head helps, in nats a token; for one model, or before and after.
 
@@ -70,26 +77,27 @@ def importance(
     `midus importance pico --data tasks.jsonl --metric logit_difference`
     """
     from analysis import amplification, head_importance
-    from analysis.documents import documents
     from analysis.ties import best_first
     from kernels.errors import MidusError
-    from midus_model import load
 
     if after is not None and (normalise != "none" or convention is not None):
         raise MidusError(
             "--after compares scores as they were measured; leave --normalise and --convention out"
         )
-    options: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "stage": stage, "group": group,
         "convention": convention, "normalise": normalise, "seed": seed,
     }  # fmt: skip
     parameters = {
-        "model": model, "after": after, "data": data, "split": split, "limit": limit, **options,
+        "model": model, "after": after, "data": data, "split": split, "limit": limit, **asked,
+        **options.parameters(placed, read, within),
     }  # fmt: skip
     names = {"before": model} | ({} if after is None else {"after": after})
-    given = options | {"memory_budget": common.parse_bytes(memory_budget)}
-    models = {side: load(name) for side, name in names.items()}
-    texts = documents(data, model=models["before"], split=split, limit=limit)
+    given = asked | {"memory_budget": common.parse_bytes(memory_budget)}
+    given |= within(head_importance)
+    models = {side: placed.load(name) for side, name in names.items()}
+    texts = read(data, model=models["before"], split=split, limit=limit)
+    placed.tell(*models.values(), texts=texts, gradients=method not in ("ablation", "dla"))
     tables = {}
     with common.begin(output, "importance", model, parameters, overwrite) as run:
         with common.progress() as progress:
@@ -121,6 +129,9 @@ def importance(
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
+@options.measures
 def rank(
     model: common.Model = "pico",
     data: common.Data = None,
@@ -141,6 +152,10 @@ def rank(
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
+    within: options.Within,
 ) -> None:
     """The heads worth amplifying, best first; stops as soon as the top set is settled.
 
@@ -153,27 +168,27 @@ def rank(
     `midus rank pico --data tasks.jsonl --metric logit_difference --evidence`
     """
     from analysis import rank_heads
-    from analysis.documents import documents
-    from midus_model import load
 
-    options: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "top": top,
         "confidence": confidence, "budget": budget, "seed": seed,
     }  # fmt: skip
     parameters = {
         "model": model, "data": data, "split": split, "limit": limit, "evidence": evidence,
-        **options,
+        **asked, **options.parameters(placed, read, within),
     }  # fmt: skip
-    loaded = load(model)
-    texts = documents(data, model=loaded, split=split, limit=limit)
+    given = asked | within(rank_heads)
+    loaded = placed.load(model)
+    texts = read(data, model=loaded, split=split, limit=limit)
+    placed.tell(loaded, texts=texts)
     with common.begin(output, "rank", model, parameters, overwrite) as run:
         with common.progress() as progress:
             if not run.has_table("ranking"):
-                run.save_table("ranking", rank_heads(loaded, texts, progress=progress, **options))
+                run.save_table("ranking", rank_heads(loaded, texts, progress=progress, **given))
                 run.add_model("before", model)
             table = run.load_table("ranking")
             if evidence:
-                _trust(run, loaded, texts, table, progress, options)
+                _trust(run, loaded, texts, table, progress, asked)
         best = table.iloc[: table.attrs.get("top") or top]
         heads = [[int(row.layer), int(row.head)] for row in best.itertuples()]
         run.write_json("ranking.json", {"heads": heads})
@@ -190,6 +205,9 @@ def rank(
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
+@options.measures
 def roles(
     model: common.Model = "pico",
     data: common.Data = None,
@@ -201,27 +219,32 @@ def roles(
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
+    within: options.Within,
 ) -> None:
     """What every head does: previous token, induction, sink, ..., where the evidence is clear.
 
     Example: `midus roles pico -o runs/roles`
     """
     from analysis import head_roles
-    from analysis.documents import documents
     from analysis.roles import by_role
-    from midus_model import load
     from workbench.runs import RunFolder
 
     beside = None if importance is None else RunFolder.open(importance)
     parameters = {
         "model": model, "data": data, "split": split, "limit": limit, "seed": seed,
         "importance": None if importance is None else str(importance),
+        **options.parameters(placed, read, within),
     }  # fmt: skip
-    loaded = load(model)
-    texts = documents(data, model=loaded, split=split, limit=limit)
+    given = within(head_roles)
+    loaded = placed.load(model)
+    texts = read(data, model=loaded, split=split, limit=limit)
+    placed.tell(loaded, texts=texts)
     with common.begin(output, "roles", model, parameters, overwrite) as run:
         with common.progress() as progress:
-            table = head_roles(loaded, texts, seed=seed, progress=progress)
+            table = head_roles(loaded, texts, seed=seed, progress=progress, **given)
         run.save_table("roles", table)
         run.add_model("before", model)
         if beside is not None:
@@ -248,14 +271,14 @@ def _places(heads: Any) -> list[str]:
 
 
 def _trust(
-    run: Any, model: Any, texts: Any, ranking: Any, progress: Any, options: dict[str, Any]
+    run: Any, model: Any, texts: Any, ranking: Any, progress: Any, asked: dict[str, Any]
 ) -> None:
     """Evidence and prune curves into the run folder."""
     from analysis import evidence, prune_curve
 
-    given = {name: options[name] for name in ("baseline", "metric", "seed")}
+    given = {name: asked[name] for name in ("baseline", "metric", "seed")}
     if not run.has_table("evidence"):
-        found = evidence(model, texts, top=options["top"], progress=progress, **given)
+        found = evidence(model, texts, top=asked["top"], progress=progress, **given)
         run.save_table("evidence", found)
     if not run.has_table("prune_curve"):
         run.save_table(

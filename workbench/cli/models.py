@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workbench.cli import common
+from workbench.cli import common, options
 
 CALIBRATION_WINDOWS = 256
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
 def upscale(
     model: common.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")],
@@ -52,6 +56,9 @@ def upscale(
     ] = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
 ) -> None:
     """Make a model deeper with memory blocks (or copied layers); its output stays the same.
 
@@ -67,8 +74,8 @@ def upscale(
     """
     sizes = {"num_keys": _num_keys(num_keys, slots), "top_k": top_k, "latent_dim": latent_dim}
     from kernels.errors import RunError
-    from midus_model import load
     from midus_model import upscale as deeper
+    from midus_model.placement import held_bytes
     from workbench.runs import check_place
     from workbench.training import save_model
 
@@ -78,7 +85,8 @@ def upscale(
             f"{output} exists already; give another folder, or --overwrite if it is a model"
         )
     _check_choices(budget, key_init, calibration)
-    base = load(model)
+    base = placed.load(model)
+    placed.tell(base, more=held_bytes(base))  # the new model holds the base's weights too
     new = deeper(
         base,
         method,
@@ -86,7 +94,7 @@ def upscale(
         placement=placement,
         **_heads_and_sizes(base, heads, budget, sizes),
         key_init=key_init,
-        calibration=_calibration(base, calibration),
+        calibration=_calibration(base, calibration, read),
         seed=seed,
     )
     save_model(new, _tokenizer(model), output)
@@ -171,13 +179,11 @@ def _scored(chosen: Any) -> Any:
     return pd.DataFrame({"layer": layers, "head": numbers, "score": scores})
 
 
-def _calibration(base: Any, data: str | None) -> Any:
+def _calibration(base: Any, data: str | None, read: options.Reader) -> Any:
     """Token ids of at most so many windows, from all over the documents."""
-    from analysis.documents import documents
-
     if data is None:
         return None
-    windows = documents(data, model=base).windows
+    windows = read(data, model=base).windows
     return [window.ids for window in windows[:: -(-len(windows) // CALIBRATION_WINDOWS)]]
 
 
@@ -218,7 +224,8 @@ def _print_blocks(base: Any, new: Any, output: Path) -> None:
     columns = ["block", "kind", "source layer", "heads", "slots", "k", "r"]
     common.print_table("Inserted blocks", columns, rows)
     typer.echo(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
-    typer.echo(f"Next: midus train {output} --data packages --split train --steps 200")
+    where = shlex.quote(str(output))
+    typer.echo(f"Next: midus train {where} --data packages --split train --steps 200")
 
 
 def _heads(heads: list[int] | None) -> str:
@@ -241,12 +248,13 @@ def _sizes(block: Any) -> list[str]:
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
 def train(
     model: common.Model,
     data: common.Data = None,
     split: common.Split = None,
     limit: common.Limit = None,
-    context: Annotated[int | None, typer.Option(help="Tokens a row. [default: model's]")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 200,
     batch_size: Annotated[int, typer.Option(help="Rows a step, over all processes.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate; banks get --bank-lr times it.")] = 2e-3,
@@ -271,24 +279,30 @@ def train(
     output: common.Output = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
 ) -> None:
     """Continue pre-training a model; the new blocks only, where it has any.
 
     Given the run folder of an interrupted training, the same command goes on where that was. Runs
-    under torchrun and accelerate as the Hugging Face Trainer does.
+    under torchrun and accelerate as the Hugging Face Trainer does. Rows are of --context tokens.
+    Weights are float32; --dtype says what is computed in, auto being bfloat16 where the device
+    multiplies in it.
 
     Example: `midus train runs/deeper --data packages --split train --limit 400 -o runs/trained`
     """
-    from analysis.documents import documents
     from kernels.errors import MidusError
     from midus_model import load
     from midus_model.optim import new_parameter_names
     from workbench import training
-    from workbench.runs import RunFolder, check_place, free_place
+    from workbench.runs import RunFolder, check_place
 
-    place = output or free_place("runs", f"train-{Path(model).name}")
+    place = output or common.free_folder("train", model)
     check_place(place)
-    loaded = load(model)
+    device = training.training_device(placed.device)
+    bf16 = training.bf16_of(placed.dtype, device)
+    loaded = load(model, dtype="float32")  # the Trainer takes it to the device
     params = params or ("new" if new_parameter_names(loaded) else "all")
     if lr <= 0:
         raise MidusError(f"--lr is {lr}; it must be above 0")
@@ -298,14 +312,16 @@ def train(
         "save_every": save_every, "seed": seed, "revive_every": revive_every,
         "balance_weight": balance, "log_usage": log_usage,
     }  # fmt: skip
-    read: dict[str, Any] = {"data": data, "split": split, "limit": limit, "context": context}
+    source: dict[str, Any] = {"data": data, "split": split, "limit": limit}
     held: dict[str, Any] = {"data": eval_data, "split": eval_split, "limit": eval_limit}
-    texts = documents(**read, model=loaded)
-    held_texts = documents(**held, model=loaded, context=context) if eval_data else None
+    texts = read(**source, model=loaded)
+    held_texts = read(**held, model=loaded) if eval_data else None
     training.PackedRows(texts, 1, seed)  # too little text is refused before a folder is made
     if steps < 1 or batch_size < 1:
         raise MidusError(f"--steps {steps} and --batch-size {batch_size} must be at least 1")
-    parameters = {"model": model, **read, **asked, "eval": held}
+    parameters = {"model": model, **source, **asked, "eval": held}
+    parameters |= options.parameters(placed, read)
+    _tell_training(loaded, texts.context, batch_size, params, device, bf16)
     run = RunFolder.begin(place, "train", None, parameters, overwrite=overwrite)
     if run.done:
         typer.echo(f"{place} holds this training, finished")
@@ -320,6 +336,8 @@ def train(
             run=Path(model).name,
             resume=not overwrite,
             progress=progress,
+            device=device,
+            bf16=bf16,
             **asked,
         )
         training.save_model(loaded, texts.tokenizer, place / "models" / "trained")
@@ -329,6 +347,16 @@ def train(
         run.add_model("after", "models/trained")
         run.finish(_training_summary(log))
     _print_training(log, place)
+
+
+def _tell_training(
+    model: Any, context: int, rows: int, params: str, device: Any, bf16: bool
+) -> None:
+    from workbench import training
+
+    rows = -(-rows // int(os.environ.get("WORLD_SIZE", "1")))
+    needs = training.needed_bytes(model, context, rows, params)
+    options.tell(model, needs, ", computed in bfloat16" if bf16 else "", device)
 
 
 def _training_summary(log: Any) -> dict[str, Any]:

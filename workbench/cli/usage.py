@@ -6,10 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli import common
+from workbench.cli import common, options
 
 
 @common.reports
+@options.runs_model
+@options.reads_text
+@options.measures
 def memory(
     model: common.Model = "pico-midus",
     data: common.Data = None,
@@ -24,35 +27,39 @@ def memory(
     ] = None,
     output: common.Output = None,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
+    read: options.Reader,
+    within: options.Within,
 ) -> None:
     """What every memory head retrieves: slots used, how evenly, and how sharply.
 
     Example: `midus memory pico-midus --data packages --split test --limit 40 --slots 2:0`
     """
     from analysis import memory_usage
-    from analysis.documents import documents
     from analysis.memory import usage_stability
-    from midus_model import load
     from workbench.runs import RunFolder
 
     place = common.run_place(output, "memory", model, overwrite)
-    loaded = load(model)
+    given = within(memory_usage)
+    loaded = placed.load(model)
     at = _memory_place(loaded, slots)
-    texts = documents(data, model=loaded, split=split, limit=limit)
+    texts = read(data, model=loaded, split=split, limit=limit)
     others = None
     if against is not None:
-        others = documents(against, model=loaded, split=split, limit=limit)
+        others = read(against, model=loaded, split=split, limit=limit)
     parameters = {
         "model": model, "data": data, "split": split, "limit": limit, "slots": slots,
-        "against": against,
+        "against": against, **options.parameters(placed, read, within),
     }  # fmt: skip
+    placed.tell(loaded, texts=texts)
     with RunFolder.create(place, "memory", None, parameters, overwrite=overwrite) as run:
         with common.progress() as progress:
-            usage = memory_usage(loaded, texts, progress=progress)
+            usage = memory_usage(loaded, texts, progress=progress, **given)
             found = {"memory_slots": usage.all_slots(), "memory_usage": usage}
             found["memory_blocks"] = usage.blocks()
             if others is not None:
-                second = memory_usage(loaded, others, progress=progress)
+                second = memory_usage(loaded, others, progress=progress, **given)
                 found["memory_stability"] = usage_stability(usage, second)
             if at is not None:
                 found |= _contents(loaded, texts, *at, progress)
@@ -149,6 +156,7 @@ def _words(table: Any) -> list[Any]:
 
 
 @common.reports
+@options.runs_model
 def costs(
     model: common.Model = "pico-midus",
     against: Annotated[
@@ -160,22 +168,26 @@ def costs(
     ] = False,
     output: common.Output = None,
     overwrite: common.Overwrite = False,
+    *,
+    placed: options.Placed,
 ) -> None:
     """Parameters, FLOP and bytes a token by component; saved where --output is given.
 
     Example: `midus costs pico-midus --against pico --latency`
     """
     from analysis import costs as measured
-    from midus_model import load
     from workbench.runs import RunFolder
 
     place = None if output is None else common.run_place(output, "costs", model, overwrite)
     names = {"costs_before": against or model} | ({"costs_after": model} if against else {})
+    models = {key: placed.load(name) for key, name in names.items()}
+    placed.tell(*models.values())
     tables = {
-        key: measured(load(name), context=context, latency=latency) for key, name in names.items()
+        key: measured(loaded, context=context, latency=latency) for key, loaded in models.items()
     }
     if place is not None:
         parameters = {"models": names, "context": context, "latency": latency}
+        parameters |= options.parameters(placed)
         with RunFolder.create(place, "costs", None, parameters, overwrite=overwrite) as run:
             for key, table in tables.items():
                 run.save_table(key, table)
