@@ -71,6 +71,11 @@ def head_sites(model: Any, stage: str = "output") -> list[HeadSite]:
     for layer, (block, entry) in enumerate(zip(stack, entries, strict=True)):
         if entry["kind"] == "memory":
             part = "memory.out" if stage == "output" else "memory"
+            if not hasattr(type(block.memory), "added_to"):
+                raise UnsupportedArchitecture(
+                    f"the memory of model.layers.{layer} is wrapped in a "
+                    f"{type(block.memory).__name__}; merge it first (merge_and_unload() in peft)"
+                )
             kind, name, module = "memory", part, block.get_submodule(part)
             heads = block.memory.heads
         else:
