@@ -62,6 +62,7 @@ class MidusConfig(PreTrainedConfig):
         output_mixing: "none" (heads write their own slice of the stream) or "linear".
         key_init: how sub-keys started; "uniform" is +-(D/2)^-1/2 (Lample et al. 2019), "queries"
             from what the heads ask (see `midus_model.keys`).
+        base_model_name: what the base is called: a hub id, a shipped name or a folder's name.
     """
 
     model_type = "midus"
@@ -75,6 +76,7 @@ class MidusConfig(PreTrainedConfig):
     memory_sizes: list | None = None
     output_mixing: str = "none"
     key_init: str = "uniform"
+    base_model_name: str | None = None
     rope_parameters: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

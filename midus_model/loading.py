@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES
+from midus_model.intake import ADAPTER, adapter_base, check_loaded, taken, with_adapter
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
@@ -25,11 +27,11 @@ def resolve(name: str | Path) -> str:
     """Where `name` lies: a shipped model's directory, the directory given, or a hub id as it is."""
     if str(name) in SHIPPED:
         return str(SHIPPED[str(name)])
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{path} holds no config.json; give a Hugging Face model directory")
-        return str(path)
+        return os.path.abspath(path)  # found from another working directory too
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
         raise ModelError(
             f"no model at {str(name)!r}; give a directory, a hub id, or one of {', '.join(SHIPPED)}"
@@ -37,12 +39,20 @@ def resolve(name: str | Path) -> str:
     return str(name)
 
 
+def config_place(name: str | Path) -> str:
+    """Where the configuration of `name` lies: as `resolve`, of an adapter that of its base."""
+    place = resolve(name)
+    base = adapter_base(place)
+    return place if base is None else config_place(base)
+
+
 def load(model: str | Path | nn.Module, *, dtype: torch.dtype | None = None) -> Any:
     """A causal language model in eval mode.
 
     Args:
         model: a shipped name ("pico", "pico-midus"), a directory, a hub id, or a model, which is
-            returned as it is.
+            returned as it is, out of its wrapper (see `intake.taken`). The directory of a peft
+            adapter gives its base with the adapter live in it.
         dtype: of the weights; by default the stored one, fp16 being read as fp32.
 
     Raises:
@@ -52,40 +62,51 @@ def load(model: str | Path | nn.Module, *, dtype: torch.dtype | None = None) -> 
     >>> load("pico").config.num_hidden_layers
     6
     """
-    if isinstance(model, nn.Module):
-        return model
+    if not isinstance(model, str | Path):
+        return taken(model)
     place = resolve(model)
+    if adapter_base(place) is not None:
+        loaded = with_adapter(place, lambda base: load(base, dtype=dtype))
+        loaded.name_or_path = loaded.config.name_or_path = place
+        return loaded
     config = _read_config(place, str(model))
     if dtype is None:
         dtype = torch.float32 if config.dtype in (None, torch.float16) else config.dtype
     try:
         with _LOADING:
             loaded, info = AutoModelForCausalLM.from_pretrained(
-                place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+                place,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
             )
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"the weights of {str(model)!r} cannot be read: {_line(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ModelError(
-            f"the weights of {str(model)!r} are incomplete: {len(missing)} tensors are missing, "
-            f"{missing[0]} first"
-        )
-    loaded.name_or_path = loaded.config.name_or_path = str(model)
+    check_loaded(info, str(model))
+    name = str(model) if str(model) in SHIPPED else place
+    loaded.name_or_path = loaded.config.name_or_path = name
     return loaded.eval()
 
 
 def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer that lies beside a model's weights; raises ModelError where there is none."""
+    """The tokenizer that lies beside a model's weights; raises ModelError where there is none.
+
+    Of an adapter that has none, its base's.
+    """
+    place = resolve(model)
     try:
-        return AutoTokenizer.from_pretrained(resolve(model))
+        return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
+        if (base := adapter_base(place)) is not None:
+            return load_tokenizer(base)
         raise ModelError(f"{str(model)!r} has no tokenizer: {_line(error)}") from error
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:
     """The configuration of what `load` would load, without its weights; the same errors."""
-    return _read_config(resolve(model), str(model))
+    return _read_config(config_place(model), str(model))
 
 
 def _read_config(place: str, name: str) -> PreTrainedConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from midus_model.card import write_card
 from midus_model.config import MidusConfig, layer_map_of
+from midus_model.intake import adapter_parts
 from midus_model.memory import HeadwiseMemory
 from midus_model.memory_blocks import MEMORY_BLOCKS
 
@@ -62,6 +65,18 @@ class MidusForCausalLM(PreTrainedModel, GenerationMixin):
             module.reset_parameters()
         else:
             super()._init_weights(module)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As `PreTrainedModel.save_pretrained`, with a model card where none of others lies."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process and not adapter_parts(self):
+            write_card(self, save_directory)
 
     def forward(
         self,

@@ -26,6 +26,7 @@ from analysis import memory_usage, tables
 from analysis.documents import Documents
 from kernels.errors import DataError, MidusError, RunError
 from midus_model import param_groups
+from midus_model.card import write_card
 from workbench import revival
 from workbench.revival import Balance, Revival
 
@@ -478,6 +479,7 @@ def _write_model(trainer: Trainer, tokenizer: Any, target: Path) -> None:
     trainer.save_model(str(draft))
     if trainer.is_world_process_zero():
         (draft / "training_args.bin").unlink(missing_ok=True)
+        write_card(trainer.model, draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         replace_folder(draft, target)
@@ -500,6 +502,7 @@ def save_model(model: Any, tokenizer: Any, target: str | os.PathLike[str]) -> Pa
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(draft)
+        write_card(model, draft, replacing=place)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         replace_folder(draft, place)
