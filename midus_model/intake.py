@@ -85,6 +85,8 @@ def _no_model(thing: Any) -> str:
     if isinstance(thing, type):
         name = thing.__name__
         return f"{name} is a class; give an instance, such as {name}.from_pretrained(...)"
+    if isinstance(thing, str | Path):
+        return f"{str(thing)!r} is a name; load it first: midus_model.load({str(thing)!r})"
     if isinstance(thing, PreTrainedConfig):
         return (
             f"a {type(thing).__name__} has no weights; {WANTED}, such as "
@@ -174,7 +176,7 @@ def with_adapter(place: str, load_base: Callable[[str], Any]) -> Any:
         raise ModelError(f"the adapter {place!r} has no {ADAPTER_WEIGHTS}; save it as safetensors")
     model = load_base(str(adapter_base(place)))
     try:
-        info = model.load_adapter(place)
+        info = model.load_adapter(place, ignore_mismatched_sizes=True)  # refused below
     except ImportError as error:
         raise ModelError(f"{place!r} holds an adapter, which needs peft: pip install peft") from (
             error

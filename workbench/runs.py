@@ -165,9 +165,21 @@ class RunFolder:
         return written
 
     def add_model(self, label: str, where: str) -> None:
-        """Enter a model: a path relative to the run folder, or a shipped name."""
-        self.manifest["models"][label] = where
+        """Enter a model: a path relative to the run folder, or what `midus_model.load` takes.
+
+        A folder given relative to the working directory is entered relative to the run folder, so
+        that it is found from another one too.
+        """
+        self.manifest["models"][label] = self._lasting(where)
         self._write()
+
+    def _lasting(self, where: str) -> str:
+        from midus_model import SHIPPED  # takes seconds, and whoever only reads runs does without
+
+        outside = Path(where)
+        if where in SHIPPED or (self.path / where).is_dir() or outside.is_absolute():
+            return where
+        return os.path.relpath(outside, self.path) if outside.is_dir() else where
 
     def model_path(self, label: str) -> str:
         """What `midus_model.load` takes to open the model of that label."""
