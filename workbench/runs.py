@@ -179,7 +179,9 @@ class RunFolder:
         outside = Path(where)
         if where in SHIPPED or (self.path / where).is_dir() or outside.is_absolute():
             return where
-        return os.path.relpath(outside, self.path) if outside.is_dir() else where
+        if not outside.is_dir():
+            return where
+        return os.path.relpath(outside.resolve(), self.path.resolve())
 
     def model_path(self, label: str) -> str:
         """What `midus_model.load` takes to open the model of that label."""
