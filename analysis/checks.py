@@ -93,6 +93,8 @@ def _check_clean(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -
 def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:
     block, size = blocks(model)[layer], sites[0].stop - sites[0].start
     groups = block.self_attn.v_proj.out_features // size
+    # where the outputs of attention's heads are seen, each at its own place among all
+    asking = block.memory if sites[0].kind == "memory" else sites[0].module
     seen: list[torch.Tensor] = []
 
     step: list[torch.Tensor] = []
@@ -106,7 +108,7 @@ def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) 
 
     hooks = [
         block.self_attn.v_proj.register_forward_hook(raise_values),
-        block.self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0])),
+        asking.register_forward_pre_hook(lambda _, args: seen.append(args[0])),
     ]
     try:
         block(run.inputs[layer].repeat(1 + groups, 1, 1), **run.calls[layer])
@@ -114,9 +116,11 @@ def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) 
         for hook in hooks:
             hook.remove()
     clean, raised = seen[0][:1], seen[0][1:]
-    rise = (raised - clean).unflatten(-1, (-1, size))  # [K, T, heads of this attention, D]
+    rise = (raised - clean).unflatten(-1, (-1, size))  # [K, T, H, D]
     expected = torch.zeros_like(rise)
-    places = _places(sites, rise.shape[-2] == model.config.num_attention_heads, groups)
+    whole = groups == model.config.num_key_value_heads
+    used = range(groups) if whole else sorted({site.kv_head for site in sites})
+    places = [(used.index(site.kv_head), site.head) for site in sites]
     for own, place in places:
         expected[own, :, place] = step[0]
     measured = [place for _, place in places]
@@ -125,20 +129,6 @@ def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) 
             f"model.layers.{layer}: raising a key-value head's values does not raise the outputs "
             "of its own query heads alone; the heads are not where they should be"
         )
-
-
-def _places(sites: list[HeadSite], whole: bool, groups: int) -> list[tuple[int, int]]:
-    """Each site's value head and query head in its block's own attention.
-
-    Attention for chosen heads alone has no others, and value heads of its own where groups are
-    used unevenly.
-    """
-    if whole:
-        return [(site.kv_head, site.head) for site in sites]
-    if groups == len(sites):
-        return [(row, row) for row in range(groups)]
-    used = sorted({site.kv_head for site in sites})
-    return [(used.index(site.kv_head), row) for row, site in enumerate(sites)]
 
 
 def _check_hooks(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) -> None:

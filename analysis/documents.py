@@ -295,7 +295,9 @@ class _Reader:
         if isinstance(self.model, (str, os.PathLike)):
             self.config = _model_config(self.model)
         else:
-            self.config = getattr(self.model, "config", None)
+            from midus_model.intake import config_of
+
+            self.config = config_of(self.model)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -412,10 +414,10 @@ def _model_config(name: str | os.PathLike[str]) -> Any:
     """A model's config by name, without its weights."""
     from transformers import AutoConfig
 
-    from midus_model.loading import resolve
+    from midus_model.loading import config_place
 
     try:
-        return AutoConfig.from_pretrained(resolve(os.fspath(name)))
+        return AutoConfig.from_pretrained(config_place(os.fspath(name)))
     except MidusError:
         raise
     except (OSError, ValueError, KeyError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,39 +16,69 @@ from torch import nn
 from midus_model.config import head_dim_of
 
 
-class SharedLinear(nn.Linear):
-    """G*D rows of weights, M*D columns of output: each group's, once for every head that shares it.
+def unmixed(outputs: torch.Tensor) -> torch.Tensor:
+    """What stands where the output projection was: head outputs [B, T, H*D] as they are."""
+    return outputs
 
-    So each head finds its own keys and values, however unevenly the heads are spread over groups.
+
+class SpreadHeads:
+    """Outputs of M heads [B, T, M*D] at their places among all H, [B, T, H*D]; zeros elsewhere.
+
+    No module: it has no weights, and what adapts modules by name must not find an `o_proj` here.
     """
 
-    def __init__(self, in_features: int, sharers: Sequence[int], head_dim: int, bias: bool):
-        super().__init__(in_features, len(sharers) * head_dim, bias=bias)
-        self.head_dim, self.out_features = head_dim, sum(sharers) * head_dim
-        self.group_of = [group for group, heads in enumerate(sharers) for _ in range(heads)]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        groups = super().forward(hidden_states).unflatten(-1, (-1, self.head_dim))  # [B, T, G, D]
-        places = torch.tensor(self.group_of, device=groups.device)
-        return groups.index_select(-2, places).flatten(-2)
-
-
-class SpreadHeads(nn.Module):
-    """Outputs of M heads [B, T, M*D] at their places among all H, [B, T, H*D]; zeros elsewhere."""
-
     def __init__(self, heads: Sequence[int], num_heads: int, head_dim: int):
-        super().__init__()
         self.heads, self.num_heads, self.head_dim = list(heads), num_heads, head_dim
-        self.in_features, self.out_features = len(heads) * head_dim, num_heads * head_dim
 
-    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
         apart = outputs.unflatten(-1, (len(self.heads), self.head_dim))
         every = apart.new_zeros(*outputs.shape[:-1], self.num_heads, self.head_dim)
         places = torch.tensor(self.heads, device=outputs.device)
         return every.index_copy(-2, places, apart).flatten(-2)
 
-    def extra_repr(self) -> str:
-        return f"heads={self.heads}, num_heads={self.num_heads}, head_dim={self.head_dim}"
+
+def per_head(groups: torch.Tensor, group_of: Sequence[int], head_dim: int) -> torch.Tensor:
+    """Keys or values of each of M heads [B, T, M*D], from those of its group, [B, T, G*D]."""
+    apart = groups.unflatten(-1, (-1, head_dim))
+    return apart.index_select(-2, torch.tensor(group_of, device=groups.device)).flatten(-2)
+
+
+class _PerHead:
+    """An attention as its family's code is to see it: with keys and values for every head.
+
+    The projections themselves stay plain linear maps of G*D rows, that can be adapted and merged.
+    """
+
+    def __init__(self, attention: Any):
+        self.attention = attention
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attention, name)
+
+    def k_proj(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self._spread(self.attention.k_proj(hidden_states))
+
+    def v_proj(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self._spread(self.attention.v_proj(hidden_states))
+
+    def _spread(self, groups: torch.Tensor) -> torch.Tensor:
+        return per_head(groups, self.attention.group_of, self.attention.head_dim)
+
+
+class UnevenAttention(nn.Module):
+    """Goes before a family's attention: its forward, where groups are shared unevenly.
+
+    `group_of` has the row of `k_proj` and `v_proj` of each head; None where the family's own way,
+    equally many heads a group, does. `familys_own` is the family's class.
+    """
+
+    familys_own: ClassVar[type[nn.Module]]
+    group_of: list[int] | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.group_of is None:
+            return super().forward(*args, **kwargs)
+        return self.familys_own.forward(_PerHead(self), *args, **kwargs)
 
 
 def sharers_of(config: Any, heads: Sequence[int]) -> dict[int, int]:
@@ -64,19 +94,19 @@ def narrow(attention: Any, config: Any, heads: Sequence[int] | None) -> None:
     (a copy a head) where not.
     """
     count, size = config.num_attention_heads, head_dim_of(config)
+    del attention.o_proj
     if heads is None or len(heads) == count:
-        attention.o_proj = nn.Identity()
+        attention.o_proj = unmixed
         return
     heads, sharers = sorted(heads), list(sharers_of(config, heads).values())
     even = len(set(sharers)) == 1
     attention.num_key_value_groups = sharers[0] if even else 1
+    if not even:
+        attention.group_of = [g for g, sharing in enumerate(sharers) for _ in range(sharing)]
     width, bias = attention.q_proj.in_features, attention.q_proj.bias is not None
     attention.q_proj = nn.Linear(width, len(heads) * size, bias)
     for name in ("k_proj", "v_proj"):
-        if even:
-            setattr(attention, name, nn.Linear(width, len(sharers) * size, bias))
-        else:
-            setattr(attention, name, SharedLinear(width, sharers, size, bias))
+        setattr(attention, name, nn.Linear(width, len(sharers) * size, bias))
     attention.o_proj = SpreadHeads(heads, count, size)
 
 

@@ -62,6 +62,7 @@ class MidusConfig(PreTrainedConfig):
         output_mixing: "none" (heads write their own slice of the stream) or "linear".
         key_init: how sub-keys started; "uniform" is +-(D/2)^-1/2 (Lample et al. 2019), "queries"
             from what the heads ask (see `midus_model.keys`).
+        base_model_name: what the base is called: a hub id, a shipped name or a folder's name.
     """
 
     model_type = "midus"
@@ -75,6 +76,7 @@ class MidusConfig(PreTrainedConfig):
     memory_sizes: list | None = None
     output_mixing: str = "none"
     key_init: str = "uniform"
+    base_model_name: str | None = None
     rope_parameters: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -83,19 +85,27 @@ class MidusConfig(PreTrainedConfig):
                 f"base_model_type is {self.base_model_type!r}; "
                 f"supported are {', '.join(SUPPORTED_BASES)}"
             )
-        kwargs = self._with_base_defaults(kwargs)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**self._with_base_fields(kwargs))
         self.layer_map = layer_map_of(self)
         self._check()
 
-    def _with_base_defaults(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _with_base_fields(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Sets the family's fields, as its own configuration makes them; returns what is left over.
+
+        They stand before the base class looks at them: to complete llama3, yarn and longrope it
+        reads the context's length. The family's class has read the older spellings (`rope_scaling`,
+        `rope_theta`), so they are not read a second time.
+        """
         given = dict(kwargs)
         if self.rope_parameters is not None:
             given["rope_parameters"] = self.rope_parameters
         base = CONFIG_MAPPING[self.base_model_type](**given).to_dict()
-        self.rope_parameters = base.pop("rope_parameters", None)
-        inherited = set(PreTrainedConfig().to_dict()) | {"model_type", "rope_parameters"}
-        return {key: value for key, value in base.items() if key not in inherited} | kwargs
+        inherited = set(PreTrainedConfig().to_dict()) | {"model_type"}
+        fields = {key: value for key, value in base.items() if key not in inherited}
+        for key, value in fields.items():
+            setattr(self, key, value)
+        read = {*fields, "rope_scaling", "rope_theta", "partial_rotary_factor"}
+        return {key: value for key, value in kwargs.items() if key not in read}
 
     def _check(self) -> None:
         entries = layer_map_of(self)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from midus_model.lean import activated, ends_plainly, mean_square_ratio
+from midus_model.memory import added
 
 
 def finish_block(
@@ -28,7 +29,7 @@ def finish_block(
     memory = getattr(block, "memory", None)
     if memory is not None:
         if stage == "query":
-            return memory.added_to(hidden_states, head_outputs)
+            return added(memory, hidden_states, head_outputs)
         mixed = head_outputs if memory.out_proj is None else memory.out_proj(head_outputs)
         return hidden_states + mixed
     hidden_states = hidden_states + block.self_attn.o_proj(head_outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES
+from midus_model.intake import ADAPTER, adapter_base, check_loaded, taken, with_adapter
 from midus_model.packaged import PACKAGED, packaged_folder
 from midus_model.placement import dtype_of, input_device, resolve_device, resolve_dtype
 
@@ -36,15 +38,22 @@ def resolve(name: str | Path) -> str:
         return str(packaged_folder(str(name)))
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{path} holds no config.json; give a Hugging Face model directory")
-        return str(path)
+        return os.path.abspath(path)  # found from another working directory too
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
         raise ModelError(
             f"no model at {str(name)!r}; give a directory, a hub id, or one of "
             f"{', '.join([*SHIPPED, *PACKAGED])}"
         )
     return str(name)
+
+
+def config_place(name: str | Path) -> str:
+    """Where the configuration of `name` lies: as `resolve`, of an adapter that of its base."""
+    place = resolve(name)
+    base = adapter_base(place)
+    return place if base is None else config_place(base)
 
 
 def load(
@@ -58,8 +67,9 @@ def load(
 
     Args:
         model: a shipped name ("pico", "pico-midus"), one from a package ("smollm2"), a directory,
-            a hub id, or a model. That is returned as it is, in place moved to `device` and cast to
-            `dtype` where these are given and differ.
+            a hub id, or a model. That is returned as it is, out of its wrapper (see
+            `intake.taken`), in place moved to `device` and cast to `dtype` where these are given
+            and differ. The directory of a peft adapter gives its base with the adapter live in it.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto", an accelerator where there is one; by
             default the CPU.
         dtype: "float32", "bfloat16", "float16" or a torch.dtype, of the weights; by default, and
@@ -81,18 +91,25 @@ def load(
             f"device is {str(device)!r} and a device_map is given; give one of the two"
         )
     wanted, target = resolve_dtype(dtype), resolve_device(device)
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str | Path):
+        found = taken(model)
         if device_map is not None:
             raise ModelError("device_map places a model while it is read; give its name or folder")
-        return _moved(model, None if device is None else target, wanted)
+        return _moved(found, None if device is None else target, wanted)
     place = resolve(model)
+    if adapter_base(place) is not None:
+        asked: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map}
+        loaded = with_adapter(place, lambda base: load(base, **asked))
+        loaded.name_or_path = loaded.config.name_or_path = place
+        return loaded
     config = _read_config(place, str(model))
     placed = _placed(target, device_map)
     if wanted is None:
         halved = config.dtype == torch.float16 and _on_cpu(placed)
         wanted = torch.float32 if config.dtype is None or halved else config.dtype
     loaded = _read_weights(place, str(model), config, wanted, placed)
-    loaded.name_or_path = loaded.config.name_or_path = str(model)
+    named = str(model) in SHIPPED or str(model) in PACKAGED
+    loaded.name_or_path = loaded.config.name_or_path = str(model) if named else place
     return loaded.eval()
 
 
@@ -124,15 +141,15 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
     try:
         with _LOADING:
             loaded, info = AutoModelForCausalLM.from_pretrained(
-                place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+                place,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 **more,
-            )  # fmt: skip
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ModelError(
-                f"the weights of {name!r} are incomplete: {len(missing)} tensors are missing, "
-                f"{missing[0]} first"
             )
+        check_loaded(info, name)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
         _forget(folder)
         if isinstance(error, MidusError):
@@ -179,16 +196,22 @@ def _cast(model: Any, target: Any) -> Any:
 
 
 def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer that lies beside a model's weights; raises ModelError where there is none."""
+    """The tokenizer that lies beside a model's weights; raises ModelError where there is none.
+
+    Of an adapter that has none, its base's.
+    """
+    place = resolve(model)
     try:
-        return AutoTokenizer.from_pretrained(resolve(model))
+        return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
+        if (base := adapter_base(place)) is not None:
+            return load_tokenizer(base)
         raise ModelError(f"{str(model)!r} has no tokenizer: {_line(error)}") from error
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:
     """The configuration of what `load` would load, without its weights; the same errors."""
-    return _read_config(resolve(model), str(model))
+    return _read_config(config_place(model), str(model))
 
 
 def _read_config(place: str, name: str) -> PreTrainedConfig:

@@ -1,4 +1,4 @@
-"""The head-wise memory layer and the block that holds it (MIDUS, arXiv 2512.13751).
+"""The head-wise memory layer (MIDUS, arXiv 2512.13751).
 
 Shape letters: B batch, T tokens, H query heads, D head size, M memory heads, n sub-keys a half,
 N = n*n slots, r latent size, d hidden size.
@@ -13,8 +13,7 @@ from torch import nn
 
 from kernels import headwise_memory, product_key_select
 from kernels.headwise_memory import can_fuse, realised
-from midus_model.attention import narrow
-from midus_model.config import MidusConfig, head_dim_of, layer_map_of, sizes_of
+from midus_model.config import MidusConfig, head_dim_of
 from midus_model.lean import is_watched
 
 
@@ -158,31 +157,8 @@ def _first(counts: list[int], width: int, like: torch.Tensor) -> torch.Tensor:
     return (torch.arange(width, device=like.device) < limit).to(like.dtype)
 
 
-def memory_block_class(decoder_layer: type[nn.Module]) -> type[nn.Module]:
-    """The memory block of a family: its decoder layer with the MLP and the output projection gone.
-
-    A subclass, so that whatever the family does with its layers (gradient checkpointing, recording
-    of hidden states, caches by `layer_idx`) it does with memory blocks too.
-    """
-
-    class MemoryBlock(decoder_layer):  # type: ignore[misc,valid-type]
-        """M(x) = x + memory(Attn'(norm(x))), Attn' of the heads with memory, not projected."""
-
-        def __init__(self, config: MidusConfig, layer_idx: int):
-            super().__init__(config, layer_idx)
-            del self.mlp, self.post_attention_layernorm
-            heads = layer_map_of(config)[layer_idx]["heads"]
-            narrow(self.self_attn, config, heads)
-            self.memory = HeadwiseMemory(config, heads, sizes_of(config)[layer_idx])
-
-        def forward(
-            self, hidden_states: torch.Tensor, use_cache: bool | None = False, **kwargs: Any
-        ) -> torch.Tensor:
-            head_outputs, _ = self.self_attn(
-                hidden_states=self.input_layernorm(hidden_states), use_cache=use_cache, **kwargs
-            )
-            return self.memory.added_to(hidden_states, head_outputs)
-
-    MemoryBlock.__name__ = decoder_layer.__name__.replace("DecoderLayer", "MemoryBlock")
-    MemoryBlock.__qualname__ = MemoryBlock.__name__
-    return MemoryBlock
+def added(memory: Any, residual: torch.Tensor, head_outputs: torch.Tensor) -> torch.Tensor:
+    """residual + memory(head_outputs), [B, T, d], whatever is wrapped around the memory."""
+    if hasattr(type(memory), "added_to"):
+        return memory.added_to(residual, head_outputs)
+    return residual + memory(head_outputs)  # a wrapper is to be called: what it passes on is older

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -12,21 +13,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from midus_model.card import write_card
 from midus_model.config import MidusConfig, layer_map_of
-from midus_model.memory import HeadwiseMemory, memory_block_class
+from midus_model.intake import adapter_parts
+from midus_model.memory import HeadwiseMemory
+from midus_model.memory_blocks import MEMORY_BLOCKS
 
 
 @lru_cache
 def backbone_class(base_model_type: str) -> type[PreTrainedModel]:
     """The family's decoder stack, e.g. `LlamaModel`."""
     return MODEL_MAPPING[CONFIG_MAPPING[base_model_type]]
-
-
-@lru_cache
-def block_class(base_model_type: str) -> type[nn.Module]:
-    """The family's memory block, made from the decoder layer that its backbone records."""
-    recorded = backbone_class(base_model_type)._can_record_outputs["hidden_states"]
-    return memory_block_class(recorded)
 
 
 class MidusForCausalLM(PreTrainedModel, GenerationMixin):
@@ -55,7 +52,7 @@ class MidusForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MidusConfig):
         super().__init__(config)
         self.model = backbone_class(config.base_model_type)(config)
-        new_block = block_class(config.base_model_type)
+        new_block = MEMORY_BLOCKS[config.base_model_type]
         for index, entry in enumerate(layer_map_of(config)):
             if entry["kind"] == "memory":
                 self.model.layers[index] = new_block(config, index)
@@ -68,6 +65,18 @@ class MidusForCausalLM(PreTrainedModel, GenerationMixin):
             module.reset_parameters()
         else:
             super()._init_weights(module)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As `PreTrainedModel.save_pretrained`, with a model card where none of others lies."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process and not adapter_parts(self):
+            write_card(self, save_directory)
 
     def forward(
         self,

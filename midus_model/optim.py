@@ -9,11 +9,13 @@ from torch import nn
 
 from kernels.errors import UpscaleError
 from midus_model.config import layer_map_of
+from midus_model.intake import taken
 from midus_model.memory import HeadwiseMemory
 
 
 def new_parameter_names(model: Any) -> set[str]:
     """Names of the parameters of inserted blocks; empty for a model that was not up-scaled."""
+    model = taken(model)
     inserted = [
         f"model.layers.{layer}."
         for layer, entry in enumerate(layer_map_of(model.config))
@@ -43,6 +45,7 @@ def param_groups(
     """
     if train not in ("new", "all"):
         raise UpscaleError(f"train is {train!r}; it must be 'new' or 'all'")
+    model = taken(model)
     new = new_parameter_names(model)
     if train == "new" and not new:
         raise UpscaleError("train is 'new', but the model has no inserted blocks; use 'all'")

@@ -12,6 +12,7 @@ from torch import nn
 
 from kernels.errors import HeadError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of
+from midus_model.intake import taken
 
 STAGES = ("output", "query")
 
@@ -36,6 +37,7 @@ class HeadSite:
 
 def family(model: Any) -> str:
     """Family of a base or up-scaled model, one of SUPPORTED_BASES; else UnsupportedArchitecture."""
+    model = taken(model)
     config = getattr(model, "config", None)
     name = getattr(config, "base_model_type", None) or getattr(config, "model_type", None)
     if name not in SUPPORTED_BASES or not hasattr(model, "lm_head"):
@@ -48,6 +50,7 @@ def family(model: Any) -> str:
 
 def blocks(model: Any) -> Any:
     """The decoder blocks, in the order they run."""
+    model = taken(model)
     family(model)
     return model.model.layers
 
@@ -63,6 +66,7 @@ def head_sites(model: Any, stage: str = "output") -> list[HeadSite]:
     """
     if stage not in STAGES:
         raise HeadError(f"stage is {stage!r}; it must be one of {', '.join(STAGES)}")
+    model = taken(model)
     stack = blocks(model)
     size, count = head_dim_of(model.config), model.config.num_attention_heads
     shared = count // (getattr(model.config, "num_key_value_heads", None) or count)
@@ -71,6 +75,11 @@ def head_sites(model: Any, stage: str = "output") -> list[HeadSite]:
     for layer, (block, entry) in enumerate(zip(stack, entries, strict=True)):
         if entry["kind"] == "memory":
             part = "memory.out" if stage == "output" else "memory"
+            if not hasattr(type(block.memory), "added_to"):
+                raise UnsupportedArchitecture(
+                    f"the memory of model.layers.{layer} is wrapped in a "
+                    f"{type(block.memory).__name__}; merge it first (merge_and_unload() in peft)"
+                )
             kind, name, module = "memory", part, block.get_submodule(part)
             heads = block.memory.heads
         else:
@@ -136,6 +145,7 @@ def _read_heads(path: Path) -> Iterable[Any]:
 
 def check_heads(model: Any, pairs: Iterable[tuple[int, int]]) -> None:
     """Raises HeadError for the first pair that `model` does not have."""
+    model = taken(model)
     known = {(site.layer, site.head) for site in head_sites(model)}
     for pair in pairs:
         if pair not in known:

@@ -12,7 +12,9 @@ from transformers.initialization import no_init_weights
 from kernels.errors import UpscaleError
 from midus_model.attention import chosen_state
 from midus_model.budgets import LATENT_DIM, NUM_KEYS, TOP_K, default_mixing, size_fields
+from midus_model.card import base_name
 from midus_model.config import KEY_INITS, MidusConfig, head_dim_of, is_whole, map_entry
+from midus_model.intake import adapter_parts, taken
 from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
@@ -64,14 +66,15 @@ def upscale(
         UpscaleError, HeadError, UnsupportedArchitecture: saying what was wrong and what would do.
         ModelError: where weights cannot be copied: quantised, adapted or offloaded ones.
     """
+    model = taken(model)
     _check_request(model, method, placement, key_init, calibration)
     by_layer = _heads_by_layer(model, method, blocks, heads)
     kind = "memory" if method == "midus" else "copy"
     layer_map = _layer_map(model.config.num_hidden_layers, kind, by_layer, placement)
     if method == "llama-pro":
-        return _build(model, _extended(model.config, layer_map), layer_map)
+        return _build(model, _extended(model, layer_map), layer_map)
     sizes = size_fields(model.config, layer_map, num_keys, top_k, latent_dim)
-    config = _midus_config(model.config, layer_map, output_mixing, key_init=key_init, **sizes)
+    config = _midus_config(model, layer_map, output_mixing, key_init=key_init, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = _build(model, config, layer_map)
@@ -93,6 +96,11 @@ def _check_request(
         )
     if getattr(model.config, "layer_map", None):
         raise UpscaleError("the model is up-scaled already; give its base")
+    if adapted := adapter_parts(model):
+        raise UpscaleError(
+            f"the model has a live adapter, at {adapted[0]} first; merge it: give what "
+            "merge_and_unload() of the PeftModel returns"
+        )
     if method not in METHODS:
         raise UpscaleError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     if placement not in ("after", "before"):
@@ -161,9 +169,14 @@ def _layer_map(
     return entries
 
 
-def _extended(config: Any, layer_map: list[dict[str, Any]]) -> Any:
-    """A copy of `config` that counts every block, per-layer fields extended by source layer."""
-    config = copy.deepcopy(config)
+def _extended(model: Any, layer_map: list[dict[str, Any]]) -> Any:
+    """A copy of the model's configuration that counts every block.
+
+    Per-layer fields are extended by source layer; embeddings are called tied where they are.
+    """
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
+    config.base_model_name = base_name(model)
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [config.layer_types[entry["source"][0]] for entry in layer_map]
     config.num_hidden_layers = len(layer_map)
@@ -172,8 +185,9 @@ def _extended(config: Any, layer_map: list[dict[str, Any]]) -> Any:
 
 
 def _midus_config(
-    base: Any, layer_map: list[dict[str, Any]], output_mixing: str | None, **memory: Any
+    model: Any, layer_map: list[dict[str, Any]], output_mixing: str | None, **memory: Any
 ) -> MidusConfig:
+    base = model.config
     if output_mixing is None:
         output_mixing = default_mixing(base)
     if output_mixing == "none" and default_mixing(base) != "none":
@@ -181,7 +195,7 @@ def _midus_config(
             f"output_mixing is 'none', but {base.num_attention_heads} heads of {head_dim_of(base)} "
             f"do not fill the hidden size {base.hidden_size}; 'linear' would do"
         )
-    fields = _extended(base, layer_map).to_dict()
+    fields = _extended(model, layer_map).to_dict()
     for key in ("model_type", "architectures", "transformers_version", "_name_or_path"):
         fields.pop(key, None)
     config = MidusConfig(
@@ -203,7 +217,7 @@ def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
         torch.set_default_dtype(before)
     for name, child in model.model.named_children():  # rotary buffers too, whatever their dtype
         if name != "layers":
-            setattr(new.model, name, copy.deepcopy(child))
+            setattr(new.model, name, _copied(child, new.config))
     new.lm_head = copy.deepcopy(model.lm_head)
     sources = blocks_of(model)
     for entry, block in zip(layer_map, new.model.layers, strict=True):
@@ -213,6 +227,14 @@ def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
     # The base's name finds the tokenizer until the new model is saved under its own.
     new.name_or_path = new.config.name_or_path = model.name_or_path
     return new.train(model.training)
+
+
+def _copied(child: Any, config: Any) -> Any:
+    """A copy that reads the new model's configuration, as it will once saved and loaded."""
+    copied = copy.deepcopy(child)
+    if hasattr(copied, "config"):
+        copied.config = config
+    return copied
 
 
 @torch.no_grad()

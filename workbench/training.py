@@ -27,6 +27,7 @@ from analysis.documents import Documents
 from analysis.memory_plan import activation_bytes
 from kernels.errors import DataError, MidusError, ModelError, RunError
 from midus_model import input_device, param_groups
+from midus_model.card import write_card
 from midus_model.optim import new_parameter_names
 from midus_model.placement import counting_device, is_offloaded, resolve_device
 from workbench import revival
@@ -522,6 +523,7 @@ def _write_model(trainer: Trainer, tokenizer: Any, target: Path) -> None:
     trainer.save_model(str(draft))
     if trainer.is_world_process_zero():
         (draft / "training_args.bin").unlink(missing_ok=True)
+        write_card(trainer.model, draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         replace_folder(draft, target)
@@ -544,6 +546,7 @@ def save_model(model: Any, tokenizer: Any, target: str | os.PathLike[str]) -> Pa
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(draft)
+        write_card(model, draft, replacing=place)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         replace_folder(draft, place)

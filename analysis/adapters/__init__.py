@@ -5,6 +5,7 @@ Neither library is imported before it is asked for.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from kernels.errors import MidusError
+from midus_model.intake import taken
 
 __all__ = ["bridge", "envoy", "unwrap"]
 
@@ -51,11 +53,12 @@ def envoy(model: Any) -> Any:
 def unwrap(model: Any) -> Any:
     """The plain model that a TransformerLens bridge or an nnsight model holds, its tensors shared.
 
-    A model that a bridge was built around in place counts too. Anything else is returned as it is.
+    A model that a bridge was built around in place counts too. What else holds a model (a pipeline,
+    a `PeftModel`, a compiled module) is taken out of it; names and other modules stay as they are.
 
     Raises:
         ModelError: where it may compute what its weights alone do not say: hooks, edits, parts that
-            were replaced.
+            were replaced; and for what is no model.
     """
     if _is_of("nnsight", model):
         model = _adapter("nnsight").wrapped(model)
@@ -67,7 +70,7 @@ def unwrap(model: Any) -> Any:
         and any(_is_of("transformer_lens", module) for module in model.modules())
     ):
         model = _adapter("transformer_lens").plain(model)
-    return model
+    return model if model is None or isinstance(model, str | os.PathLike) else taken(model)
 
 
 def _is_of(library: str, thing: Any) -> bool:

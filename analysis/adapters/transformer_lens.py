@@ -8,6 +8,7 @@ d hidden size.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from transformer_lens.model_bridge.supported_architectures import (
 from kernels import latent_bag
 from kernels.errors import ModelError
 from midus_model import MidusForCausalLM, input_device
-from midus_model.attention import SpreadHeads
+from midus_model.attention import SpreadHeads, per_head
 from midus_model.sites import family
 
 FAMILIES = {
@@ -87,6 +88,47 @@ class MemoryBridge(GeneralizedComponent):
         return residual + self(head_outputs)
 
 
+class SharedLinear(nn.Linear):
+    """A projection of G*D rows, over the same weights, that gives M heads their group's: M*D."""
+
+    def __init__(self, linear: nn.Linear, group_of: list[int], head_dim: int):
+        nn.Module.__init__(self)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, len(group_of) * head_dim
+        self.group_of, self.head_dim = group_of, head_dim
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return per_head(super().forward(hidden_states), self.group_of, self.head_dim)
+
+
+class Mixing(nn.Module):
+    """What stands in place of a memory block's output projection, as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.function = function
+        if isinstance(function, SpreadHeads):
+            self.in_features = len(function.heads) * function.head_dim
+            self.out_features = function.num_heads * function.head_dim
+
+    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+        return self.function(outputs)
+
+
+def _in_modules(attention: Any) -> None:
+    """Attn' of a memory block, in place, with all that a bridge wraps or calls in modules."""
+    mixing, groups = attention.o_proj, attention.group_of
+    if isinstance(mixing, nn.Module):
+        return  # done already
+    del attention.o_proj
+    attention.o_proj = Mixing(mixing)
+    if groups is not None:
+        for name in ("k_proj", "v_proj"):
+            linear = getattr(attention, name)
+            setattr(attention, name, SharedLinear(linear, groups, attention.head_dim))
+        attention.group_of = None
+
+
 class MidusAttentionBridge(PositionEmbeddingsAttentionBridge):
     """Attention that in a memory block has no output projection, so no result a head either.
 
@@ -97,9 +139,10 @@ class MidusAttentionBridge(PositionEmbeddingsAttentionBridge):
     def set_original_component(self, component: nn.Module) -> None:
         super().set_original_component(component)
         self.supports_attn_result = isinstance(component.o_proj, nn.Linear)
-        if isinstance(component.o_proj, SpreadHeads):
+        spread = getattr(component.o_proj, "function", None)
+        if isinstance(spread, SpreadHeads):
             self.config = copy.copy(self.config)
-            self.config.n_heads = len(component.o_proj.heads)
+            self.config.n_heads = len(spread.heads)
             shared = component.num_key_value_groups
             self.config.n_key_value_heads = self.config.n_heads // shared
 
@@ -129,6 +172,9 @@ class MidusArchitectureAdapter(ArchitectureAdapter):
 
     def prepare_model(self, hf_model: Any) -> None:
         self._follow(hf_model.config.base_model_type)
+        for block in hf_model.model.layers:
+            if hasattr(block, "memory"):
+                _in_modules(block.self_attn)
         super().prepare_model(hf_model)
 
     def _follow(self, base: str) -> None:
@@ -182,7 +228,8 @@ def plain(bridged: Any) -> Any:
         model = type(bridged)(config)
     for name, module in model.named_modules():
         held = _held(bridged, name)
-        if type(held) is not type(module):
+        shared = isinstance(held, SharedLinear) and type(module) is nn.Linear
+        if type(held) is not type(module) and not shared:
             raise ModelError(
                 f"{name} of the bridge wraps a {type(held).__name__}, of a {type(model).__name__} "
                 f"it is a {type(module).__name__}; hand over the model that the bridge was made of"

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from midus_model import head_sites, load, upscale
+from midus_model.attention import unmixed
 from tests.models import FAMILIES, tiny, tokens
 from tests.reference import fill_banks, memories, watched
 
@@ -154,7 +155,8 @@ def test_all_heads_of_a_layer_keep_the_whole_attention() -> None:
     named = upscale(base, heads=[(1, head) for head in range(HEADS)], **SMALL)
     plain = upscale(base, blocks=[1], **SMALL)
     attention = named.model.layers[2].self_attn
-    assert type(attention.k_proj) is nn.Linear and type(attention.o_proj) is nn.Identity
+    assert type(attention.k_proj) is nn.Linear and attention.group_of is None
+    assert attention.o_proj is unmixed
     assert attention.num_key_value_groups == HEADS // KV_HEADS
     theirs = plain.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in named.state_dict().items())

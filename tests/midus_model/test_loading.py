@@ -162,7 +162,7 @@ def test_missing_and_misshapen_tensors(saved: Path) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     fewer = {key: value for key, value in tensors.items() if key != name}
     save_file(fewer, weights, metadata={"format": "pt"})
-    refused(saved, "incomplete", "1 tensors are missing", name)
+    refused(saved, "incomplete", "1 tensor is missing", name)
     narrow = tensors | {name: tensors[name][:-1].clone()}
     save_file(narrow, weights, metadata={"format": "pt"})
     refused(saved, str(saved))

@@ -23,7 +23,13 @@ from transformers import (
 )
 
 from analysis.costs import parameter_formula
-from kernels.errors import HeadError, MidusError, UnsupportedArchitecture, UpscaleError
+from kernels.errors import (
+    HeadError,
+    MidusError,
+    ModelError,
+    UnsupportedArchitecture,
+    UpscaleError,
+)
 from midus_model import MidusConfig, MidusForCausalLM, load, param_groups, upscale
 from midus_model.keys import set_query_keys
 from tests.models import FAMILIES, HEADS, LAYERS, tiny, tokens
@@ -419,7 +425,9 @@ def test_models_that_cannot_be_up_scaled() -> None:
     with pytest.raises(UpscaleError, match="'linear' would do"):
         upscale(tiny("qwen3-wide"), output_mixing="none")
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16))
-    for other in (gpt2, torch.nn.Linear(2, 2), "pico", tiny("llama").model):
+    with pytest.raises(ModelError, match=r"midus_model\.load\('pico'\)"):
+        upscale("pico")
+    for other in (gpt2, torch.nn.Linear(2, 2), tiny("llama").model):
         with pytest.raises(UnsupportedArchitecture, match="not supported"):
             upscale(other)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -123,3 +124,28 @@ def test_free_place_never_names_what_is_there(tmp_path):
     (tmp_path / "rank-pico").mkdir()
     assert free_place(tmp_path, "rank-pico").name == "rank-pico-2"
     assert free_place(tmp_path, "a b/c").name == "a-b-c"
+
+
+def test_a_models_folder_is_found_from_another_working_directory(tmp_path, monkeypatch):
+    for name in ("project/models/mine", "project/pico", "project/runs/one/models/after"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    run = RunFolder.create("runs/two", "importance")
+    absolute = str(tmp_path / "project" / "models" / "mine")
+    given = {
+        "relative": "models/mine", "dotted": "./models/../models/mine", "absolute": absolute,
+        "shipped": "pico", "hub": "nobody/model", "inside": "models/inside",
+    }  # fmt: skip
+    (run.path / "models" / "inside").mkdir(parents=True)
+    for label, where in given.items():
+        run.add_model(label, where)
+    run.finish()
+    monkeypatch.chdir(tmp_path)
+    again = RunFolder.open("project/runs/two")
+    found = {label: again.model_path(label) for label in given}
+    for label in ("relative", "dotted", "absolute"):
+        assert Path(found[label]).samefile(absolute), label
+    assert Path(found["inside"]).samefile("project/runs/two/models/inside")
+    assert (found["shipped"], found["hub"]) == ("pico", "nobody/model")
+    written = json.loads((tmp_path / "project/runs/two/manifest.json").read_text())["models"]
+    assert str(tmp_path) not in written["relative"]

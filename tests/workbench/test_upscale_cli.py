@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from midus_model import load
+from tests.models import tiny, tokens
 from workbench.cli import app
 from workbench.runs import RunFolder
 
@@ -99,3 +101,37 @@ def test_keys_from_queries(tmp_path: Path) -> None:
 def test_what_is_refused(options: list[str], words: list[str], tmp_path: Path) -> None:
     refused(midus("upscale", "pico", "-o", tmp_path / "new", *SMALL, *options), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_llama_3_and_a_name_of_eighty_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one working directory to another, by relative path, ~ and a name with a space."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    place = Path("models") / ("eighty characters " + "x" * 62)
+    assert len(place.name) == 80
+    tiny("llama", rope_parameters=rope).save_pretrained(place)
+    made = place.with_name("deeper")
+    result = midus("upscale", Path("~") / place, "-o", made, *SMALL)
+    assert result.exit_code == 0, (result.output, result.exception)
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith(f"Next: midus train {made} --data") and str(made / "README.md") in last
+    assert "import midus_model" in (made / "README.md").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    new, base = load(f"../{made}/"), load(tmp_path / place)
+    assert torch.equal(new(tokens()).logits, base(tokens()).logits)
+    assert new.config.base_model_name == place.name
+    result = midus("upscale", Path("..") / place, "-o", "a b", *SMALL)
+    assert result.output.strip().splitlines()[-1].startswith("Next: midus train 'a b' --data")
+
+
+def test_what_does_not_fit_its_configuration_is_one_line(tmp_path: Path) -> None:
+    tiny("llama", attention_bias=True).save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_bias": False}))
+    refused(midus("upscale", tmp_path / "base", "-o", tmp_path / "new"), "without a place", "bias")
+    assert not (tmp_path / "new").exists()

@@ -213,6 +213,7 @@ def _tokenizer(model: str) -> Any:
 
 def _print_blocks(base: Any, new: Any, output: Path) -> None:
     from midus_model import blocks as blocks_of
+    from midus_model.card import CARD
 
     old, grown = (sum(p.numel() for p in m.parameters()) for m in (base, new))
     stack = zip(new.config.layer_map, blocks_of(new), strict=True)
@@ -225,7 +226,10 @@ def _print_blocks(base: Any, new: Any, output: Path) -> None:
     common.print_table("Inserted blocks", columns, rows)
     typer.echo(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
     where = shlex.quote(str(output))
-    typer.echo(f"Next: midus train {where} --data packages --split train --steps 200")
+    typer.echo(
+        f"Next: midus train {where} --data packages --split train --steps 200; "
+        f"how to load it elsewhere says {output / CARD}"
+    )
 
 
 def _heads(heads: list[int] | None) -> str:

@@ -1,0 +1,188 @@
+"""What is handed over as a model, and whether a checkpoint is what its configuration says.
+
+People hold their models in pipelines, adapters, compiled or parallel wrappers. What such a thing
+computes is its model's own forward pass, so that is taken; what is none gets one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from kernels.errors import ModelError
+
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WANTED = "give a folder, a hub id, a shipped name, or a loaded causal language model"
+# wrappers whose forward pass is that of the module they hold, and where they hold it
+WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+}
+# whose weights lie in pieces, or whose forward pass does what the model inside does not
+OPAQUE = ("FullyShardedDataParallel", "DeepSpeedEngine")
+ROUTED = ("XLORA", "POLY")  # adapters that the PeftModel's own forward pass steers
+
+
+# ---------------------------------------------------------------- models in memory
+
+
+def taken(model: Any) -> Any:
+    """The plain module that `model` is or holds, as it computes: adapters stay live in it.
+
+    A transformers pipeline, a `PeftModel`, a module of `torch.compile`, `DataParallel` and
+    `DistributedDataParallel`, one in another too. Any other module is returned as it is.
+
+    Raises ModelError for what is no model, or is one whose inside alone computes something else.
+    """
+    while not isinstance(model, nn.Module) or _held(model) is not None:
+        inside = _held(model)
+        if inside is None:
+            raise ModelError(_no_model(model))
+        model = inside
+    for kind in type(model).__mro__:
+        if kind.__name__ in OPAQUE:
+            raise ModelError(
+                f"a {kind.__name__} has its model's weights in pieces; gather them and "
+                "hand over the model itself"
+            )
+    return model
+
+
+def _held(model: Any) -> Any:
+    """What a known wrapper holds; None where `model` is none."""
+    for kind in type(model).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library == "torch" and kind.__name__ in WRAPPERS:
+            return getattr(model, WRAPPERS[kind.__name__])
+        if library == "transformers" and kind.__name__ == "Pipeline":
+            return model.model
+        if library == "peft" and kind.__name__ in ("PeftModel", "PeftMixedModel"):
+            return _adapted(model)
+    return None
+
+
+def _adapted(model: Any) -> Any:
+    """The model inside a PeftModel with its adapter's layers in place."""
+    for config in model.peft_config.values():
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        invoked = getattr(config, "alora_invocation_tokens", None)
+        if config.is_prompt_learning or kind in ROUTED or invoked:
+            raise ModelError(
+                f"a PeftModel of type {'aLoRA' if invoked else kind} computes what no layer of its "
+                "model does; merge it, or hand over a model adapted by LoRA"
+            )
+    return model.get_base_model()
+
+
+def _no_model(thing: Any) -> str:
+    if isinstance(thing, type):
+        name = thing.__name__
+        return f"{name} is a class; give an instance, such as {name}.from_pretrained(...)"
+    if isinstance(thing, str | Path):
+        return f"{str(thing)!r} is a name; load it first: midus_model.load({str(thing)!r})"
+    if isinstance(thing, PreTrainedConfig):
+        return (
+            f"a {type(thing).__name__} has no weights; {WANTED}, such as "
+            "AutoModelForCausalLM.from_config(config)"
+        )
+    inside = getattr(thing, "model", None)
+    hint = "; its .model may be one" if isinstance(inside, nn.Module) else ""
+    return f"a {type(thing).__name__} is no model{hint}; {WANTED}"
+
+
+def config_of(model: Any) -> Any:
+    """The configuration of a model that `taken` takes, or of whatever else has one; None if not."""
+    inside = _held(model)
+    return getattr(model if inside is None else taken(inside), "config", None)
+
+
+def adapter_parts(model: nn.Module) -> list[str]:
+    """Names of the modules that a live adapter was put around, in order."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)
+        and (hasattr(module, "base_layer") or hasattr(module, "original_module"))
+    ]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def check_loaded(info: dict[str, Any], name: str) -> None:
+    """Raises ModelError where tensors and model do not fit, by the loading info of transformers.
+
+    Tensors that have no place in the model are as bad as missing ones: biases that a configuration
+    hides, or layers that it does not count, would be dropped without a word.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        key, stored, wanted = mismatched[0]
+        raise ModelError(
+            f"the weights of {name!r} do not fit its config.json: {_tensors(len(mismatched))} of "
+            f"another shape, {key} first ({list(stored)}, not {list(wanted)})"
+        )
+    if missing:
+        raise ModelError(
+            f"the weights of {name!r} are incomplete: {_tensors(len(missing))} missing, "
+            f"{missing[0]} first"
+        )
+    if unexpected:
+        raise ModelError(
+            f"the weights of {name!r} do not fit its config.json: {_tensors(len(unexpected))} "
+            f"without a place in the model, {unexpected[0]} first"
+        )
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor is" if count == 1 else f"{count} tensors are"
+
+
+def adapter_base(place: str | Path) -> str | None:
+    """What the adapter in folder `place` was made for; None where no adapter lies there.
+
+    A relative path counts from the working directory, or else from the adapter's folder.
+    """
+    path = Path(place) / ADAPTER
+    if not path.is_file():
+        return None
+    try:
+        name = json.loads(path.read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} does not say which model it adapts: {error!r}") from error
+    if not isinstance(name, str) or not name:
+        raise ModelError(
+            f"{path} does not say which model it adapts; load that model, put the adapter on it "
+            "(PeftModel.from_pretrained) and hand it over"
+        )
+    beside = Path(place) / name
+    return str(beside) if beside.is_dir() and not Path(name).expanduser().exists() else name
+
+
+def with_adapter(place: str, load_base: Callable[[str], Any]) -> Any:
+    """The base of the adapter in folder `place`, with the adapter live in it.
+
+    Raises ModelError where one of the two, or peft, is missing or does not fit.
+    """
+    if not (Path(place) / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"the adapter {place!r} has no {ADAPTER_WEIGHTS}; save it as safetensors")
+    model = load_base(str(adapter_base(place)))
+    try:
+        info = model.load_adapter(place, ignore_mismatched_sizes=True)  # refused below
+    except ImportError as error:
+        raise ModelError(f"{place!r} holds an adapter, which needs peft: pip install peft") from (
+            error
+        )
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ModelError(f"the adapter {place!r} cannot be put on its model: {line}") from error
+    check_loaded(info.to_dict(), place)
+    return model.eval()
