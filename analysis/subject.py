@@ -218,6 +218,7 @@ def describe(model: Any, docs: Documents, **how: Any) -> dict[str, Any]:
         "documents": docs.units,
         "bootstrap_unit": docs.unit,
         "context": docs.context,
+        "bos": docs.bos,
         "versions": versions(),
         **how,
     }
