@@ -28,10 +28,12 @@ class NotText(DataError):
 
 
 def text_hash(text: str) -> str:
+    """SHA-256 of a text in UTF-8, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def ids_hash(ids: torch.Tensor) -> str:
+    """SHA-256 of token ids [T], in hex."""
     return text_hash(" ".join(map(str, ids.tolist())))
 
 

@@ -105,6 +105,7 @@ def _named(data: str | os.PathLike[str], found: Found) -> str:
 
 
 def is_hub(data: Any) -> bool:
+    """Whether it names a Hugging Face dataset."""
     return isinstance(data, str) and data.startswith("hf:")
 
 
