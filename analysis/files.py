@@ -139,8 +139,8 @@ def _json_file(data: bytes, name: str, found: Found) -> None:
     except NotText as error:
         first, _, more = text.strip().partition("\n")
         try:  # what is called .json is often one object a line
-            lines = isinstance(json.loads(first), dict) and bool(more)
-        except ValueError:
+            lines = bool(more) and isinstance(_json(first, name, ""), dict)
+        except NotText:
             lines = False
         if not lines:
             raise error

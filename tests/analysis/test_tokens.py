@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from analysis.documents import Documents, documents
 from analysis.tokens import Encoder
@@ -72,14 +73,16 @@ def test_task_ids_are_those_of_the_whole_text(kind: str) -> None:
                 assert item.ids.tolist().count(start) == 1
 
 
+def byte_level(tokens: list[str]) -> bytes:
+    back = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    return bytes(back[letter] for token in tokens for letter in token)
+
+
 def written(kind: str, ids: list[int]) -> bytes:
     """The bytes of tokens, a space where the tokenizer puts one before every text."""
     tokens = tokenizer_of(kind).convert_ids_to_tokens(ids)
     if kind in ("gpt2", "prefix-space", "llama3"):
-        from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-        back = {letter: byte for byte, letter in bytes_to_unicode().items()}
-        return bytes(back[letter] for token in tokens for letter in token)
+        return byte_level(tokens)
     if kind == "slow":
         return bytes(one - 3 for one in ids)
     hexed = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
@@ -385,5 +388,8 @@ def test_smollm2_reads_the_whole_text() -> None:
         prompt, answer = given[int(item.id)]
         ids = tokenizer(prompt + answer)["input_ids"]
         assert item.ids.tolist() == ids
-        before = tokenizer.decode(ids[: item.scored_from], clean_up_tokenization_spaces=False)
-        assert len(before.encode("utf-8", "ignore")) <= len(prompt.encode()) + 3
+        tokens, first = tokenizer.convert_ids_to_tokens(ids), item.scored_from
+        assert byte_level(tokens) == (prompt + answer).encode()
+        if first > 1:  # else the first token is given: this tokenizer adds no start
+            before, own = byte_level(tokens[:first]), byte_level(tokens[first : first + 1])
+            assert len(before) <= len(prompt.encode()) < len(before + own)
