@@ -248,15 +248,15 @@ def _conversation(values: Mapping[str, Any], where: str, name: str) -> Row:
     given = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(given, (list, tuple)) or not given:
         raise DataError(f'{where}: "messages" must be a list of messages, each of role and content')
-    messages = []
+    messages: list[dict[str, str]] = []
     for message in given:
-        pair = [message.get(key) for key in ("role", "content")] if _is_dict(message) else [None]
-        if not all(isinstance(part, str) for part in pair):
+        pair = {key: message.get(key) for key in ("role", "content")} if _is_dict(message) else {}
+        if not pair or not all(isinstance(part, str) for part in pair.values()):
             raise DataError(
                 f'{where}: a message must have a "role" and a "content", both text; '
                 f"got {reprlib.repr(message)}"
             )
-        messages.append({"role": pair[0], "content": pair[1]})
+        messages.append(pair)
     if not is_null(values.get("answer")):
         answer, foil = _answer(values, where)
     elif messages[-1]["role"] == "assistant" and len(messages) > 1:

@@ -322,8 +322,8 @@ def test_a_text_column_is_for_tables(tmp_path: Path) -> None:
 
 
 STRUCTURED = """.zip .pdf .docx .xlsx .npz .npy .pkl .pt .pth .bin .safetensors .gguf .arrow
-.feather .h5 .tar .tgz .bz2 .xz .zst .7z .png .jpg .mp3 .xml .yaml .yml .toml .ipynb .html5 .sqlite .db
-.geojson .avro .orc .msgpack .whl .exe .so .unknown .tar.gz .pdf.gz .PDF"""
+.feather .h5 .tar .bz2 .xz .zst .7z .png .jpg .mp3 .xml .yaml .yml .toml .ipynb .html5 .sqlite
+.db .tgz .geojson .avro .orc .msgpack .whl .exe .so .unknown .tar.gz .pdf.gz .PDF"""
 
 
 @pytest.mark.parametrize("suffix", STRUCTURED.split())
