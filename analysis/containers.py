@@ -82,6 +82,8 @@ def _check_elements(data: Any) -> None:
     """Raises DataError where iterating does not give documents."""
     if isinstance(data, (bytes, bytearray, memoryview, io.IOBase, int, float)):
         raise _refused(data)  # iterating gives bytes, or the lines of a file
+    if isinstance(data, (set, frozenset)):
+        raise DataError(f"a {type(data).__name__} has no order of its own; give a list")
     # A frame of another library gives its columns, an array of no dimension nothing.
     frame = hasattr(data, "columns") or hasattr(data, "collect_schema")
     if frame or not isinstance(data, Iterable) or getattr(data, "shape", None) == ():

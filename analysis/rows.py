@@ -254,7 +254,7 @@ def _conversation(values: Mapping[str, Any], where: str, name: str) -> Row:
         if not pair or not all(isinstance(part, str) for part in pair.values()):
             raise DataError(
                 f'{where}: a message must have a "role" and a "content", both text; '
-                f"got {reprlib.repr(message)}"
+                f"got {' '.join(reprlib.repr(message).split())}"
             )
         messages.append(pair)
     if not is_null(values.get("answer")):
@@ -286,11 +286,10 @@ def ids_of(entry: Any, where: str) -> tuple[int, ...]:
             f"{where} is of type {type(entry).__name__}; give a list of texts or a list of "
             "token-id lists (one document is a list of one)"
         )
-    wrong = next((i for i in entry if isinstance(i, bool) or not hasattr(i, "__index__")), None)
-    if wrong is not None:
-        raise DataError(
-            f"{where} holds {reprlib.repr(wrong)}, which is no token id; give whole numbers"
-        )
+    for one in entry:
+        if isinstance(one, bool) or not hasattr(one, "__index__"):
+            shown = " ".join(reprlib.repr(one).split())
+            raise DataError(f"{where} holds {shown}, which is no token id; give whole numbers")
     return tuple(int(i) for i in entry)
 
 
