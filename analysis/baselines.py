@@ -14,6 +14,7 @@ from analysis.documents import Documents, Window
 from analysis.engine import Batch, Progress, Replacement, batch_of, batches, head_outputs
 from analysis.estimates import did
 from analysis.memory_plan import Plan
+from analysis.windows import first_new
 from kernels.errors import DataError
 from midus_model import HeadSite
 from midus_model.config import head_dim_of
@@ -90,19 +91,19 @@ def mean_outputs(
     """Mean head outputs over all positions of the windows, by block: [1, 1, H*D], fp32 at least.
 
     The first token of a window that continues another stands at that one's end too; it is counted
-    there only. Under several processes each takes its share of the windows.
+    there only; start tokens given to a window again are not. Under several processes each takes
+    its share of the windows.
     """
     device, done = input_device(model), 0
     layers = sorted({site.layer for site in sites})
     sums = np.zeros((len(layers), outputs_width(model)))
     count = 0
-    ends = {(window.document, window.start + len(window.ids) - 1) for window in windows}
+    first = first_new(windows)
     for indices in share(batches(windows, plan.windows)):
         batch = batch_of([windows[i] for i in indices], device)
         counted = batch.real.clone()
-        starts = [(windows[i].document, windows[i].start) for i in indices]
-        fresh = [start not in ends for start in starts]
-        counted[:, 0] = torch.tensor(fresh, device=device)
+        for row, i in enumerate(indices):
+            counted[row, : first[i]] = False
         heads = head_outputs(model, batch, sites)
         for row, layer in enumerate(layers):
             sums[row] += (

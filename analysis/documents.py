@@ -6,101 +6,56 @@ once. The document is the unit of every bootstrap; with fewer than 20 of them th
 
 from __future__ import annotations
 
-import os
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
+from analysis.containers import has_splits
+from analysis.overview import overview
+from analysis.reader import MAX_CONTEXT, Reader, Reading, whole_number
+from analysis.sources import Dropped, ids_hash, is_hub, rows_of, sample, text_hash
+from analysis.tokens import BOS
+from analysis.windows import Document, Window, spans, window_of
+from kernels.errors import DataError
 
-from analysis.sources import Row, ids_hash, is_hub, rows_of, sample, text_hash
-from kernels.errors import DataError, MidusError, ModelError
+__all__ = ["MAX_CONTEXT", "Document", "Documents", "Window", "documents"]
 
-MAX_CONTEXT = 1024
 MIN_DOCUMENTS = 20
-TOKENIZER_BATCH = 64
-
-
-# ---------------------------------------------------------------- what is handed out
-
-
-@dataclass(frozen=True, eq=False)
-class Document:
-    """One source text as token ids.
-
-    Attributes:
-        id: its name in its source (path, row, or number).
-        ids: token ids, int64 [T].
-        sha256: of the text; of the ids where there is no text.
-        text: the text, prompt and answer joined for a task.
-        scored_from: index of the first token whose loss counts: 1, or a task's first answer token.
-        foil: ids of a task's wrong answer, int64 [F], to be set against `ids[scored_from:]`.
-        task: whether it was given as a task, whatever the length of its prompt.
-    """
-
-    id: str
-    ids: torch.Tensor
-    sha256: str
-    text: str | None = None
-    scored_from: int = 1
-    foil: torch.Tensor | None = None
-    task: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """The number of tokens whose loss counts."""
-        return len(self.ids) - self.scored_from
-
-    @property
-    def is_task(self) -> bool:
-        """Whether only an answer counts, the prompt before it being given."""
-        return self.task or self.scored_from > 1 or self.foil is not None
-
-    @property
-    def decision(self) -> tuple[int, int] | None:
-        """Where answer and foil part: the answer's index in `ids`, and the foil's token there."""
-        if self.foil is None:
-            return None
-        for offset, (right, wrong) in enumerate(
-            zip(self.ids[self.scored_from :].tolist(), self.foil.tolist(), strict=False)
-        ):
-            if right != wrong:
-                return self.scored_from + offset, wrong
-        return None
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """What a model sees at once: `ids` are `documents[document].ids[start : start + len(ids)]`.
-
-    `scored` [len(ids) - 1]: whether the loss of predicting `ids[i + 1]` counts. `unit` is the
-    window's index into `Documents.units`. `foil`: the position that decides between a task's answer
-    and its foil, and the foil's token there, where they lie in this window.
-    """
-
-    document: int
-    unit: int
-    start: int
-    ids: torch.Tensor
-    scored: torch.Tensor
-    foil: tuple[int, int] | None = None
 
 
 class Documents:
-    """Documents with their windows; `len`, indexing and iteration go over `items`."""
+    """Documents with their windows; `len`, indexing and iteration go over `items`.
+
+    `reading`: how texts became ids; `dropped`: what of the data was left out; `notes`: what else to
+    know, a line each. All three are printed with the first tokens: `print(documents)`.
+    """
 
     def __init__(
-        self, name: str, items: Sequence[Document], context: int, tokenizer: Any = None
+        self,
+        name: str,
+        items: Sequence[Document],
+        context: int,
+        tokenizer: Any = None,
+        *,
+        reading: Reading | None = None,
+        dropped: Sequence[Dropped] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         if not items:
             raise DataError(f"{name} has no documents; give at least one text of two tokens")
         self.name = name
         self.items = list(items)
-        self.context = _whole(context, "context", at_least=2)
+        self.context = whole_number(context, "context", at_least=2)
         self.tokenizer = tokenizer
+        self.reading = reading or Reading()
+        self.dropped, self.notes = list(dropped), list(notes)
+        if self.context < len(self._again) + 2:
+            raise DataError(
+                f'context {context} holds no text beside the start token of bos="every"; give at '
+                f"least {len(self._again) + 2}"
+            )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -112,10 +67,28 @@ class Documents:
         return iter(self.items)
 
     def __repr__(self) -> str:
+        left_out = sum(dropped.count for dropped in self.dropped)
         return (
             f"Documents({self.name!r}, documents={len(self)}, scored_tokens={self.tokens}, "
-            f"context={self.context})"
+            f"context={self.context}, bos={self.bos!r}{f', left_out={left_out}' * bool(left_out)})"
         )
+
+    def __str__(self) -> str:
+        return "\n".join(overview(self))
+
+    @property
+    def bos(self) -> str:
+        """Which windows begin with a start token: "first", "every" or "none"."""
+        return self.reading.bos
+
+    @property
+    def _again(self) -> tuple[int, ...]:
+        """The start tokens of every window but a document's first."""
+        return self.reading.start if self.bos == "every" else ()
+
+    def spans(self, item: Document) -> list[tuple[int, int]]:
+        """First and last token (exclusive) of each window of a document."""
+        return spans(item, self.context, len(self._again))
 
     @cached_property
     def tokens(self) -> int:
@@ -144,13 +117,9 @@ class Documents:
             )
         windows: list[Window] = []
         for number, item in enumerate(self.items):
-            for start, stop in _spans(item, self.context):
+            for span in self.spans(item):
                 unit = number if by_document else len(windows)
-                scored = torch.arange(start + 1, stop) >= item.scored_from
-                foil = None
-                if item.decision is not None and start < item.decision[0] < stop:
-                    foil = item.decision[0] - start - 1, item.decision[1]
-                windows.append(Window(number, unit, start, item.ids[start:stop], scored, foil))
+                windows.append(window_of(item, number, unit, span, self._again))
         return windows
 
     @cached_property
@@ -178,7 +147,21 @@ class Documents:
                 f"{self.name} has documents 0 to {len(self) - 1}; there is no {outside[0]}"
             )
         name = name or f"{self.name} ({len(chosen)} of {len(self)} documents)"
-        return Documents(name, [self.items[i] for i in chosen], self.context, self.tokenizer)
+        return self.with_items([self.items[i] for i in chosen], name)
+
+    def with_context(self, context: int) -> Documents:
+        """The same documents in windows of another size."""
+        return self._like(self.name, self.items, context)
+
+    def with_items(self, items: Sequence[Document], name: str) -> Documents:
+        """Other documents that were read as these were, under a name of their own."""
+        return self._like(name, items, self.context)
+
+    def _like(self, name: str, items: Sequence[Document], context: int) -> Documents:
+        return Documents(
+            name, items, context, self.tokenizer,
+            reading=self.reading, dropped=self.dropped, notes=self.notes,
+        )  # fmt: skip
 
     def halves(self, seed: int = 0) -> tuple[Documents, Documents]:
         """Two halves by whole documents drawn at random, each in the original order."""
@@ -194,19 +177,6 @@ class Documents:
         )
 
 
-def _spans(item: Document, context: int) -> list[tuple[int, int]]:
-    """Start and stop of each window of a document.
-
-    A text is cut from its start. A task is cut from its end, so that its answer sees as much of
-    the prompt as the context holds; windows without a scored token are left out.
-    """
-    length, step = len(item.ids), context - 1
-    if item.scored_from == 1:
-        return [(s, min(s + context, length)) for s in range(0, length - 1, step)]
-    stops = range(length, item.scored_from, -step)
-    return [(max(0, stop - context), stop) for stop in reversed(stops)]
-
-
 # ---------------------------------------------------------------- the reader
 
 
@@ -218,17 +188,25 @@ def documents(
     context: int | None = None,
     limit: int | None = None,
     split: str | None = None,
+    text_column: str | None = None,
+    chat: bool = False,
+    bos: str = "first",
 ) -> Documents:
     """Turn any data into documents for a model.
 
     Args:
         data: None or "heldout" (pico's held-out files of the standard library); "stdlib" (the
             running interpreter's standard library without those); "packages" (the source of the
-            installed pandas, sympy and networkx); a path to a text file, a .jsonl or .parquet
-            file with "text", or with "prompt" and "answer" (and "foil"), or a folder of such
-            files; a list of str, of such rows as dicts, or of token-id lists; Documents, passed
-            through; "hf:NAME" or "hf:NAME:CONFIG", a Hugging Face dataset. Files are read as
-            text; none is executed or imported.
+            installed pandas, sympy and networkx); a path to a text or source file, to a table
+            (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), to one of these as .gz, or to a folder
+            of such files; a list of texts, of rows as dicts, or of token-id lists; a table: a
+            DataFrame, a `datasets.Dataset` or one split of a `DatasetDict`, a pyarrow Table, a
+            dict of columns; a tokenizer's `BatchEncoding`; Documents, passed through; "hf:NAME"
+            or "hf:NAME:CONFIG", a Hugging Face dataset. A table's documents are its "text", or
+            "prompt" and "answer" (and "foil"), or "messages", or "input_ids" (padding that
+            "attention_mask" tells of is left out), or its only column of text. What is none of
+            these is refused by name, never read as something else; null rows are left out. Files
+            are read; none is executed or imported.
         model: a loaded model, a name or a directory; "pico" when neither it nor a tokenizer is
             given. It sets the tokenizer, the largest context and the vocabulary.
         tokenizer: a tokenizer or the name of one; by default the model's.
@@ -241,213 +219,70 @@ def documents(
             file is dropped. For "hf:" data it names the dataset's own split (default: test,
             validation or train, the first that there is).
 
-    A task is scored on its answer alone; prompt and answer are tokenized apart and joined as they
-    are, so an answer carries its own leading space. Documents with nothing to predict are left out
-    with a warning.
+        text_column: the table's column that holds the texts.
+        chat: the tokenizer's chat template writes each prompt, as a user's message or from
+            "messages", and the answer follows it.
+        bos: which windows begin with the tokenizer's start token: "first", the first of each
+            document, where the tokenizer adds one; "every" window, so that each sees one less
+            token of text; "none".
+
+    A task is scored on its answer alone. Prompt and answer are tokenized together, as
+    `tokenizer(prompt + answer)` does, and the first token that reaches into the answer is its
+    first; where that begins in the prompt, a warning shows both tokenizations. An end token that
+    the tokenizer appends is taken off, and no text gets two start tokens. Documents with nothing
+    to predict are left out with a warning. `print` shows what was read.
 
     Raises DataError, one line, when the data cannot be used.
 
         analysis.documents(["def f(x):\\n    return x"], model="pico")
     """
     if limit is not None:
-        limit = _whole(limit, "limit", at_least=1)
+        limit = whole_number(limit, "limit", at_least=1)
+    if bos not in BOS:
+        raise DataError(f"bos must be one of {', '.join(BOS)}; got {bos!r}")
     if isinstance(data, Documents):
-        return _pass_through(data, model, tokenizer, context, limit, split)
-    if split not in (None, "train", "test") and not is_hub(data):
+        _check_read(data, split, text_column, chat, bos)
+        return _pass_through(data, model, tokenizer, context, limit)
+    if split not in (None, "train", "test") and not is_hub(data) and not has_splits(data):
         raise DataError(f'split must be "train", "test" or None; got {split!r}')
-    reader = _Reader(model, tokenizer)
-    name, rows = rows_of(data, limit, split)
+    reader = Reader(model, tokenizer, bos, chat)
+    name, found = rows_of(data, limit, split, text_column)
+    rows = found.rows
     if limit is not None:
         rows = sample(rows, limit, lambda row: row.sha256)
     items = reader.read(name, rows)
-    return Documents(name, items, reader.context(context), reader.tokenizer_if_any)
+    dropped, notes = found.dropped + reader.dropped, found.notes + reader.notes
+    for line in [*notes, *(f"{left_out} left out" for left_out in dropped)]:
+        warnings.warn(f"{name}: {line}", stacklevel=2)
+    return Documents(
+        name, items, reader.context(context), reader.tokenizer_if_any,
+        reading=reader.reading, dropped=dropped, notes=notes,
+    )  # fmt: skip
+
+
+def _check_read(
+    data: Documents, split: str | None, text_column: str | None, chat: bool, bos: str
+) -> None:
+    """Raises DataError for what applies where data is read, which these documents are already."""
+    given = {
+        "split": split is not None,
+        "text_column": text_column is not None,
+        "chat": chat and not data.reading.chat,
+        "bos": bos not in ("first", data.bos),
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise DataError(f"{name} applies where data is read; these documents are read already")
 
 
 def _pass_through(
-    data: Documents,
-    model: Any,
-    tokenizer: Any,
-    context: int | None,
-    limit: int | None,
-    split: str | None,
+    data: Documents, model: Any, tokenizer: Any, context: int | None, limit: int | None
 ) -> Documents:
-    if split is not None:
-        raise DataError("split applies where data is read; these documents are read already")
     if limit is not None and limit < len(data):
         chosen = sample(list(enumerate(data)), limit, lambda p: p[1].sha256, lambda p: p[1].id)
         data = data.subset(index for index, _ in chosen)
     wanted = data.context if context is None else context
     if model is not None:
-        reader = _Reader(model, tokenizer)
+        reader = Reader(model, tokenizer)
         reader.check_vocabulary(data.items)
         wanted = reader.context(wanted)
-    if wanted == data.context:
-        return data
-    return Documents(data.name, data.items, wanted, data.tokenizer)
-
-
-class _Reader:
-    """Knows a model's context and vocabulary, and its tokenizer, loaded when first needed."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model = "pico" if model is None and tokenizer is None else model
-        self.given = tokenizer
-        if isinstance(self.model, (str, os.PathLike)):
-            self.config = _model_config(self.model)
-        else:
-            from midus_model.intake import config_of
-
-            self.config = config_of(self.model)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        given = self.given if self.given is not None else getattr(self.model, "tokenizer", None)
-        if given is not None and not isinstance(given, (str, os.PathLike)):
-            if not callable(given):
-                raise DataError(
-                    f"tokenizer must be a transformers tokenizer or the name of one; "
-                    f"got {type(given).__name__}"
-                )
-            return given
-        name = given or self.model
-        if not isinstance(name, (str, os.PathLike)):
-            name = getattr(self.model, "name_or_path", "")
-        if not name:
-            raise DataError(
-                f"this {type(self.model).__name__} does not say which tokenizer it has; "
-                "pass tokenizer=, or token ids as data"
-            )
-        from midus_model import load_tokenizer
-
-        return load_tokenizer(os.fspath(name))
-
-    @property
-    def tokenizer_if_any(self) -> Any:
-        """The tokenizer, or None: token ids can be measured without one."""
-        try:
-            return self.tokenizer
-        except MidusError:
-            return None
-
-    def context(self, asked: int | None) -> int:
-        known = getattr(self.config, "max_position_embeddings", None)
-        if known is None and self.tokenizer_if_any is not None:
-            known = getattr(self.tokenizer, "model_max_length", None)
-        if asked is None:
-            return min(int(known), MAX_CONTEXT) if known else MAX_CONTEXT
-        asked = _whole(asked, "context", at_least=2)
-        if known is not None and asked > known:
-            raise DataError(
-                f"context {asked} is longer than the model's {known}; give at most that"
-            )
-        return asked
-
-    def check_vocabulary(self, items: Sequence[Document]) -> None:
-        size = getattr(self.config, "vocab_size", None)
-        if size is None and self.tokenizer_if_any is not None:
-            size = len(self.tokenizer)
-        for item in items:
-            parts = [item.ids] if item.foil is None else [item.ids, item.foil]
-            low = min(int(part.min()) for part in parts)
-            high = max(int(part.max()) for part in parts)
-            if low < 0 or (size is not None and high >= size):
-                allowed = "0 and above" if size is None else f"0 to {size - 1}"
-                raise DataError(
-                    f"document {item.id!r} has token id {low if low < 0 else high}, the model's "
-                    f"are {allowed}; tokenize with the model's own tokenizer"
-                )
-
-    def read(self, name: str, rows: Sequence[Row]) -> list[Document]:
-        """Rows as documents; those with nothing to predict are left out with a warning."""
-        if not rows:
-            raise DataError(f"{name} is empty; give at least one text of two tokens")
-        items: list[Document] = []
-        for start in range(0, len(rows), TOKENIZER_BATCH):
-            items += self._tokenized(rows[start : start + TOKENIZER_BATCH])
-        kept = [item for item in items if item.tokens >= 1]
-        if not kept:
-            raise DataError(
-                f"{name} is too short: nothing in it is longer than one token, so there is "
-                "nothing to predict; give a longer text"
-            )
-        if len(kept) < len(items):
-            warnings.warn(
-                f"{name}: {len(items) - len(kept)} of {len(items)} documents have nothing to "
-                "predict (fewer than two tokens) and were left out",
-                stacklevel=4,
-            )
-        self.check_vocabulary(kept)
-        return kept
-
-    def _tokenized(self, rows: Sequence[Row]) -> list[Document]:
-        hashes = [row.sha256 for row in rows]  # before the tokenizer: refuses what is no text
-        tasks = [row.task for row in rows if row.task is not None]
-        texts = iter(self._encode([row.text for row in rows if row.text is not None]))
-        prompts = iter(self._encode([prompt for prompt, _, _ in tasks]))
-        answers = iter(self._encode([answer for _, answer, _ in tasks], special=False))
-        foils = iter(self._encode([foil or "" for _, _, foil in tasks], special=False))
-        items = []
-        for row, sha256 in zip(rows, hashes, strict=True):
-            if row.task is not None:
-                items.append(_task(row, row.task, next(prompts), next(answers), next(foils)))
-            else:
-                ids = torch.tensor(row.ids if row.text is None else next(texts), dtype=torch.long)
-                items.append(Document(row.id, ids, sha256, row.text))
-        return items
-
-    def _encode(self, texts: list[str], special: bool = True) -> list[list[int]]:
-        if not texts:
-            return []
-        # Windows are cut later: nothing is truncated here, and nothing is too long to warn about.
-        return self.tokenizer(
-            texts,
-            add_special_tokens=special,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-
-
-def _model_config(name: str | os.PathLike[str]) -> Any:
-    """A model's config by name, without its weights."""
-    from transformers import AutoConfig
-
-    from midus_model.loading import config_place
-
-    try:
-        return AutoConfig.from_pretrained(config_place(os.fspath(name)))
-    except MidusError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the model {str(name)!r} cannot be opened: {reason}") from error
-
-
-def _task(
-    row: Row,
-    texts: tuple[str, str, str | None],
-    prompt: list[int],
-    answer: list[int],
-    foil: list[int],
-) -> Document:
-    if not answer:
-        raise DataError(f"task {row.id!r} has an empty answer; give the text to be predicted")
-    if texts[2] is not None and not foil:
-        raise DataError(f"task {row.id!r} has an empty foil; give the wrong answer or leave it out")
-    return Document(
-        row.id,
-        torch.tensor(prompt + answer, dtype=torch.long),
-        row.sha256,
-        texts[0] + texts[1],
-        max(1, len(prompt)),  # without a prompt or a start token the first answer token is given
-        torch.tensor(foil, dtype=torch.long) if foil else None,
-        task=True,
-    )
-
-
-def _whole(value: Any, name: str, at_least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < at_least:
-        raise DataError(f"{name} must be a whole number of at least {at_least}; got {value!r}")
-    return int(value)
+    return data if wanted == data.context else data.with_context(wanted)

@@ -30,9 +30,9 @@ def lessened(
     if tokens is not None and any(len(item.ids) > tokens for item in docs):
         cut = [_cut(item, tokens) for item in docs]
         name = f"{docs.name} (the first {tokens} tokens of each document)"
-        docs = Documents(name, cut, docs.context, docs.tokenizer)
+        docs = docs.with_items(cut, name)
     if context is not None and context < docs.context:
-        docs = Documents(docs.name, docs.items, context, docs.tokenizer)
+        docs = docs.with_context(context)
     return docs
 
 
@@ -44,7 +44,7 @@ def first_tokens(docs: Documents, ends: Mapping[int, int]) -> Documents:
     """The documents that are named, by index, up to so many tokens each."""
     chosen = docs.subset(sorted(ends))
     cut = [_cut(docs[index], end) for index, end in sorted(ends.items())]
-    return Documents(chosen.name, cut, docs.context, docs.tokenizer)
+    return chosen.with_items(cut, chosen.name)
 
 
 def passes_of(docs: Documents) -> int:

@@ -283,6 +283,7 @@ def describe(model: Any, docs: Documents, **how: Any) -> dict[str, Any]:
         "documents": docs.units,
         "bootstrap_unit": docs.unit,
         "context": docs.context,
+        "bos": docs.bos,
         "versions": versions(),
         **({"batch_dependent": True} if depends_on_batch(model) else {}),
         **how,

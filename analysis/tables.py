@@ -36,10 +36,12 @@ COLUMNS = (
 )  # fmt: skip
 # What must agree before two tables' scores may be set against each other, beside the documents.
 COMPARED = (
-    "metric", "baseline", "unit", "stage", "heads_are", "weighting", "context", "normalise",
+    "metric", "baseline", "unit", "stage", "heads_are", "weighting", "context", "bos", "normalise",
 )  # fmt: skip
 # What tables have that were made before an option was there.
-BY_DEFAULT = {"stage": "output", "heads_are": "query heads", "weighting": "tokens"}
+BY_DEFAULT = {
+    "stage": "output", "heads_are": "query heads", "weighting": "tokens", "bos": "first",
+}  # fmt: skip
 CHECKSUM = "parquet_sha256"
 
 

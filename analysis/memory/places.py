@@ -90,6 +90,7 @@ def described(table: str, model: Any, texts: Documents | None = None, **more: An
             "data": texts.name,
             "data_hash": texts.sha256,
             "context": texts.context,
+            "bos": texts.bos,
             "documents": [
                 {"id": item.id, "tokens": item.tokens, "sha256": item.sha256} for item in texts
             ],

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from analysis.documents import Window
 from analysis.engine import Batch, Enough, Progress, batch_of, batches
 from analysis.estimates import did
+from analysis.windows import Window, first_new
 from kernels.errors import MidusError
 from midus_model.memory import HeadwiseMemory
 from midus_model.placement import device_of, input_device
@@ -46,7 +46,8 @@ class Positions:
         row = index // self.length
         document = np.array([window.document for window in self.windows])[row]
         start = np.array([window.start for window in self.windows])[row]
-        return document, start + index % self.length, start
+        begins = np.array([window.start + window.repeated for window in self.windows])[row]
+        return document, start + index % self.length, begins
 
 
 class Watcher(ABC):
@@ -112,7 +113,7 @@ def batches_of(
     windows: Sequence[Window], device: torch.device
 ) -> Iterator[tuple[Batch, Positions]]:
     """Windows of like length side by side, longest first, with the positions that count."""
-    first = _first_new(windows)
+    first = first_new(windows)
     longest = max(len(window.ids) for window in windows)
     for chosen in batches(windows, max(1, BATCH_POSITIONS // longest)):
         part = [windows[i] for i in chosen]
@@ -125,16 +126,6 @@ def batches_of(
             ]
         )
         yield batch, Positions(part, length, index.to(device))
-
-
-def _first_new(windows: Sequence[Window]) -> list[int]:
-    """By window, the index of its first position that no earlier window held."""
-    reached: dict[int, int] = {}
-    first = []
-    for window in windows:
-        first.append(max(0, reached.get(window.document, 0) - window.start))
-        reached[window.document] = window.start + len(window.ids)
-    return first
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from analysis.documents import Documents
+from analysis.tokens import Encoder
 from kernels.errors import DataError
 
 KINDS = ("repeated", "permuted", "needle")
@@ -95,7 +96,7 @@ def _probe(
 
 def start_tokens(tokenizer: Any) -> list[int]:
     """What the tokenizer puts before every text, such as a start token; none without one."""
-    return [] if tokenizer is None else list(tokenizer("")["input_ids"])
+    return [] if tokenizer is None else Encoder(tokenizer).around[0]
 
 
 def special_tokens(config: Any, tokenizer: Any) -> set[int]:

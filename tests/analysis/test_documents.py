@@ -200,7 +200,10 @@ def test_folder(read, tmp_path):
     (tmp_path / "a.txt").write_text("aye")
     (tmp_path / "c.jsonl").write_text('{"text": "see"}\n')
     (tmp_path / "d.bin").write_bytes(b"\x00\xff\x00")
-    with pytest.warns(UserWarning, match="1 files are no readable text.*d.bin"):
+    with pytest.warns(
+        UserWarning,
+        match="1 file is no text.*d.bin is a .bin file.*left out",
+    ):
         made = read(tmp_path)
     assert [item.id for item in made] == ["a.txt", "c.jsonl:1", "sub/b.md"]
 
@@ -278,7 +281,8 @@ def test_sha256_says_which_documents(read):
         (b"text", "got bytes"),
         (5, "got int"),
         ({"text": "x"}, "got dict"),
-        ([{"body": "x"}], 'no "text".*it has body'),
+        ([{"body": 1}], 'no column "text".*it has body'),
+        ([{"prompt": "x"}], 'no column "text", and no "prompt" with "answer"; it has prompt'),
         ([{"text": 3}], '"text" must be text, it is a int'),
         ([{"prompt": "p", "answer": ""}], "empty answer"),
         ([{"prompt": "p", "answer": "a", "foil": ""}], "empty foil"),
@@ -305,7 +309,7 @@ def test_bad_files_are_one_clear_line(read, tmp_path):
     assert "cannot be read as parquet" in refused(read, file("f.parquet", b"no parquet"))
     assert "too short" in refused(read, file("g.txt", b""))
     assert "is empty" in refused(read, file("h.jsonl", b"\n"))
-    pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "i.parquet")
+    pd.DataFrame({"body": [1]}).to_parquet(tmp_path / "i.parquet")
     assert 'no column "text"' in refused(read, tmp_path / "i.parquet")
     (tmp_path / "empty").mkdir()
     assert "no readable text file" in refused(read, tmp_path / "empty")

@@ -12,6 +12,7 @@ from workbench.cli import (
     bench,
     common,
     doctor,
+    documents,
     explore,
     measure,
     models,
@@ -65,6 +66,7 @@ app = typer.Typer(
 app.command("demo")(study.demo)
 app.command("upscale")(models.upscale)
 app.command("train")(models.train)
+app.command("documents")(documents.documents)
 app.command("importance")(measure.importance)
 app.command("rank")(measure.rank)
 app.command("roles")(measure.roles)

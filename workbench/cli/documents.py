@@ -1,0 +1,60 @@
+"""`midus documents`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workbench.cli import common
+
+
+@common.reports
+def documents(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="heldout, stdlib, packages, a file (text or source, .jsonl, .json, .csv, .tsv, "
+            ".parquet, each also .gz), a folder, or hf:NAME."
+        ),
+    ] = "heldout",
+    model: Annotated[
+        str,
+        typer.Option(help="Whose tokenizer and context: a shipped name, a directory, or a hub id."),
+    ] = "pico",
+    split: common.Split = None,
+    limit: common.Limit = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens a window. [default: the model's, at most 1,024]")
+    ] = None,
+    bos: Annotated[
+        str, typer.Option(help="Which windows begin with the start token: first, every or none.")
+    ] = "first",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The tokenizer's chat template writes the prompts.")
+    ] = False,
+    text_column: Annotated[
+        str | None, typer.Option(help="The column of the texts. [default: text]")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Documents whose tokens are shown.")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens shown of each.")] = 12,
+) -> None:
+    """What a model would read of some data: counts, tokens with their ids, and what is left out.
+
+    A bar stands before the first token that is scored.
+
+    Example: `midus documents tasks.csv --model pico --show 5`
+    """
+    import warnings
+
+    from analysis.documents import documents as read
+    from analysis.overview import overview
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what was left out stands in the overview
+        texts = read(
+            data, model=model, split=split, limit=limit, context=context, bos=bos, chat=chat,
+            text_column=text_column,
+        )  # fmt: skip
+    for line in overview(texts, show, tokens):
+        typer.echo(line)
