@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("kernels", "midus_model", "analysis", "workbench", "apps")  # lowest first
 MAX_LINES = 600
-CORE_OF_KERNELS = {"torch", "triton"}
+CORE_OF_KERNELS = {"torch", "triton", "numpy"}  # the last two only where they are used
 CORE_OF_MODEL = CORE_OF_KERNELS | {"transformers", "safetensors"}
 # What runs code out of a file, or out of a stranger's repository.
 UNSAFE_NAMES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}

@@ -7,11 +7,14 @@ from functools import lru_cache
 import torch
 
 from kernels.product_key_select import naive
+from kernels.product_key_select.packed import LOW, canonical, columns, least, pack, unpack
 from kernels.product_key_select.pairs import contending
+from kernels.threads import share
 
-# Rows of scores worked on at once (tokens x heads x 2): their packed copy stays in the cache.
-ROWS = 4096
-LOW = 0x7FFFFFFF  # 31 bits beside an fp32 score: an index, the lowest first
+# Rows of scores worked on at once (tokens x heads x 2): their packed copies stay in the cache.
+ROWS = 1024
+ALONE = 1024  # rows up to which no thread but the caller's is worth waking
+TOKENS = 512  # of one head at once
 
 
 @lru_cache(maxsize=64)
@@ -21,60 +24,49 @@ def contending_pairs(k: int, device: torch.device) -> tuple[torch.Tensor, torch.
     return rows.contiguous(), cols.contiguous()
 
 
-def _ordered(bits: torch.Tensor) -> torch.Tensor:
-    """int32 that orders as the fp32 whose bits these are; its own inverse."""
-    sign = bits >> 31
-    sign &= LOW
-    return sign.bitwise_xor_(bits)
-
-
-def _canonical(scores: torch.Tensor) -> torch.Tensor:
-    """-0.0 becomes 0.0 and every NaN the positive one, which ranks first and so is selected."""
-    scores.add_(0.0)
-    if scores.sum().isfinite():  # one pass where nothing is wrong
-        return scores
-    return scores.masked_fill_(scores.isnan(), torch.nan)
-
-
-def _pack(scores: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """fp32 scores [..., c] and what breaks their ties, higher first, in one int64 [..., c]."""
-    halves = torch.empty((*scores.shape, 2), dtype=torch.int32, device=scores.device)
-    halves[..., 0] = low  # little-endian: the low word
-    halves[..., 1] = _ordered(scores.view(torch.int32))
-    return halves.view(torch.int64).squeeze(-1)
-
-
-def _unpack(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 [..., c] -> int32 bits of the scores and the low words, each [..., c]."""
-    halves = packed.view(torch.int32).unflatten(-1, (-1, 2))
-    return _ordered(halves[..., 1]), halves[..., 0]
-
-
-def _select_tokens(
+def best_slots(
     query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[T, H, D] and keys [H, n, D/2], all fp32 -> scores and slots, [H, T, k] each."""
+    """[T, H, D] and keys [H, n, D/2], all fp32 -> weights and int32 slots, [H, T, k] each.
+
+    Scores carry the other sign, so that the least number is the best score and the lowest slot.
+    """
     tokens, heads, _ = query.shape
     _, n, half = row_keys.shape
     scores = query.new_empty((2, heads, tokens, n))
-    by_head = query.transpose(0, 1)
+    by_head = query.neg().transpose(0, 1)
     torch.bmm(by_head[..., :half], row_keys.transpose(1, 2), out=scores[0])
     torch.bmm(by_head[..., half:], col_keys.transpose(1, 2), out=scores[1])
-    last = torch.arange(n - 1, -1, -1, dtype=torch.int32, device=query.device)
-    bits, low = _unpack(_pack(_canonical(scores), last).topk(k).values)  # [2, H, T, k]
+    index = torch.arange(n, device=query.device)
+    best = least(pack(canonical(scores), index), k)  # [2, H, T, k]
 
     # A rank's score and index travel as one number through the gather of pairs.
-    index = (n - 1) - low
-    index[0] *= n
-    best = torch.stack([index, bits], -1).view(torch.int64).squeeze(-1)
     i, j = contending_pairs(k, query.device)
-    row, col = (
-        part.index_select(-1, ranks).view(torch.int32).unflatten(-1, (-1, 2))
-        for part, ranks in ((best[0], i), (best[1], j))
-    )  # [H, T, pairs, 2]
-    pairs = _canonical(row[..., 1].view(torch.float32) + col[..., 1].view(torch.float32))
-    bits, low = _unpack(_pack(pairs, LOW - row[..., 0] - col[..., 0]).topk(k).values)
-    return bits.view(torch.float32), LOW - low
+    row_scores, rows = unpack(columns(best[0], i))  # [H, T, pairs]
+    col_scores, cols = unpack(columns(best[1], j))
+    pairs = canonical(row_scores.add_(col_scores))
+    scores, slots = unpack(least(pack(pairs, torch.add(cols, rows, alpha=n)), k))
+    return scores.neg_().softmax(-1), slots
+
+
+def fits(query: torch.Tensor, n: int) -> bool:
+    """Whether a slot has room beside an fp32 score."""
+    return query.dtype != torch.float64 and n * n <= LOW
+
+
+def chunks(query: torch.Tensor) -> tuple[list[tuple[slice, slice]], int | None]:
+    """Tokens and heads worked on at once, and by how many threads: None for PyTorch's number."""
+    tokens, heads, _ = query.shape
+    if query.device.type != "cpu":
+        size = max(1, 128 * ROWS // heads)
+        return [(slice(t, t + size), slice(None)) for t in range(0, tokens, size)], 1
+    together = max(1, ROWS // (2 * min(tokens, TOKENS) or 1))
+    parts = [
+        (slice(t, t + TOKENS), slice(h, h + together))
+        for t in range(0, tokens, TOKENS)
+        for h in range(0, heads, together)
+    ]
+    return parts, 1 if 2 * tokens * heads <= ALONE else None
 
 
 def select(
@@ -82,19 +74,17 @@ def select(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and indices [T, H, k]; see `kernels.product_key_select`. No gradient."""
     tokens, heads, _ = query.shape
-    n = row_keys.shape[1]
-    wide = torch.promote_types(query.dtype, torch.float32)
-    if wide != torch.float32 or n * n > LOW:  # no room for a slot beside the score
+    if not fits(query, row_keys.shape[1]):
         return naive.product_key_select(query, row_keys, col_keys, k)
     weights = query.new_empty((tokens, heads, k), dtype=torch.float32)
     indices = query.new_empty((tokens, heads, k), dtype=torch.int64)
-    keys = row_keys.float(), col_keys.float()
-    chunk = max(1, ROWS // (2 * heads))
-    for start in range(0, tokens, chunk):
-        part = slice(start, start + chunk)
-        scores, slots = _select_tokens(query[part].float(), *keys, k)
-        weights[part] = scores.softmax(-1).transpose(0, 1)
-        indices[part] = slots.transpose(0, 1)
+
+    def work(part: tuple[slice, slice]) -> None:
+        keys = row_keys[part[1]].float(), col_keys[part[1]].float()
+        found = best_slots(query[part].float(), *keys, k)
+        weights[part], indices[part] = (x.transpose(0, 1) for x in found)
+
+    share(work, *chunks(query))
     return weights, indices
 
 
