@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from midus_model.config import head_dim_of
+from midus_model.places import on_device
 
 
 class SharedLinear(nn.Linear):
@@ -29,7 +30,7 @@ class SharedLinear(nn.Linear):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         groups = super().forward(hidden_states).unflatten(-1, (-1, self.head_dim))  # [B, T, G, D]
-        places = torch.tensor(self.group_of, device=groups.device)
+        places = on_device(self.group_of, groups.device)
         return groups.index_select(-2, places).flatten(-2)
 
 
@@ -44,7 +45,7 @@ class SpreadHeads(nn.Module):
     def forward(self, outputs: torch.Tensor) -> torch.Tensor:
         apart = outputs.unflatten(-1, (len(self.heads), self.head_dim))
         every = apart.new_zeros(*outputs.shape[:-1], self.num_heads, self.head_dim)
-        places = torch.tensor(self.heads, device=outputs.device)
+        places = on_device(self.heads, outputs.device)
         return every.index_copy(-2, places, apart).flatten(-2)
 
     def extra_repr(self) -> str:
