@@ -81,9 +81,13 @@ def counted(lines: Iterable[Line], device: str, tiny: bool) -> list[Line]:
 
 def of_stage(lines: Iterable[Line], stage: str, kind: str | None = None) -> list[Line]:
     """The lines of one stage; those with a key once each, the last that was written."""
-    chosen = [x for x in lines if x["stage"] == stage and kind in (None, x.get("kind"))]
-    last = {line["key"]: line for line in chosen if "key" in line}
-    return [line for line in chosen if "key" not in line or last[line["key"]] is line]
+    all_of = [line for line in lines if line["stage"] == stage]
+    last = {line["key"]: line for line in all_of if "key" in line}
+    return [
+        line
+        for line in all_of
+        if kind in (None, line.get("kind")) and ("key" not in line or last[line["key"]] is line)
+    ]
 
 
 def status(lines: Iterable[Line], stage: str) -> str | None:

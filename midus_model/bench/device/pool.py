@@ -76,8 +76,8 @@ def results(
 ) -> Iterator[Result]:
     """What `function` makes of every job, as it comes; jobs begun in order, until `left()` is 0.
 
-    A job that takes more than `longest` seconds, or whose process dies, has an error, and another
-    process takes the next. With "fork" the calling process must not have used the GPU.
+    A job that raises, takes more than `longest` seconds, or whose process dies, has an error, and
+    another process takes the next. With "fork" the calling process must not have used the GPU.
     """
     made, waiting, busy = get_context(context), list(jobs), []
     idle = [_Worker(made, function) for _ in range(workers_for(len(jobs)))] if jobs else []
@@ -93,8 +93,10 @@ def results(
                 if result is None:
                     continue
                 busy.remove(worker)
-                if worker.process.is_alive():
+                if result.error is None:
                     idle.append(worker)
+                else:  # an error of the GPU stays with its process
+                    worker.end()
                 yield result
     finally:
         for worker in idle + busy:
@@ -102,7 +104,7 @@ def results(
 
 
 def _settled(worker: _Worker, longest: float) -> Result | None:
-    """A worker's result, or None where it is still at work; a dead or late one is ended."""
+    """A worker's result, or None where it is still at work."""
     assert worker.job is not None
     key, seconds = worker.job[0], time.monotonic() - worker.since
     try:
@@ -113,9 +115,7 @@ def _settled(worker: _Worker, longest: float) -> Result | None:
         pass
     if not worker.process.is_alive():
         code = worker.process.exitcode
-        worker.end()
         return Result(key, None, f"its process ended with exit code {code}", seconds)
     if seconds > longest:
-        worker.end()
         return Result(key, None, f"took more than {longest:.0f} s", seconds)
     return None

@@ -87,6 +87,8 @@ class Runner:
         took = time.monotonic() - begun
         run.line("end", status=outcome.status, error=outcome.error, seconds=round(took, 2))
         why = f": {outcome.error}" if outcome.error else ""
+        failed = len({x["key"] for x in run.found(kind="failure") if x.get("run") == run.id})
+        why += f"; {failed} cases failed" if failed else ""
         self.tell(f"{stage.name}: {outcome.status} in {took:.1f} of {seconds:.0f} s{why}")
         return outcome.status
 
@@ -175,4 +177,3 @@ def _ended(run: Run, code: int, case: str | None, error: str | None) -> Outcome:
 
 def _interrupted(*_: Any) -> None:
     raise SystemExit(143)
-

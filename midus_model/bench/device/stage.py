@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from midus_model.bench.device import lines
 
 MARGIN = 2.0  # seconds that a stage keeps of its own budget to end in
+TUNING = "tuning.json"
 PDEATHSIG = 1
 BROKEN, SHORTENED = 3, 4  # exit codes
 
@@ -66,7 +67,7 @@ class Run:
     id: str = ""  # of this run, as several may write to one file
     context: str = "fork"  # how processes are begun, "fork" or "spawn"
     left_out: int = 0  # cases for which there was no time
-    tell: Callable[[Any], None] = field(default=lambda message: None, repr=False)
+    tell: Callable[[Any], None] | None = None  # to the run: which case is begun
 
     @property
     def path(self) -> Path:
@@ -88,9 +89,9 @@ class Run:
     def each(self, cases: Iterable[tuple[str, Callable[[], dict[str, Any]]]]) -> None:
         """Runs cases (key, function) in order and writes what each returns as a "row".
 
-        A key that has a row is passed over, and one that failed in this run. A case that raises is a "failure" line and ends
-        nothing else, unless the device is broken by it. Where time ends first, one line says how
-        many were left out.
+        A key that has a row is passed over, and one that failed in this run. A case that raises
+        is a "failure" line and ends nothing else, unless the device is broken by it. Where time
+        ends first, one line says how many were left out.
 
         Raises:
             Broken: where no other case can run in this process.
@@ -108,7 +109,7 @@ class Run:
                 self.left_out += len(rest)
                 self.line("left out", count=len(rest), keys=rest[:20])
                 return
-            self.tell(("begin", key))
+            self._tell(key)
             begun = time.monotonic()
             try:
                 found = function()
@@ -118,8 +119,12 @@ class Run:
                 self.check_device()
             else:
                 self.line(**({"kind": "row", "key": key} | found))
-            self.tell(("begin", None))
+            self._tell(None)
             slowest = max(slowest, min(time.monotonic() - begun, 0.25 * max(self.left(), 0)))
+
+    def _tell(self, case: str | None) -> None:
+        if self.tell is not None:
+            self.tell(("begin", case))
 
     def check_device(self) -> None:
         """Raises Broken where the GPU takes no more work from this process."""
@@ -159,6 +164,8 @@ def child(stage: Stage, run: Run, pipe: Any, log: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     gc.freeze()  # what was imported is not looked through at every collection
+    if (run.out / TUNING).exists():  # as the search left it
+        os.environ["MIDUS_TUNING"] = str(run.out / TUNING)
     run.tell = pipe.send
     try:
         print(f"--- {stage.name}", flush=True)
