@@ -1,9 +1,9 @@
 """The results of a run: JSON lines in one file that is only ever appended to.
 
-Every line has `stage`, `kind`, `device` (its name), `tiny`, `run` and `at`. Kinds: "machine", "row" (and
-whatever else a stage finds, with a `key`), "failure" (a `key` that could not be measured), "left
-out" (for want of time), "end" (of a stage: `status` and `error`), and "afresh" (what the named
-stages found before it no longer counts).
+Every line has `stage`, `kind`, `device` (its name), `tiny`, `run` and `at`. Kinds: "machine",
+"row" (and whatever else a stage finds, with a `key`), "failure" (a `key` that could not be
+measured), "left out" (for want of time), "end" (of a stage: `status` and `error`), and "afresh"
+(what the named stages found before it no longer counts).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def model_of(kind: str, dtype: torch.dtype, device: str, tiny: bool) -> Any:
     base = base.to(dtype)
     if kind == "base":
         return base
-    sizes = TINY_MEMORY if tiny and kind == "midus" else {}
+    sizes: dict[str, Any] = TINY_MEMORY if tiny and kind == "midus" else {}
     model = upscale(base, kind, **sizes)
     del base
     gc.collect()

@@ -79,7 +79,8 @@ def results(
     A job that raises, takes more than `longest` seconds, or whose process dies, has an error, and
     another process takes the next. With "fork" the calling process must not have used the GPU.
     """
-    made, waiting, busy = get_context(context), list(jobs), []
+    made, waiting = get_context(context), list(jobs)
+    busy: list[_Worker] = []
     idle = [_Worker(made, function) for _ in range(workers_for(len(jobs)))] if jobs else []
     try:
         while (waiting or busy) and left() > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,29 +32,24 @@ def _cases(
     run: Run, clock: Clock, machine: Machine
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     dtype = torch.bfloat16
+
+    def measured(make: Callable[..., Case], *given: Any) -> dict[str, Any]:
+        return row(make(*given), clock, machine)
+
     for name in ("tiny",) if run.tiny else (ONE, EIGHT):
         shape = SHAPES[name]
         decode, prefill = ([(2, 1, 6)], [(1, 5, 0)]) if run.tiny else (DECODE, PREFILL)
         for size in decode:
             key = f"decode, {name}, batch {size[0]}, context {size[2]}"
-            yield (
-                key,
-                lambda s=shape, size=size: row(
-                    decode_case(s, dtype, run.device, size), clock, machine
-                ),
-            )
+            yield key, partial(measured, decode_case, shape, dtype, run.device, size)
         for size in prefill:
             for way in ("forward", "forward+backward"):
                 key = f"{way}, {name}, batch {size[0]}, {size[1]} tokens"
-                yield (
-                    key,
-                    lambda s=shape, size=size, way=way: row(
-                        _prefill(s, dtype, run.device, size, way), clock, machine
-                    ),
-                )
+                yield key, partial(measured, prefill_case, shape, dtype, run.device, size, way)
 
 
-def _prefill(shape: Shape, dtype: torch.dtype, device: str, size: Size, way: str) -> Case:
+def prefill_case(shape: Shape, dtype: torch.dtype, device: str, size: Size, way: str) -> Case:
+    """A prompt through the block and through a copied layer, one way of both."""
     found = block_cases(shape, dtype, device, [size])
     return next(case for case in found if case.labels["direction"] == way)
 

@@ -7,6 +7,7 @@ graph over a cache of fixed size.
 from __future__ import annotations
 
 import time
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -27,7 +28,7 @@ def run(run: Run) -> None:
     run.each(
         (
             f"{kind}, batch {batch}, prompt {prompt}",
-            lambda k=kind, b=batch, p=prompt: decoded(run, made, k, b, p),
+            partial(decoded, run, made, kind, batch, prompt),
         )
         for kind in KINDS
         for batch, prompt in sizes

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,14 @@ def run(run: Run) -> None:
     shapes = ("tiny",) if run.tiny else ("llama-3.2-1b", "llama-3.1-8b")
     tokens = (2,) if run.tiny else (1, 2048)
     listed: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        (f"{way}, {shape}, {count} tokens", lambda a=(shape, count, way): traced(run, *a))
+        (f"{way}, {shape}, {count} tokens", partial(traced, run, shape, count, way))
         for way in ("forward", "forward+backward")
         for shape in shapes
         for count in tokens
     ]
     if not run.tiny:
-        listed.insert(2, ("counters, 2048 tokens", lambda: counters(run, 2048)))
-        listed.append(("counters, 1 token", lambda: counters(run, 1)))
+        listed.insert(2, ("counters, 2048 tokens", partial(counters, run, 2048)))
+        listed.append(("counters, 1 token", partial(counters, run, 1)))
     run.each(listed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from midus_model.bench.rows import Case, Machine, large_bank_cases, op_cases
 from midus_model.bench.shapes import SHAPES
 from midus_model.bench.timing import peak_bytes
 
+Size = tuple[str, str, int]  # shape, dtype, tokens
 PLAIN = 128  # tokens up to which the plain version is a peer: it makes all k * k pairs
 ONE, EIGHT = "llama-3.2-1b", "llama-3.1-8b"
 # Shape, dtype and tokens, those that say most first: a run may end anywhere.
@@ -36,17 +38,20 @@ def run(run: Run) -> None:
 
 
 def _cases(
-    run: Run, clock: Clock, machine: Machine, sizes: list[tuple[str, str, int]]
+    run: Run, clock: Clock, machine: Machine, sizes: list[Size]
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Keys and what measures them. A size's tensors are made once, when its first case is run."""
     made = _Made(run.device)
+
+    def measured(size: Size | None, index: int) -> dict[str, Any]:
+        return row(made.case(size, index), clock, machine)
+
     for size in sizes:
         for index, name in enumerate(_named(*size)):
-            yield name, lambda size=size, index=index: row(made.case(size, index), clock, machine)
+            yield name, partial(measured, size, index)
     if not run.tiny:
         for index in range(6):
-            key = f"large bank {index}"
-            yield key, lambda i=index: row(made.large(i), clock, machine)
+            yield f"large bank {index}", partial(measured, None, index)
 
 
 def _named(shape: str, dtype: str, tokens: int) -> list[str]:
@@ -59,27 +64,25 @@ def _named(shape: str, dtype: str, tokens: int) -> list[str]:
 
 
 class _Made:
-    """The cases of the size at hand; those of the one before are let go."""
+    """The cases of the size at hand (None: the large bank); those of the one before are let go."""
 
     def __init__(self, device: str):
-        self.device, self.size = device, None
+        self.device = device
+        self.size: Size | None | str = ""
         self.cases: list[Case] = []
 
-    def case(self, size: tuple[str, str, int], index: int) -> Case:
-        shape, dtype, tokens = size
+    def case(self, size: Size | None, index: int) -> Case:
         if size != self.size:
-            self.cases, self.size = [], None
-            found = op_cases(SHAPES[shape], tokens, getattr(torch, dtype), self.device)
-            self.cases = sorted(found, key=lambda case: ORDER.index(case.labels["op"]))
-            self.size = size
+            self.cases, self.size = [], ""
+            self.cases, self.size = self._of(size), size
         return self.cases[index]
 
-    def large(self, index: int) -> Case:
-        if self.size != "large":
-            self.cases, self.size = [], None
-            self.cases = list(large_bank_cases(self.device))
-            self.size = "large"
-        return self.cases[index]
+    def _of(self, size: Size | None) -> list[Case]:
+        if size is None:
+            return list(large_bank_cases(self.device))
+        shape, dtype, tokens = size
+        found = op_cases(SHAPES[shape], tokens, getattr(torch, dtype), self.device)
+        return sorted(found, key=lambda case: ORDER.index(case.labels["op"]))
 
 
 def row(case: Case, clock: Clock, machine: Machine, rounds: int = 3) -> dict[str, Any]:

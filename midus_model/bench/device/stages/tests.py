@@ -10,6 +10,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import kernels
 from midus_model.bench.device import pool
@@ -51,7 +52,7 @@ def run(run: Run) -> None:
         raise AssertionError(f"pytest ended with {code}; failing: {', '.join(failed[:5])}")
 
 
-def _run(command: list[str], text: object, run: Run) -> int | None:
+def _run(command: list[str], text: IO[str], run: Run) -> int | None:
     """Exit code, or None where the time ended first. In the stage's group, and killed with it."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def run(run: Run) -> None:
     run.each(
         (
             f"{kind}, {trained}, {precision}",
-            lambda k=kind, t=trained, p=precision: trained_row(run, k, t, p),
+            partial(trained_row, run, kind, trained, precision),
         )
         for precision in PRECISIONS
         for kind, trained in [(kind, "new" if kind != "base" else "all") for kind in KINDS[::-1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def run(run: Run) -> None:
         return {"worst": max(errors.values()), "errors": errors}
 
     run.each(
-        (f"{shape}, {dtype}", lambda shape=shape, dtype=dtype: one(shape, dtype))
+        (f"{shape}, {dtype}", partial(one, shape, dtype))
         for shape in (("tiny",) if run.tiny else ("llama-3.2-1b", "llama-3.1-8b"))
         for dtype in ("bfloat16", "float32")
     )
