@@ -78,7 +78,7 @@ class Runner:
         stage, begun = waiting[0], time.monotonic()
         seconds = budget(waiting, self.run.ends - CLOSING - begun)
         run = replace(self.run, stage=stage.name, ends=begun + seconds)
-        if seconds < stage.least:
+        if seconds < (0.5 if stage.last else 1) * stage.least:
             outcome = Outcome(
                 "skipped", f"{max(seconds, 0):.0f} s left, and it needs {stage.least:.0f}"
             )
