@@ -1,4 +1,4 @@
-"""Stages that end in every way a stage can, for test_bench_device.py; they import next to nothing."""
+"""Stages that end in every way a stage can, for test_bench_device.py; they import little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device run: whatever a stage does, its lines stay whole, the rest goes on, the time is kept."""
+"""The device run: whatever a stage does, lines stay whole, the rest goes on, the time is kept."""
 
 from __future__ import annotations
 
@@ -138,10 +138,10 @@ def test_afresh_and_other_devices_do_not_count(tmp_path: Path) -> None:
 
 def test_the_deadline_of_the_whole_is_kept(tmp_path: Path) -> None:
     begun = time.monotonic()
-    closing = Stage("closing", f"{HERE}:good", seconds=1, least=1, last=True)
+    closing = Stage("closing", f"{HERE}:good", seconds=1, least=3, last=True)
     more = Stage("more", f"{HERE}:hangs", seconds=5, least=3)
-    found = ran(tmp_path, stage("hangs", seconds=5), more, AFTER, closing, deadline=6)
-    assert time.monotonic() - begun < 6
+    found = ran(tmp_path, stage("hangs", seconds=5), more, AFTER, closing, deadline=8)
+    assert time.monotonic() - begun < 8
     assert found["hangs"] == "timeout" and found["more"] == "skipped"
     assert found["closing"] == "done"  # its time was kept
     (end,) = kept(tmp_path, "more", "end")
@@ -218,7 +218,7 @@ def test_times_of_a_call_and_its_peer() -> None:
     given = {"ours": lambda: small @ small, "peer": lambda: large @ large}
     found = compared(given, Clock("cpu", 0.005))
     assert set(found["ms"]) == {"ours", "peer"} and not found["not_captured"]
-    assert all(0 < ms for of in found["ms"].values() for ms in of.values())
+    assert all(ms > 0 for of in found["ms"].values() for ms in of.values())
     assert 0 < found["ratios"]["peer"]["hot"] < 1  # a sixty-fourth of the work
 
 
@@ -338,7 +338,7 @@ def test_the_search_leaves_a_file_that_the_kernels_read(rehearsed: Path) -> None
 
 def test_a_cpus_figures_fill_no_table_of_a_gpu(rehearsed: Path, tmp_path: Path) -> None:
     read = lines.read(rehearsed / lines.NAME)
-    assert all(line["tiny"] and "CPU" in line["device"] or line["device"] for line in read)
+    assert all(line["tiny"] for line in read)
     assert not (rehearsed / report.FILLED).exists()
     assert report.REHEARSAL in (rehearsed / report.SUMMARY).read_text()
     page = tmp_path / "page.md"

@@ -127,10 +127,11 @@ def compared(
 
     Returns:
         `ms`: {name: {way: median}}; `ratios`: {peer: {way: median over rounds of ours / peer's}};
-        `not_captured`: {name: why}.
+        `not_captured`: {name: why}; `spoilt`: whether a capture failed that had been tried.
     """
     ways: dict[str, dict[str, Callable[[], float]]] = {}
     missing: dict[str, str] = {}
+    spoilt = False
     for name, function in functions.items():
         function()
         function()
@@ -141,6 +142,7 @@ def compared(
             replay = captured(function)
         except Exception as error:  # whatever a capture raises: the eager times still hold
             missing[name] = one_line(error)
+            spoilt |= not isinstance(error, NotCapturable)
             continue
         ways[name] |= {
             "graph_hot": _bound(clock.hot, replay),
@@ -166,6 +168,7 @@ def compared(
             if peer != ours
         },
         "not_captured": missing,
+        "spoilt": spoilt,
     }
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ class Run:
                 self.check_device()
             else:
                 self.line(**({"kind": "row", "key": key} | found))
+                if found.get("spoilt"):  # a capture failed, after which random numbers may
+                    self.check_device()
             self._tell(None)
             slowest = max(slowest, min(time.monotonic() - begun, 0.25 * max(self.left(), 0)))
 
@@ -164,6 +167,10 @@ def child(stage: Stage, run: Run, pipe: Any, log: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     gc.freeze()  # what was imported is not looked through at every collection
+    if run.device == "cuda" and find_spec(
+        "triton"
+    ):  # what does not run shows; "auto" would hide it
+        os.environ.setdefault("MIDUS_KERNELS", "triton")
     if (run.out / TUNING).exists():  # as the search left it
         os.environ["MIDUS_TUNING"] = str(run.out / TUNING)
     run.tell = pipe.send

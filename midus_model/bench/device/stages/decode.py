@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from midus_model.bench.device.clocks import Clock, captured
+from midus_model.bench.device.clocks import Clock, NotCapturable, captured
 from midus_model.bench.device.models import KINDS, model_of, peak, start_peak, synchronize
 from midus_model.bench.device.stage import Run, one_line
 
@@ -60,7 +60,8 @@ def decoded(run: Run, made: dict[str, Any], kind: str, batch: int, prompt: int) 
     try:
         graph = _fixed(model, ids, device)
     except Exception as error:  # transformers' caches change; the eager figures hold all the same
-        return row | {"graph_error": one_line(error)}
+        spoilt = not isinstance(error, NotCapturable)
+        return row | {"graph_error": one_line(error), "spoilt": spoilt}
     return row | {"graph_ms": graph, "graph_tokens_per_s": batch / (1e-3 * graph)}
 
 

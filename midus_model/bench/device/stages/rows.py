@@ -107,6 +107,7 @@ def row(case: Case, clock: Clock, machine: Machine, rounds: int = 3) -> dict[str
         "times": found["ms"],
         "ratios": found["ratios"],
         "not_captured": found["not_captured"],
+        "spoilt": found["spoilt"],
         "bytes": floor.bytes,
         "flops": floor.flops,
         "floor_ms": floor_ms,
