@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from midus_model.config import head_dim_of
+from midus_model.places import on_device
 
 
 def unmixed(outputs: torch.Tensor) -> torch.Tensor:
@@ -33,14 +34,14 @@ class SpreadHeads:
     def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
         apart = outputs.unflatten(-1, (len(self.heads), self.head_dim))
         every = apart.new_zeros(*outputs.shape[:-1], self.num_heads, self.head_dim)
-        places = torch.tensor(self.heads, device=outputs.device)
+        places = on_device(self.heads, outputs.device)
         return every.index_copy(-2, places, apart).flatten(-2)
 
 
 def per_head(groups: torch.Tensor, group_of: Sequence[int], head_dim: int) -> torch.Tensor:
     """Keys or values of each of M heads [B, T, M*D], from those of its group, [B, T, G*D]."""
     apart = groups.unflatten(-1, (-1, head_dim))
-    return apart.index_select(-2, torch.tensor(group_of, device=groups.device)).flatten(-2)
+    return apart.index_select(-2, on_device(group_of, groups.device)).flatten(-2)
 
 
 class _PerHead:

@@ -15,6 +15,7 @@ from kernels import headwise_memory, product_key_select
 from kernels.headwise_memory import can_fuse, realised
 from midus_model.config import MidusConfig, head_dim_of
 from midus_model.lean import is_watched
+from midus_model.places import on_device
 
 
 class HeadOutputs(nn.Module):
@@ -109,12 +110,12 @@ class HeadwiseMemory(nn.Module):
 
     def forward(self, head_outputs: torch.Tensor) -> torch.Tensor:
         every = self._by_head(head_outputs)
-        whole = len(self.heads) == self.num_heads
-        read = self._read(every if whole else every[:, self.heads])  # [B*T, M, D]
-        if not whole:  # each chosen head writes its own slice of the stream
-            read = torch.zeros_like(every).index_copy(
-                1, torch.tensor(self.heads, device=read.device), read.to(every.dtype)
-            )
+        if len(self.heads) == self.num_heads:
+            read = self._read(every)  # [B*T, M, D]
+        else:  # each chosen head writes its own slice of the stream
+            places = on_device(self.heads, every.device)
+            read = self._read(every.index_select(1, places)).to(every.dtype)
+            read = torch.zeros_like(every).index_copy(1, places, read)
         outputs = self.out(read.reshape(head_outputs.shape))
         return outputs if self.out_proj is None else self.out_proj(outputs)
 
@@ -153,7 +154,7 @@ class HeadwiseMemory(nn.Module):
 
 def _first(counts: list[int], width: int, like: torch.Tensor) -> torch.Tensor:
     """[M, width] of the dtype of `like`: ones in the first `counts[m]` columns, then zeros."""
-    limit = torch.tensor(counts, device=like.device)[:, None]
+    limit = on_device(counts, like.device)[:, None]
     return (torch.arange(width, device=like.device) < limit).to(like.dtype)
 
 

@@ -23,6 +23,7 @@ from kernels.product_key_select.gpu import (
     tile_config,
     tile_warps,
 )
+from kernels.tuning import tuned
 
 PROJ_BYTES = 16384  # of a head's projection held on chip at once
 
@@ -169,8 +170,9 @@ def headwise_memory(
     keys = torch.promote_types(row_keys.dtype, col_keys.dtype)
     dtypes = (query.dtype, keys, bank.dtype, head_proj.dtype)
     config = headwise_config(n, size, k, width, dtypes, residual is not None)
+    config = tuned("headwise", config, tokens)
     with torch.cuda.device_of(query):
-        _headwise_kernel[(triton.cdiv(tokens, TOKENS), heads)](
+        _headwise_kernel[(triton.cdiv(tokens, config["BT"]), heads)](
             query,
             row_keys.contiguous().to(keys),
             col_keys.contiguous().to(keys),

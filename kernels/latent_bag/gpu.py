@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.layout import rows_dense
+from kernels.tuning import tuned
 
 TILE = 4096  # numbers a tile
 PIECE = 128  # reads of one row that one program sums
@@ -243,7 +244,7 @@ def bag(bank: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> tor
     if out.numel() == 0:
         return out
     bank, bags = rows_dense(bank), tokens * heads
-    config = read_config(width, k)
+    config = tuned("read", read_config(width, k), tokens)
     grid = (triton.cdiv(bags, config["BR"]), triton.cdiv(width, config["RB"]))
     with torch.cuda.device_of(bank):
         _bag_kernel[grid](
@@ -259,7 +260,7 @@ def weight_gradient(grad: torch.Tensor, bank: torch.Tensor, indices: torch.Tenso
     if out.numel() == 0:
         return out
     bank, bags = rows_dense(bank), tokens * heads
-    config = read_config(bank.shape[1], k)
+    config = tuned("read", read_config(bank.shape[1], k), tokens)
     grid = (triton.cdiv(bags, config["BR"]), triton.cdiv(k, config["KC"]))
     with torch.cuda.device_of(bank):
         _weight_gradient_kernel[grid](
@@ -278,9 +279,11 @@ def _sum_segments(
     """
     rows, reads = len(offsets) - 1, len(order)
     width, k = grad.shape[-1], weights.shape[-1]
+    config = tuned("piece", piece_config(width, k), len(grad))
+    join, most = tuned("join", join_config(width), len(grad)), config["CH"]
     total = torch.zeros((rows, width), dtype=torch.float32, device=grad.device)
     counts = offsets.diff()
-    pieces = (counts + (PIECE - 1)).div(PIECE, rounding_mode="floor")
+    pieces = (counts + (most - 1)).div(most, rounding_mode="floor")
     several = pieces > 1
     ends, shared_ends = pieces.cumsum(0), (pieces * several).cumsum(0)
 
@@ -288,12 +291,11 @@ def _sum_segments(
         """For 0 ... bound - 1, the row it belongs to; `rows` beyond the last."""
         return torch.searchsorted(running, torch.arange(bound, device=grad.device), right=True)
 
-    row_of_piece = owners(ends, min(rows, reads) + triton.cdiv(reads, PIECE))
-    # A row of several pieces has more than PIECE reads, and fewer than 2 / PIECE pieces a read.
-    row_of_long = owners(several.cumsum(0), min(rows, reads // (PIECE + 1)))
-    shape = (2 * reads // PIECE if len(row_of_long) else 0, width)
+    row_of_piece = owners(ends, min(rows, reads) + triton.cdiv(reads, most))
+    # A row of several pieces has more than `most` reads, and fewer than 2 / `most` pieces a read.
+    row_of_long = owners(several.cumsum(0), min(rows, reads // (most + 1)))
+    shape = (2 * reads // most if len(row_of_long) else 0, width)
     workspace = torch.empty(shape, dtype=torch.float32, device=grad.device)
-    config, join = piece_config(width, k), join_config(width)
     with torch.cuda.device_of(grad):
         _piece_kernel[(len(row_of_piece), triton.cdiv(width, config["RB"]))](
             grad,
@@ -321,7 +323,7 @@ def _atomic_gradient(
 ) -> torch.Tensor:
     width, k = grad.shape[-1], indices.shape[-1]
     total = torch.zeros((slots, width), dtype=torch.float32, device=grad.device)
-    config = atomic_config(width, k)
+    config = tuned("atomic", atomic_config(width, k), len(indices))
     grid = (indices.numel() // k, triton.cdiv(width, config["RB"]))
     with torch.cuda.device_of(grad):
         _atomic_kernel[grid](grad, indices, weights, total, **config)

@@ -19,6 +19,7 @@ import triton.language as tl
 from kernels.backend import interpreted
 from kernels.layout import rows_dense
 from kernels.product_key_select.pairs import contending
+from kernels.tuning import tuned
 
 # The most slots a head that one program keeps in registers; beyond, PyTorch selects.
 MAX_K = 64
@@ -386,9 +387,9 @@ def select(
         return weights, indices
     query, row_keys, col_keys = rows_dense(query), row_keys.contiguous(), col_keys.contiguous()
     keys = torch.promote_types(row_keys.dtype, col_keys.dtype)
-    config = select_config(n, half, k, query.dtype, keys)
+    config = tuned("select", select_config(n, half, k, query.dtype, keys), tokens)
     with torch.cuda.device_of(query):
-        _select_kernel[(triton.cdiv(tokens, TOKENS), heads)](
+        _select_kernel[(triton.cdiv(tokens, config["BT"]), heads)](
             query,
             row_keys.to(keys),
             col_keys.to(keys),
@@ -429,12 +430,13 @@ def select_backward(
     grad, weights, indices = grad.contiguous(), weights.contiguous(), indices.contiguous()
     query = rows_dense(query)
     d_scores = torch.empty(weights.shape, dtype=torch.float32, device=query.device)
-    config = key_gradient_config(n, half, k)
+    config = tuned("key_gradient", key_gradient_config(n, half, k), tokens)
+    score = tuned("score_gradient", score_gradient_config(n, half, k), tokens)
     blocks = 2 * triton.cdiv(n, config["NB"])
     parts, split = _splits(tokens, heads * blocks, config["BT"])
     partial = torch.empty((parts, 2, heads, n, half), dtype=torch.float32, device=query.device)
     with torch.cuda.device_of(query):
-        _score_gradient_kernel[(triton.cdiv(tokens, TOKENS), heads)](
+        _score_gradient_kernel[(triton.cdiv(tokens, score["BT"]), heads)](
             grad,
             weights,
             indices,
@@ -444,7 +446,7 @@ def select_backward(
             d_query,
             tokens,
             heads,
-            **score_gradient_config(n, half, k),
+            **score,
         )
         _key_gradient_kernel[(heads, blocks, parts)](
             d_scores,

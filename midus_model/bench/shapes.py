@@ -49,10 +49,11 @@ class Inputs:
     """Tensors of one shape, token count and dtype, drawn with a fixed seed."""
 
     def __init__(self, shape: Shape, tokens: int, dtype: torch.dtype, device: str):
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
 
         def draw(*size: int, scale: float = 1.0) -> torch.Tensor:
-            return (scale * torch.randn(size, generator=generator)).to(device, dtype)
+            drawn = torch.randn(size, generator=generator, device=device)
+            return (scale * drawn).to(dtype)
 
         half, n = shape.head_dim // 2, shape.num_keys
         self.shape, self.tokens, self.dtype, self.device = shape, tokens, dtype, device
@@ -113,7 +114,7 @@ def blocks_of(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Any, Any, 
         head_dim=shape.head_dim,
         max_position_embeddings=131072,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
         model = upscale(
             LlamaForCausalLM(config),

@@ -24,13 +24,16 @@ def bench(context: typer.Context) -> None:
     """Verify the memory kernels, then time them against their peers: `midus bench --help`.
 
     `midus bench importance` does so for the sweep over all heads, its peers being TransformerLens
-    and nnsight: `midus bench importance --help`.
+    and nnsight: `midus bench importance --help`. `midus bench device` is all that a GPU is wanted
+    for, in nine minutes: `midus bench device --help`.
 
     Example: `midus bench --full --markdown docs/benchmarks.md`
     """
     arguments = [_at_home(word) for word in context.args]
     if arguments[:1] == ["importance"]:
         _importance(arguments[1:])
+    elif arguments[:1] == ["device"]:
+        _device(arguments[1:])
     else:
         _kernels(arguments)
 
@@ -54,6 +57,14 @@ def _kernels(arguments: Sequence[str]) -> None:
     if figure is not None:
         save(figure, given.out / "benchmark")
         typer.echo(f"drawn: {given.out / 'benchmark'}.pdf, .svg, .png")
+
+
+def _device(arguments: Sequence[str]) -> None:
+    from midus_model.bench.device.__main__ import main
+
+    code = main(arguments)
+    if code:
+        raise typer.Exit(code)
 
 
 class _Parser(argparse.ArgumentParser):
