@@ -182,6 +182,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[len(whole)] == '{"stage": "slow", "kind": "row", "key"'
 
 
+@pytest.mark.verify
 def test_stages_in_fresh_processes(tmp_path: Path) -> None:
     """Where a GPU's driver does not stand a fork."""
     assert ran(tmp_path, stage("good", seconds=60), deadline=90, context="spawn") == {
