@@ -75,9 +75,9 @@ def tuned(kernel: str, config: dict[str, Any], tokens: int) -> dict[str, Any]:
 
 def device_name() -> str:
     """As the file has it: the current GPU's; "interpreter" where Triton interprets."""
-    if torch.cuda.is_available():
-        return _gpu_name(torch.cuda.current_device())
-    return "interpreter" if interpreted() else "none"
+    if interpreted():
+        return "interpreter"
+    return _gpu_name(torch.cuda.current_device()) if torch.cuda.is_available() else "none"
 
 
 @lru_cache

@@ -17,7 +17,7 @@ import torch
 
 from kernels import tuning
 from midus_model.bench.device import __main__ as command
-from midus_model.bench.device import lines, pool
+from midus_model.bench.device import lines, pool, tables
 from midus_model.bench.device.clocks import Clock, compared
 from midus_model.bench.device.plan import NAMES, STAGES
 from midus_model.bench.device.runner import Runner, budget
@@ -182,6 +182,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[len(whole)] == '{"stage": "slow", "kind": "row", "key"'
 
 
+@pytest.mark.verify
 def test_stages_in_fresh_processes(tmp_path: Path) -> None:
     """Where a GPU's driver does not stand a fork."""
     assert ran(tmp_path, stage("good", seconds=60), deadline=90, context="spawn") == {
@@ -316,7 +317,7 @@ def test_every_stage_runs_on_a_cpu(rehearsed: Path) -> None:
     assert peers == {"ffn", "embedding_bag", "gather", "naive", "copied_layer"}
     for row in rows:
         assert all(row["times"]["ours"][way] > 0 for way in ("hot", "cold"))
-        assert row["bytes"] > 0 and row["floor_ms"] > 0 and row["tuned"]
+        assert row["bytes"] > 0 and row["floor_ms"] > 0 and row["tuned"] and row["verified"]
     assert {row["direction"] for row in rows} == {"forward", "forward+backward", "decode"}
     models = {"base", "llama-pro", "midus"}
     assert {x["model"] for x in rows_of(rehearsed, "train").values()} == models
@@ -334,6 +335,11 @@ def test_the_search_leaves_a_file_that_the_kernels_read(rehearsed: Path) -> None
     table = tuning.read(rehearsed / "tuning.json")
     assert table["interpreter"] == {"read": {(16, 4, "few"): {"RB": 16, "num_warps": 2}}}
     assert [x["kind"] for x in lines.read(rehearsed / lines.NAME)].count("verified") == 1
+
+
+def test_what_is_not_verified_is_said(rehearsed: Path) -> None:
+    row = next(iter(rows_of(rehearsed, "block").values()))
+    assert "| block, NOT VERIFIED |" in tables.op_table([row | {"verified": False}])
 
 
 def test_a_cpus_figures_fill_no_table_of_a_gpu(rehearsed: Path, tmp_path: Path) -> None:
@@ -365,7 +371,7 @@ def test_a_gpus_run_fills_in_the_page(rehearsed: Path, tmp_path: Path) -> None:
     assert command.main(["--out", str(tmp_path), "--markdown", str(page)]) == 0
     filled = page.read_text()
     assert filled.count("NVIDIA Test") == 1 and "0.125x; 0.25x ffn" in filled
-    assert "Not measured" not in filled
+    assert "Not measured" not in filled and "NOT VERIFIED" not in filled
     for line in filled.splitlines():
         if line.startswith("| headwise_memory") and "tiny" in line:
             assert line.count("|") == 17

@@ -28,3 +28,11 @@ def test_the_head_sweep_has_a_benchmark_of_its_own() -> None:
     assert done.exit_code == 0
     assert "midus bench importance" in done.output and "TransformerLens" in done.output
     assert "--shape" not in done.output  # an option of the kernels' alone
+
+
+def test_the_device_run_is_passed_on(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", "device", "--help"])
+    assert done.exit_code == 0
+    assert "midus bench device" in done.output and "--deadline" in done.output
+    wrong = ["bench", "device", "--deadline", "1", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, wrong).exit_code == 2

@@ -59,9 +59,11 @@ def op_table(rows: Iterable[Line]) -> str:
 
 def _op_row(row: Line) -> list[Any]:
     ours = row["times"]["ours"]
+    op = row["op"] if row.get("verified", True) else f"{row['op']}, NOT VERIFIED"
     return [
+        op,
         *(row.get(name, "") for name in
-          ("op", "direction", "shape", "tokens", "batch", "context", "slots", "bank_grad")),
+          ("direction", "shape", "tokens", "batch", "context", "slots", "bank_grad")),
         *(ours.get(way) for way in ("hot", "cold", "graph_hot", "graph_cold")),
         _ratios(row),
         row["floor_ms"],

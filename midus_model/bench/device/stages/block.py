@@ -13,6 +13,7 @@ from midus_model.bench.device.clocks import Clock
 from midus_model.bench.device.stage import Run
 from midus_model.bench.device.stages.ceilings import machine_of
 from midus_model.bench.device.stages.rows import EIGHT, ONE, row
+from midus_model.bench.device.stages.verify import verified
 from midus_model.bench.rows import Case, Function, Machine, block_cases
 from midus_model.bench.shapes import SHAPES, Shape, blocks_of
 
@@ -34,7 +35,8 @@ def _cases(
     dtype = torch.bfloat16
 
     def measured(make: Callable[..., Case], *given: Any) -> dict[str, Any]:
-        return row(make(*given), clock, machine)
+        found = row(make(*given), clock, machine)
+        return found | {"verified": verified(run, found["shape"], found["dtype"])}
 
     for name in ("tiny",) if run.tiny else (ONE, EIGHT):
         shape = SHAPES[name]

@@ -12,6 +12,7 @@ import torch
 from midus_model.bench.device.clocks import Clock, compared
 from midus_model.bench.device.stage import Run
 from midus_model.bench.device.stages.ceilings import machine_of
+from midus_model.bench.device.stages.verify import verified
 from midus_model.bench.rows import Case, Machine, large_bank_cases, op_cases
 from midus_model.bench.shapes import SHAPES
 from midus_model.bench.timing import peak_bytes
@@ -44,7 +45,8 @@ def _cases(
     made = _Made(run.device)
 
     def measured(size: Size | None, index: int) -> dict[str, Any]:
-        return row(made.case(size, index), clock, machine)
+        found = row(made.case(size, index), clock, machine)
+        return found if size is None else found | {"verified": verified(run, *size[:2])}
 
     for size in sizes:
         for index, name in enumerate(_named(*size)):

@@ -25,3 +25,8 @@ def run(run: Run) -> None:
     wrong = run.found(kind="failure")
     if wrong:
         raise AssertionError("; ".join(f"{line['key']}: {line['error']}" for line in wrong))
+
+
+def verified(run: Run, shape: str, dtype: str) -> bool:
+    """Whether this stage found the ops right at a shape: a row that is not says so in its table."""
+    return f"{shape}, {dtype}" in {line["key"] for line in run.found("verify", "row")}
