@@ -49,7 +49,7 @@ def holds_weight(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def weight_of(module: nn.Module) -> torch.Tensor:
+def weight_of(module: Any) -> torch.Tensor:
     """What a module multiplies by: [out, in] of a linear map, [d] of an RMSNorm. Not to be changed.
 
     A plain layer's own parameter. Else a tensor without gradient: fetched from where it was

@@ -31,13 +31,13 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{place}.{key}", tensor
 
 
-def distinct_parameters(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+def distinct_parameters(model: nn.Module) -> list[tuple[str, Any, str]]:
     """Each parameter's name, module and name there, as `named_parameters` lists them.
 
     A tied one comes once, also where offloading parted it from its other half.
     """
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    found: dict[int, tuple[str, nn.Module, str]] = {}
+    found: dict[int, tuple[str, Any, str]] = {}
     for place, module in model.named_modules():
         for key, parameter in module._parameters.items():
             name = f"{place}.{key}" if place else key

@@ -33,7 +33,10 @@ pytestmark = pytest.mark.filterwarnings(
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 OFFLOADED = ("disk", "memory")
-KINDS = [kind for kind in READABLE if kind != "two loras"]
+LONGER = ("two loras", "lora everywhere", "lora on 4-bit", "memory")  # like others: `make verify`
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.verify) if kind in LONGER else kind for kind in READABLE
+]
 # Relative to the largest score. 8-bit activations are rounded to one part in 127 of their largest,
 # 4-bit products to bf16 where the processor has a kernel for it.
 ROUNDED = {"8-bit": 0.08, "4-bit": 0.04}
