@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 from analysis import amplify, next_tokens, statistics, tables
-from apps.parts import access
+from apps.parts import access, live
 from apps.parts import tables as shared
 from kernels.errors import ModelError
 from midus_model import SHIPPED
+from midus_model.placement import devices
 from tests.apps.planted import plant_run
 
 APP = Path(__file__).parents[2] / "apps" / "main.py"
@@ -411,3 +413,28 @@ def test_a_text_beyond_the_context_is_refused_with_a_word_on_what_to_do(opened: 
     app.text_area(key="text").set_value("a b c d e f g h " * 400).run()
     assert not app.exception
     assert "give a shorter text" in errors(app)
+
+
+def test_jobs_are_started_where_and_as_precisely_as_the_form_says(
+    opened: Opener, planted: Path
+) -> None:
+    app = opened("--run", planted, page="views/choose.py")
+    if not [box for box in app.selectbox if box.key == "form_device"]:
+        app = app.toggle[0].set_value(True).run()
+    line = next(code.value for code in app.code if code.value.startswith("midus rank"))
+    assert "--device" not in line and "--dtype" not in line
+    app.selectbox(key="form_device").set_value("cpu")
+    app = app.selectbox(key="form_dtype").set_value("bfloat16").run()
+    line = next(code.value for code in app.code if code.value.startswith("midus rank"))
+    assert "--device cpu --dtype bfloat16" in line and not app.exception
+
+
+def test_pages_run_models_where_the_sidebar_says(opened: Opener) -> None:
+    app = opened(page="views/amplify.py")
+    app = app.selectbox(key="pages_dtype").set_value("bfloat16").run()
+    assert not app.exception and not app.error
+    placed = [model for model in live._models if model.dtype == "bfloat16"]
+    assert placed and {p.dtype for p in live._models[placed[-1]].parameters()} == {torch.bfloat16}
+    app = app.selectbox(key="pages_device").set_value("mps").run()
+    if "mps" not in devices():
+        assert "'mps'; this machine has cpu" in errors(app) and not app.exception

@@ -77,7 +77,7 @@ def tell(model: Any, needs: int, computed: str = "", device: Any = None) -> None
     if not is_main():
         return
     device = device or input_device(model)
-    typer.echo(where(model, needs, computed, device), err=True)
+    typer.echo(where(model, needs, computed, device))
     free = free_bytes(device)
     if free is not None and needs > CLEARLY * free:
         warnings.warn(
