@@ -27,6 +27,7 @@ class MemoryBlock(nn.Module):
     """
 
     attention_class: ClassVar[type[nn.Module]]
+    input_layernorm: nn.Module
 
     def __init__(self, config: MidusConfig, layer_idx: int):
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
