@@ -27,6 +27,8 @@ from kernels.errors import MidusError, RunError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 LOG = "log.jsonl"
+LONGEST_NAME = 160  # bytes
+SHIPPED = ("pico", "pico-midus", "smollm2")  # models by a name, whatever folder is called so
 FIELDS = ("kind", "status", "parameters", "models", "tables", "figures", "summary")
 
 
@@ -165,23 +167,16 @@ class RunFolder:
         return written
 
     def add_model(self, label: str, where: str) -> None:
-        """Enter a model: a path relative to the run folder, or what `midus_model.load` takes.
+        """Enter a model: a shipped name, a hub id, or a folder.
 
-        A folder given relative to the working directory is entered relative to the run folder, so
-        that it is found from another one too.
+        A folder is entered by its way from the run folder, so that it is found from wherever the
+        run is opened later.
         """
-        self.manifest["models"][label] = self._lasting(where)
+        folder = Path(where).expanduser()
+        if where not in SHIPPED and not (self.path / where).is_dir() and folder.is_dir():
+            where = os.path.relpath(folder.resolve(), self.path.resolve())
+        self.manifest["models"][label] = where
         self._write()
-
-    def _lasting(self, where: str) -> str:
-        from midus_model import SHIPPED  # takes seconds, and whoever only reads runs does without
-
-        outside = Path(where)
-        if where in SHIPPED or (self.path / where).is_dir() or outside.is_absolute():
-            return where
-        if not outside.is_dir():
-            return where
-        return os.path.relpath(outside.resolve(), self.path.resolve())
 
     def model_path(self, label: str) -> str:
         """What `midus_model.load` takes to open the model of that label."""
@@ -267,8 +262,13 @@ def check_place(path: str | os.PathLike[str]) -> None:
 
 
 def free_place(root: str | os.PathLike[str], stem: str) -> Path:
-    """`root/stem`, or the first of `root/stem-2`, `root/stem-3`, ... that is not there yet."""
+    """`root/stem`, or the first of `root/stem-2`, `root/stem-3`, ... that is not there yet.
+
+    Of a long stem the beginning: a folder's name may have 255 bytes, and drafts beside it a little
+    more than its own.
+    """
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem)
+    stem = stem.encode()[:LONGEST_NAME].decode(errors="ignore")
     place, number = Path(root) / stem, 2
     while place.exists():
         place, number = Path(root) / f"{stem}-{number}", number + 1
