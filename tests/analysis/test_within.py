@@ -26,17 +26,17 @@ from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
-LENGTHS = [40 + 3 * (n % 7) for n in range(30)]
+LENGTHS = [16 + n % 7 for n in range(24)]
 
 Measured = Callable[..., Any]
 
 
 def texts() -> Documents:
-    return random_texts(LENGTHS, context=64)
+    return random_texts(LENGTHS, context=24)
 
 
 def long_texts() -> Documents:
-    return random_texts([400 + n for n in range(12)], context=64)
+    return random_texts([240 + n for n in range(10)], context=64)
 
 
 MEASUREMENTS: dict[str, Measured] = {
@@ -71,7 +71,17 @@ MEASUREMENTS: dict[str, Measured] = {
 
 @pytest.fixture(scope="module")
 def grown() -> Any:
-    return memory_model(double=False)
+    """A model that was checked before: that is no part of what is planned."""
+    model = memory_model(double=False)
+    analysis.check_model(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def double() -> Any:
+    model = memory_model()
+    analysis.check_model(model)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +260,7 @@ def test_no_more_tokens_are_chosen_than_can_be_paid(affordable: int) -> None:
 def test_the_order_is_that_of_limit() -> None:
     docs = texts()
     order = fair_order(docs)
-    for limit in (1, 5, 29):
+    for limit in (1, 5, 23):
         chosen = documents(docs, limit=limit)
         assert [item.id for item in chosen] == [docs[i].id for i in sorted(order[:limit])]
 
