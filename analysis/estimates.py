@@ -29,7 +29,7 @@ from midus_model import input_device
 
 LONG = 60.0  # seconds from which on it is said what would be cheaper
 OFF = 1.5  # an estimate that is wrong by that factor is told anew
-PROBED = 0.25  # seconds of a forward pass that are enough to go by
+PROBED = 2.5  # seconds that a longer forward pass may take, to have a better guess
 FIRST, MOST = 8, 256  # tokens of the first forward pass that is timed, and of the last
 FIRST_ORDER = 3.0  # passes of a gradient at all gates
 TIMED = 1.0  # seconds of a stage after which its own speed counts
@@ -364,8 +364,8 @@ def a_time(seconds: float) -> list[Cheaper]:
 def seconds_a_pass(model: Any, docs: Documents) -> float:
     """Seconds a token in a forward pass over part of a window, the vocabulary included.
 
-    Begins with a few tokens and takes more until a pass took long enough to go by; the slowest of
-    several processes counts.
+    Begins with a few tokens and takes more as long as that is quick: of few tokens, reading the
+    weights is most of it. The slowest of several processes counts.
     """
     item = max(docs.items, key=lambda one: len(one.ids))
     most = min(len(item.ids), docs.context, MOST)
@@ -377,9 +377,10 @@ def seconds_a_pass(model: Any, docs: Documents) -> float:
         start = now()
         _forward(model, item.ids[:length], device)
         took = now() - start
-        if took >= PROBED or length == most:
+        longer = min(4 * length, most)
+        if length == most or took * longer / length > PROBED:
             break
-        length = min(4 * length, most)
+        length = longer
     return slowest(took) / length
 
 

@@ -6,7 +6,7 @@ does not hold that, these are given up in turn:
 1. the length of windows, halved down to 128 tokens (not of tasks, nor where documents came cut into
    windows shorter than the model's own: somebody chose those);
 2. the minimum for all heads: first-order effects choose who has it, the others get two windows;
-3. the length again, down to 32 tokens;
+3. the length again, down to 32 tokens, with the minimum for all heads where that fits;
 4. the two windows: the other heads are not measured at all, and have no score.
 
 What is below that is refused. Where the time goes differently than foreseen the race ends early, or
@@ -152,14 +152,23 @@ def _courses(model: Any, docs: Documents) -> list[tuple[int | None, str]]:
     """What is tried, from the best down: (context, who is measured)."""
     whole = min(MAX_CONTEXT, getattr(model.config, "max_position_embeddings", None) or MAX_CONTEXT)
     closed = any(item.is_task for item in docs) or docs.context < whole
-    longest = max(min(len(item.ids), docs.context) for item in docs)
-    shorter = [] if closed else [2**n for n in range(9, 4, -1) if 2**n < longest]
+    shorter = [] if closed else _halves(max(min(len(item.ids), docs.context) for item in docs))
     long = [None, *(length for length in shorter if length >= LONG)]
     short = [length for length in shorter if length < LONG]
     return [
         *((length, FULL) for length in long),
-        *((length, kind) for kind in (SCREENED, BARE) for length in (long[-1], *short)),
+        (long[-1], SCREENED),
+        *((length, kind) for length in short for kind in (FULL, SCREENED)),
+        *((length, BARE) for length in (long[-1], *short)),
     ]
+
+
+def _halves(longest: int) -> list[int]:
+    """Powers of two below a length, downwards."""
+    found = [SHORT]
+    while 2 * found[-1] < longest:
+        found.append(2 * found[-1])
+    return [length for length in reversed(found) if length < longest]
 
 
 def needed(kind: str, heads: int, windows: int, top: int) -> int:

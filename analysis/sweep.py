@@ -121,13 +121,15 @@ def _in_time(
         report.to(_evaluations(subject, [batch for group in groups[:done] for batch in group]))
     totals = _together(totals, subject, measure, cells)
     reached = sorted(index for group in groups[:done] for batch in group for index in batch)
-    totals |= {name: totals[name][..., reached] for name in ("effects", "values")}
+    totals |= {name: totals[name][..., reached] for name in cells if name in totals}
     if done < len(groups):
         left = len(docs.windows) - len(reached)
         work.leave_out(f"{left:,} windows that the time did not reach ({text})")
         subject.keep(reached)
         work.facts |= {"documents": len(subject.docs), "windows": len(reached)}
     for name, cell in _cells(subject, by_window).items():  # from windows to what is asked for
+        if name not in totals:
+            continue
         whole = np.zeros((*totals[name].shape[:-1], int(cell.max()) + 1))
         np.add.at(whole.T, cell, totals[name].T)
         totals[name] = whole

@@ -222,7 +222,7 @@ def sampled(
     made: Callable[[Documents, Sequence[Unit]], Subject],
     tokens: int = SHORTEST,
 ) -> tuple[str, float] | None:
-    """A stage and its seconds a pass, from a window of two documents and heads of all depths.
+    """A stage and its seconds a pass, from a window and the heads of some blocks.
 
     None where even that takes too much of the time.
     """
@@ -235,9 +235,12 @@ def sampled(
             seconds = passes * length * (work.rate or 0.0)
             if agreed(int(seconds <= SAMPLED * (work.within or 0.0))):
                 break
-            if len(chosen) <= 2 or passes >= before:
+            layers = sorted({unit.layer for unit in chosen})
+            if len(layers) < 2 or passes >= before:
                 return None
-            chosen, before = chosen[::2], passes
+            # Whole blocks: what is made once a block is shared by its heads.
+            kept, before = set(layers[1::2]), passes
+            chosen = [unit for unit in chosen if unit.layer in kept]
     start = now()
     measure([0], lambda _: None)
     return stage, slowest(now() - start) / (passes * length)

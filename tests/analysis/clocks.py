@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+import torch
+from torch import nn
 
 from analysis import estimates
 
+BLOCK = 30_720  # parameters of a tiny Llama's block
+
 
 class Clock:
-    """Every token that goes through a block takes `seconds`; `slower` after so many of them."""
+    """A token through a block takes `seconds`, and `slower` times that from `after` on."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.now, self.tokens = seconds, 0.0, 0
+        self.seconds, self.now, self.passed = seconds, 0.0, 0.0
         self.after, self.slower = float("inf"), 1.0
 
     def __call__(self) -> float:
         return self.now
 
-    def tick(self, tokens: int) -> None:
-        self.tokens += tokens
-        self.now += self.seconds * tokens * (self.slower if self.tokens > self.after else 1.0)
+    def tick(self, blocks: float) -> None:
+        self.passed += blocks
+        self.now += self.seconds * blocks * (self.slower if self.now > self.after else 1.0)
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Clock:
-    """A clock that goes by Llama's blocks, in place of the machine's."""
-    clock, forward = Clock(seconds), LlamaDecoderLayer.forward
+    """A clock that goes by products with linear maps, in place of the machine's."""
+    clock, forward = Clock(seconds), nn.Linear.forward
 
-    def ticking(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        clock.tick(hidden_states.shape[0] * hidden_states.shape[1])
-        return forward(self, hidden_states, *args, **kwargs)
+    def ticking(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        clock.tick(states.numel() / self.in_features * self.weight.numel() / BLOCK)
+        return forward(self, states)
 
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", ticking)
+    monkeypatch.setattr(nn.Linear, "forward", ticking)
     monkeypatch.setattr(estimates, "clock", clock)
     return clock
