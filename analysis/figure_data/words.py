@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from analysis.figure_data.names import fold
 
 METHODS = {
     "ablation": "exact ablation",
@@ -128,8 +131,15 @@ def data_words(attrs: Mapping[Any, Any]) -> str:
 
 
 def wrap(text: str, characters: int) -> list[str]:
-    """`text` in lines of at most that many characters, at least one line."""
-    return textwrap.wrap(text, max(20, characters), break_on_hyphens=False) or [""]
+    """`text` in lines of at most that many characters, fewer where they are wide; at least one."""
+    most = max(20, characters)
+    lines = textwrap.wrap(text, most, break_on_hyphens=False) or [""]
+    return [part for line in lines for part in (fold(line, 0.6 * most) if _wide(line) else [line])]
+
+
+def _wide(line: str) -> bool:
+    """Whether characters take twice the usual room, as Chinese ones do."""
+    return any(unicodedata.east_asian_width(c) in "WF" for c in line)
 
 
 def hover(row: Mapping[Any, Any], label: str, units: str, head: str = "head") -> str:
