@@ -6,10 +6,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-# Widths of characters of a sans serif face in ems; others take _USUAL.
-_USUAL, _WIDE = 0.64, 1.0
-_WIDTHS = {c: 0.34 for c in "ijlfrtIJ|.,:;'!/\\()[]- `"} | {c: 0.9 for c in "mwMW@%#+<=>^~&"}
-_WIDTHS |= {c: 0.73 for c in "ABCDEFGHKNOPQRSTUVXYZ"}
+# Widths in ems, rounded up, as DejaVu Sans has them; other letters take _USUAL, Chinese ones _WIDE.
+_USUAL, _WIDE = 0.7, 1.25
+_GROUPS = {
+    0.3: "'ijlIJ", 0.35: " ,.|/\\:;f", 0.4: "-()[]rt!", 0.5: '"*_`', 0.56: "sz?c",
+    0.62: "LFkTvxyPYaoe", 0.64: "ESbdghnpqu$0123456789{}", 0.71: "KVBRXZCA", 0.79: "UHNDG&OQ",
+    0.87: "w#+<=>^~M", 1.0: "m%W@…",
+}  # fmt: skip
+_WIDTHS = {character: width for width, group in _GROUPS.items() for character in group}
 # A line may end after a space, and after what separates the parts of a name.
 _PARTS = re.compile(r"[^\s/_.\-]*[\s/_.\-]*")
 _GAP = "…"

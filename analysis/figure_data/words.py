@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.figure_data.names import fold
+from analysis.figure_data.names import ems, fold
 
 METHODS = {
     "ablation": "exact ablation",
@@ -134,12 +133,9 @@ def wrap(text: str, characters: int) -> list[str]:
     """`text` in lines of at most that many characters, fewer where they are wide; at least one."""
     most = max(20, characters)
     lines = textwrap.wrap(text, most, break_on_hyphens=False) or [""]
-    return [part for line in lines for part in (fold(line, 0.6 * most) if _wide(line) else [line])]
-
-
-def _wide(line: str) -> bool:
-    """Whether characters take twice the usual room, as Chinese ones do."""
-    return any(unicodedata.east_asian_width(c) in "WF" for c in line)
+    room = 0.55 * most
+    # Signs and Chinese characters are wider than letters.
+    return [part for line in lines for part in (fold(line, room) if ems(line) > room else [line])]
 
 
 def hover(row: Mapping[Any, Any], label: str, units: str, head: str = "head") -> str:

@@ -21,7 +21,9 @@ def usage_curves(log: pd.DataFrame) -> go.Figure:
     """
     lines = data.use_lines(log, "usage_curves")
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.07)
-    shown = data.labels([line.name for line in lines], data.NAME_EMS)
+    few = len(lines) <= 6
+    room, most = (2 * data.NAME_EMS, 1) if few else (11, 2)
+    shown = data.labels([line.name for line in lines], room, most)
     for row, (column, label) in enumerate(data.USE_PANELS.items(), start=1):
         for line in lines:
             figure.add_trace(
@@ -47,7 +49,6 @@ def usage_curves(log: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[0, 103], row=1, col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_xaxes(title_text="optimiser step", row=2, col=1)
-    few = len(lines) <= 6
     figure.update_layout(legend=legend() if few else {"x": 1.0, "xanchor": "left"})
     right = 20 if few else 40 + room_of(shown.values())
     return finish(figure, data.log_caption(log, lines), plot_height=420, right=right)

@@ -21,12 +21,12 @@ def usage_curves(log: pd.DataFrame, *, width: float = COLUMN) -> Figure:
     lines = data.use_lines(log, "usage_curves")
     few = len({line.block for line in lines}) <= len(_MARKERS)
     known = data.use_legend(lines)
-    shown = data.labels([name for name, _, _ in known], (width - 0.6) * 72 / SMALL)
+    shown = data.labels([name for name, _, _ in known], (width - 0.9) / 2 * 72 / SMALL, 2)
     handles = [_handle(entry(shown[name]), *rest, few) for name, *rest in known]
-    long = max(data.ems(str(handle.get_label())) for handle in handles)
-    columns = 3 if long < 9 else 2 if long < (width - 0.9) / 2 * 72 / SMALL else 1
+    columns = 3 if data.widest(shown.values()) < 9 else 2
+    tall = 0.14 + 0.1 * (data.lines_of(shown.values()) - 1)
     with style():
-        height = 2.9 + 0.14 * (-(-len(handles) // columns))
+        height = 2.9 + tall * (-(-len(handles) // columns))
         figure = canvas(width, height, data.log_caption(log, lines))
         axes = figure.subplots(2, 1, sharex=True)
         for ax, (column, label) in zip(axes, data.USE_PANELS.items(), strict=True):

@@ -31,7 +31,7 @@ def maps(
     """A panel a grid on shared rows and colours; `head` is what the columns count."""
     width = width or (FULL if len(panels) > 1 else COLUMN)
     pitch = float(np.clip(2.4 / len(rows), 0.115, 0.24))
-    room = (width - 1.3) / len(panels) * 72 / TEXT
+    room = ((width - 1.4) / len(panels) - 0.1) * 72 / TEXT
     titles = data.labels([title for title, _ in panels], room, 2)
     extra = (data.lines_of(titles.values()) - 1) * TEXT * 1.25 / 72
     with style():
