@@ -44,7 +44,15 @@ def maps(
     for i, (title, _, table) in enumerate(panels):
         figure.add_trace(
             squares(
-                table, column, rows, places[i], cell, colours.limit, title or label, label, head
+                table,
+                column,
+                rows,
+                places[i],
+                cell,
+                colours.limit,
+                escaped(title or label),
+                label,
+                head,
             ),
             row=1,
             col=i + 1,
