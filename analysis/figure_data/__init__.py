@@ -133,6 +133,17 @@ from analysis.figure_data.memory import (
     square_caption,
     usage_caption,
 )
+from analysis.figure_data.names import (
+    NAME_EMS,
+    TITLE_EMS,
+    ems,
+    fitted,
+    fold,
+    labels,
+    lines_of,
+    whole_names,
+    widest,
+)
 from analysis.figure_data.patterns import (
     MOST_LABELS,
     PATTERN_COLUMNS,
@@ -147,6 +158,7 @@ from analysis.figure_data.quality import (
     QualityPoint,
     model_names,
     quality_caption,
+    quality_labels,
     quality_panels,
 )
 from analysis.figure_data.roles import (
@@ -208,6 +220,8 @@ __all__ = [
     "IMPORTANCE_COLUMNS",
     "INSERTED_TEXT",
     "MARKERS",
+    "NAME_EMS",
+    "TITLE_EMS",
     "MARK_FROM",
     "MEMORY",
     "METHODS",
@@ -281,6 +295,9 @@ __all__ = [
     "effect_label",
     "effects_caption",
     "effects_of",
+    "ems",
+    "fitted",
+    "fold",
     "grid",
     "head_word",
     "hex_colour",
@@ -291,9 +308,11 @@ __all__ = [
     "interval_words",
     "key_caption",
     "key_study",
+    "labels",
     "lane_hover",
     "lanes",
     "latencies",
+    "lines_of",
     "log_caption",
     "map_caption",
     "map_panels",
@@ -312,6 +331,7 @@ __all__ = [
     "prune_label",
     "prune_ticks",
     "quality_caption",
+    "quality_labels",
     "quality_panels",
     "readable",
     "realisation_label",
@@ -350,5 +370,7 @@ __all__ = [
     "usual_range",
     "view_caption",
     "view_of",
+    "whole_names",
+    "widest",
     "wrap",
 ]

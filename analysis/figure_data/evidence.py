@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.figure_data.checks import require
 from analysis.figure_data.colours import AFTER, BEFORE, NEUTRAL
+from analysis.figure_data.names import labels, whole_names
 from analysis.figure_data.words import caption, head_word, metric, unit
 from kernels.errors import MidusError
 
@@ -30,7 +31,7 @@ SHORT_METHODS = {
     "shapley": "Shapley",
 }
 _MOST_TICKS = 9
-_LONGEST = 24  # characters of a data set's name
+_LONGEST = 15.5  # ems of a data set's name
 
 
 # --- prune curves ---------------------------------------------------------------------------------
@@ -155,9 +156,11 @@ class Agreement:
 
     @property
     def data_labels(self) -> list[str]:
-        """The other data sets' names, cut to their ends where long, with the heads shared."""
-        rows = zip(self.other_data["second"].astype(str), self.other_data["overlap"], strict=True)
-        return [", ".join(filter(None, (_ending(name), self.shared(o)))) for name, o in rows]
+        """The other data sets' names, short in the middle where long, with the heads shared."""
+        names = self.other_data["second"].astype(str)
+        rows = zip(names, self.other_data["overlap"], strict=True)
+        shown = labels(names, _LONGEST)
+        return [", ".join(filter(None, (shown[name], self.shared(o)))) for name, o in rows]
 
     def shared(self, overlap: float) -> str:
         """An overlap as heads in common out of the top set, '' where it is unknown."""
@@ -174,10 +177,6 @@ class Agreement:
             return []
         lines = [f"{value:.2f}".replace("-", "−"), self.shared(self.overlap[row, column])]
         return [line for line in lines if line]
-
-
-def _ending(name: str) -> str:
-    return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]
 
 
 def agreement_of(table: Any, figure: str) -> Agreement:
@@ -227,6 +226,7 @@ def agreement_caption(table: pd.DataFrame, agreement: Agreement) -> str:
             f"below: {agreement.names[0]} on other data, shared heads by its name, intervals 95% "
             f"by Fisher's z{', dashed its split-half reliability' * reliable}"
         )
+        notes.append(whole_names(labels(agreement.other_data["second"].astype(str), _LONGEST)))
     notes.append(_pruning_note(table))
     return caption(table, title="Agreement of methods", method=False, intervals=False, notes=notes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from analysis.figure_data.checks import require
 from analysis.figure_data.colours import SERIES
+from analysis.figure_data.names import NAME_EMS, TITLE_EMS, labels, whole_names
 
 QUALITY_COLUMNS = ("model", "data", "loss", "new_parameters")
 DATA_WORDS = {"new": "text trained on (test half)", "heldout": "the base's own held-out text"}
@@ -52,11 +54,19 @@ def model_names(table: pd.DataFrame) -> list[str]:
     return [f"{model} ({run})" for model, run in zip(table["model"], table["run"], strict=True)]
 
 
+def quality_labels(panels: Mapping[str, Sequence[QualityPoint]]) -> dict[str, str]:
+    """Each model's name as a legend shows it."""
+    return labels([point.name for points in panels.values() for point in points], NAME_EMS)
+
+
 def quality_caption(table: pd.DataFrame) -> str:
-    """What the axes are, and over how many tokens."""
+    """What the axes are, over how many tokens, and the whole names of what is shown short."""
     tokens = table["tokens"].dropna() if "tokens" in table else pd.Series(dtype=float)
     counted = f"; {int(np.min(tokens)):,} to {int(np.max(tokens)):,} tokens" if len(tokens) else ""
+    texts = [DATA_WORDS.get(str(name), str(name)) for name in table["data"].unique()]
+    notes = (labels(model_names(table), NAME_EMS), labels(texts, TITLE_EMS, 2))
+    whole = "".join(f"; {note}" for note in map(whole_names, notes) if note)
     return (
         "Loss (nats/token) against the parameters added to the base model, lower and further left "
-        f"is better; one training each{counted}."
+        f"is better; one training each{counted}{whole}."
     )

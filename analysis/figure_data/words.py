@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.figure_data.names import ems, fold
+
 METHODS = {
     "ablation": "exact ablation",
     "gradient": "gradient magnitude",
@@ -128,8 +130,12 @@ def data_words(attrs: Mapping[Any, Any]) -> str:
 
 
 def wrap(text: str, characters: int) -> list[str]:
-    """`text` in lines of at most that many characters, at least one line."""
-    return textwrap.wrap(text, max(20, characters), break_on_hyphens=False) or [""]
+    """`text` in lines of at most that many characters, fewer where they are wide; at least one."""
+    most = max(20, characters)
+    lines = textwrap.wrap(text, most, break_on_hyphens=False) or [""]
+    room = 0.55 * most
+    # Signs and Chinese characters are wider than letters.
+    return [part for line in lines for part in (fold(line, room) if ems(line) > room else [line])]
 
 
 def hover(row: Mapping[Any, Any], label: str, units: str, head: str = "head") -> str:

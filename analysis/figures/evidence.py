@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
-from analysis.figures.page import MIDDLE, band, finish, interval, legend
+from analysis.figures.page import MIDDLE, band, escaped, finish, interval, legend, room_of
 
 _CELL = 62  # pixels of a cell of the matrix
 
@@ -108,7 +108,7 @@ def method_agreement(table: pd.DataFrame) -> go.Figure:
     if low:
         _add_stability(figure, agreement)
     names = [*agreement.names, *agreement.data_labels]
-    left = 30 + round(7 * max(map(len, names)))
+    left = room_of(names)
     return finish(
         figure,
         data.agreement_caption(table, agreement),
@@ -171,12 +171,12 @@ def _add_stability(figure: go.Figure, agreement: data.Agreement) -> None:
     figure.add_trace(
         go.Scatter(
             x=rows["spearman"],
-            y=agreement.data_labels,
+            y=[escaped(label) for label in agreement.data_labels],
             mode="markers",
             name="other data",
             marker={"color": data.BEFORE, "size": 8},
             error_x=interval(shown, data.BEFORE),
-            customdata=rows["second"].astype(str),
+            customdata=[escaped(name) for name in rows["second"].astype(str)],
             hovertemplate="<b>%{customdata}</b><br>ρ %{x:.3f}<extra></extra>",
             showlegend=False,
         ),

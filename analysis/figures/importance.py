@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from analysis import figure_data as data
 from analysis.figures.maps import hover_texts, identity, maps
-from analysis.figures.page import band, finish, interval, legend
+from analysis.figures.page import band, escaped, finish, interval, legend
 
 _MANY = 100  # heads, above which a curve shows a band and ticks in place of bars and markers
 
@@ -52,7 +52,9 @@ def importance_curves(
     tables = [(before, data.BEFORE, "before")]
     if after is not None:
         tables.append((after, data.AFTER, "after"))
-    for table, colour, fallback in tables:
+    names_of = [data.model_name(table, fallback) for table, _, fallback in tables]
+    shown = data.labels(names_of, 2 * data.NAME_EMS)
+    for model, (table, colour, _) in zip(names_of, tables, strict=True):
         heads = data.sorted_scores(table)
         labels = {(r.layer, r.kind): r.label for r in data.block_rows(table)}
         names = [labels[int(b), str(k)] for b, k in zip(heads["layer"], heads["kind"], strict=True)]
@@ -65,7 +67,7 @@ def importance_curves(
                 x=heads["rank"],
                 y=heads["score"],
                 mode="lines+markers",
-                name=data.model_name(table, fallback),
+                name=escaped(shown[model]),
                 line={"width": 1.2, "color": colour},
                 marker=_curve_markers(heads["inserted"], colour, many),
                 error_y=None if many else interval(heads, colour),
@@ -73,7 +75,7 @@ def importance_curves(
                 hovertext=hover_texts(
                     heads, "score", names, data.score_label(before), data.head_word(table)
                 ),
-                hovertemplate="%{hovertext}<br>rank %{x}<extra>%{fullData.name}</extra>",
+                hovertemplate=f"%{{hovertext}}<br>rank %{{x}}<extra>{escaped(model)}</extra>",
             )
         )
     inserted = any(r.inserted for t, _, _ in tables for r in data.block_rows(t))

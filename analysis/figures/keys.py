@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
 from analysis.figures.lanes import lanes_height, lanes_room, name_lanes
-from analysis.figures.page import finish, legend
+from analysis.figures.page import escaped, finish, legend, room_of
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "triangle-right")
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -21,6 +21,9 @@ def usage_curves(log: pd.DataFrame) -> go.Figure:
     """
     lines = data.use_lines(log, "usage_curves")
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.07)
+    few = len(lines) <= 6
+    room, most = (2 * data.NAME_EMS, 1) if few else (11, 2)
+    shown = data.labels([line.name for line in lines], room, most)
     for row, (column, label) in enumerate(data.USE_PANELS.items(), start=1):
         for line in lines:
             figure.add_trace(
@@ -28,7 +31,7 @@ def usage_curves(log: pd.DataFrame) -> go.Figure:
                     x=line.step,
                     y=line.values[column],
                     mode="lines+markers",
-                    name=line.name,
+                    name=escaped(shown[line.name]),
                     legendgroup=line.name,
                     showlegend=row == 1,
                     line={
@@ -37,7 +40,7 @@ def usage_curves(log: pd.DataFrame) -> go.Figure:
                         "dash": _DASHES[line.run_place % len(_DASHES)],
                     },
                     marker={"symbol": _SYMBOLS[line.place % len(_SYMBOLS)], "size": 6},
-                    hovertemplate=f"{line.name}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+                    hovertemplate=f"{escaped(line.name)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
                 ),
                 row=row,
                 col=1,
@@ -46,9 +49,8 @@ def usage_curves(log: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[0, 103], row=1, col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_xaxes(title_text="optimiser step", row=2, col=1)
-    few = len(lines) <= 6
     figure.update_layout(legend=legend() if few else {"x": 1.0, "xanchor": "left"})
-    right = 20 if few else 60 + 7 * max(len(line.name) for line in lines)
+    right = 20 if few else 40 + room_of(shown.values())
     return finish(figure, data.log_caption(log, lines), plot_height=420, right=right)
 
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
-from analysis.figures.page import FAINT, finish
+from analysis.figures.page import FAINT, escaped, finish
 
 
 def maps(
@@ -32,18 +32,27 @@ def maps(
     heads = panels[0][1].heads
     cell = cell_size(width - left - right - gap * (len(panels) - 1), heads * len(panels))
     plot = heads * cell * len(panels) + gap * (len(panels) - 1)
+    titles = data.labels([title for title, _, _ in panels], max(heads * cell / 13, 14), 3)
     figure = make_subplots(
         1,
         len(panels),
         shared_yaxes=True,
         horizontal_spacing=gap / plot if len(panels) > 1 else 0,
-        subplot_titles=[title for title, _, _ in panels],
+        subplot_titles=[escaped(titles[title]) for title, _, _ in panels],
     )
     places = _places(panels, rows)
     for i, (title, _, table) in enumerate(panels):
         figure.add_trace(
             squares(
-                table, column, rows, places[i], cell, colours.limit, title or label, label, head
+                table,
+                column,
+                rows,
+                places[i],
+                cell,
+                colours.limit,
+                escaped(title or label),
+                label,
+                head,
             ),
             row=1,
             col=i + 1,
@@ -61,6 +70,7 @@ def maps(
         figure,
         caption,
         plot_height=cell * len(rows),
+        top=40 + 16 * (data.lines_of(titles.values()) - 1),
         left=left,
         right=right,
         width=max(left + plot + right, 460),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def finish(
     width: float | None = None,
 ) -> go.Figure:
     """Transparent ground, quiet axes, and the caption below; heights and margins in pixels."""
+    top += _settle_legend(figure, (width or 760) - left - right)
     lines = data.wrap(caption, int(((width or 760) - 30) / _CHARACTER))
     bottom = foot + 14 * len(lines) + 10
     figure.add_annotation(
@@ -98,9 +99,35 @@ def finish(
     return figure
 
 
+def _settle_legend(figure: go.Figure, room: float) -> int:
+    """Pixels that a horizontal legend needs beyond its first line."""
+    if figure.layout.legend.orientation != "h":
+        return 0
+    names = {
+        trace.legendgroup or trace.name: str(trace.name)
+        for trace in figure.data
+        if trace.showlegend is not False and trace.name
+    }
+    if len(names) < 2 and not any(trace.showlegend for trace in figure.data):
+        return 0
+    lines, at = 1, 0.0
+    # Plotly gives every entry the room of the longest.
+    entry = 45 + 12 * max(map(data.ems, names.values()))
+    for _ in names:
+        if at and at + entry > room:
+            lines, at = lines + 1, 0.0
+        at += entry
+    return 19 * (lines - 1)
+
+
 def escaped(text: str) -> str:
     """Text as plotly draws it: it knows tags and a few entities, quotes not among them."""
-    return html.escape(text, quote=False)
+    return html.escape(text, quote=False).replace("%{", "%\u200b{").replace("\n", "<br>")
+
+
+def room_of(shown: Iterable[str], size: float = 12) -> int:
+    """Pixels that labels of an axis take."""
+    return 30 + round(size * data.widest(shown))
 
 
 def interval(table: pd.DataFrame, colour: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as _Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedFormatter, MaxNLocator
 
 from analysis import figure_data as data
 from kernels.errors import MidusError
@@ -72,6 +72,7 @@ class Figure(_Figure):
     foot: float = 0.0  # inches that it takes
 
     def draw(self, renderer: Any) -> None:
+        as_they_are(self)
         with style():
             super().draw(renderer)
 
@@ -83,6 +84,58 @@ class Figure(_Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=150, metadata=METADATA["png"])
         return buffer.getvalue()
+
+
+def as_they_are(figure: _Figure) -> None:
+    """Names are no mathematics, whatever dollars they hold; labels longer than their axes fold."""
+    legends = [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]
+    named = [*figure.texts, *(text for legend in legends for text in legend.get_texts())]
+    for ax in figure.axes:
+        _fold_labels(ax, *figure.get_size_inches())
+        named += [ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        named += [ax.title, ax._left_title, ax._right_title]  # type: ignore[attr-defined]
+        for axis in (ax.xaxis, ax.yaxis):
+            if isinstance(axis.get_major_formatter(), FixedFormatter):
+                named += axis.get_ticklabels()
+    for text in named:
+        text.set_parse_math(False)
+
+
+def _fold_labels(ax: Axes, width: float, height: float) -> None:
+    """Axis labels that are longer than there is room beside the axes, in several lines."""
+    place = ax.get_subplotspec()  # a colour bar has none
+    area = place.get_position(ax.figure) if place else None
+    across = 1.3 * width * area.width if area else width
+    down = 1.2 * height * area.height if area else 0.7 * height
+    for text, inches in ((ax.xaxis.label, across), (ax.yaxis.label, down)):
+        room = inches * 72 / text.get_fontsize()
+        if any(data.ems(line) > room for line in text.get_text().split("\n")):
+            text.set_text("\n".join(data.fold(text.get_text(), room)))
+
+
+def entry(label: str) -> str:
+    """A name as a legend's label: matplotlib leaves out what begins with an underscore."""
+    return f"\u2009{label}" if label.startswith("_") else label
+
+
+def name_legend(figure: Figure, ax: Axes, names: Sequence[str], **options: Any) -> None:
+    """The legend of an axes: in its corner, or above it where `names`, the labels, are long."""
+    if data.widest(names) * SMALL / 72 <= 0.42 * float(figure.get_size_inches()[0]):
+        ax.legend(loc="upper right", borderaxespad=0.1, **options)
+        return
+    handles, shown = ax.get_legend_handles_labels()
+    figure.legend(handles, shown, loc="outside upper left", borderpad=0, **options)
+    grow(figure, sum(label.count("\n") + 1 for label in shown) * SMALL * 1.45 / 72)
+
+
+def grow(figure: Figure, inches: float) -> None:
+    """More height, for what stands above the axes; the caption keeps its room below."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + inches)
+    share = figure.foot / (height + inches)
+    figure.set_layout_engine(LAYOUT, rect=(0, share, 1, 1 - share), **PADS)
+    if figure.note is not None:
+        figure.note.set_y(2 / 72 / (height + inches))
 
 
 def canvas(width: float, height: float, caption: str) -> Figure:
@@ -103,6 +156,7 @@ def canvas(width: float, height: float, caption: str) -> Figure:
         va="bottom",
         ha="left",
         linespacing=1.25,
+        parse_math=False,
     )
     figure.note.set_in_layout(False)
     return figure

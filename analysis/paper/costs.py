@@ -20,8 +20,10 @@ def costs(*tables: pd.DataFrame, width: float = FULL) -> Figure:
     panels = len(data.COST_PANELS) + len(times)
     columns = 2 if panels == 4 else 3
     lines = -(-panels // columns)
+    names = data.labels(models, 0.2 * width * 72 / SMALL, 2)
+    bar = 0.2 if data.lines_of(names.values()) == 1 else 0.27
     with style():
-        height = lines * (0.62 + 0.2 * len(models)) + 0.25
+        height = lines * (0.62 + bar * len(models)) + 0.25
         figure = canvas(width, height, data.cost_caption(models))
         axes = figure.subplots(lines, columns, sharey=True).ravel()
         for ax, (column, (label, units)) in zip(axes, data.COST_PANELS.items(), strict=False):
@@ -37,7 +39,7 @@ def costs(*tables: pd.DataFrame, width: float = FULL) -> Figure:
             _cost_axis(ax, values, 1.0, f"{phase} latency (ms)")
         for ax in axes[panels:]:
             ax.set_axis_off()
-        axes[0].set_yticks(range(len(models)), list(models))
+        axes[0].set_yticks(range(len(models)), list(names.values()))
         axes[0].set_ylim(len(models) - 0.5, -0.5)
         figure.legend(
             *axes[0].get_legend_handles_labels(),

@@ -10,9 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, SMALL, Figure, canvas, entry, name_legend, style
 from analysis.paper.maps import maps
 from kernels.errors import MidusError
+
+_SUFFIX = 15.0  # ems of what a legend says of a model beside its name
 
 
 def importance_map(
@@ -66,14 +68,18 @@ def importance_curves(
         figure = canvas(width, 2.3, text)
         ax = figure.subplots()
         ax.axhline(0, color="#888888", linewidth=0.5, zorder=0)
-        for i, (table, colour, marker) in enumerate(tables):
-            name = data.model_name(table, ("before", "after")[i])
-            _curve(ax, data.sorted_scores(table), colour, marker, name)
+        names = [
+            data.model_name(t, side)
+            for (t, _, _), side in zip(tables, ("before", "after"), strict=False)
+        ]
+        shown = data.labels(names, (width - 0.4) * 72 / SMALL - _SUFFIX)
+        for name, (table, colour, marker) in zip(names, tables, strict=True):
+            _curve(ax, data.sorted_scores(table), colour, marker, entry(shown[name]))
         if log:
             ax.set_yscale("symlog", linthresh=threshold or 1e-4, linscale=0.6)
         ax.set(xlabel=f"{data.head_word(before)} rank", ylabel=data.score_label(before))
         ax.margins(x=0.02)
-        ax.legend(loc="upper right", handlelength=1.6, borderaxespad=0.1)
+        name_legend(figure, ax, ax.get_legend_handles_labels()[1], handlelength=1.6)
     return figure
 
 

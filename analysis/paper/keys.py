@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, CURVE, FULL, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, CURVE, FULL, SMALL, Figure, canvas, entry, style
 from analysis.paper.lanes import lanes_height, name_lanes, rule_lanes
 
 _MARKERS, _DASHES = "osD^v>", ("-", "--", ":", "-.")
@@ -20,10 +20,13 @@ def usage_curves(log: pd.DataFrame, *, width: float = COLUMN) -> Figure:
     """
     lines = data.use_lines(log, "usage_curves")
     few = len({line.block for line in lines}) <= len(_MARKERS)
-    handles = [_handle(*entry, few) for entry in data.use_legend(lines)]
-    columns = 3 if max(len(str(handle.get_label())) for handle in handles) < 14 else 2
+    known = data.use_legend(lines)
+    shown = data.labels([name for name, _, _ in known], (width - 0.9) / 2 * 72 / SMALL, 2)
+    handles = [_handle(entry(shown[name]), *rest, few) for name, *rest in known]
+    columns = 3 if data.widest(shown.values()) < 9 else 2
+    tall = 0.14 + 0.1 * (data.lines_of(shown.values()) - 1)
     with style():
-        height = 2.9 + 0.14 * (-(-len(handles) // columns))
+        height = 2.9 + tall * (-(-len(handles) // columns))
         figure = canvas(width, height, data.log_caption(log, lines))
         axes = figure.subplots(2, 1, sharex=True)
         for ax, (column, label) in zip(axes, data.USE_PANELS.items(), strict=True):

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import MaxNLocator
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, FULL, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, FULL, TEXT, Figure, canvas, style
 
 DIVERGING = LinearSegmentedColormap.from_list("midus_diverging", data.diverging_stops(65))
 SEQUENTIAL = LinearSegmentedColormap.from_list("midus_sequential", data.sequential_stops(65))
@@ -31,14 +31,17 @@ def maps(
     """A panel a grid on shared rows and colours; `head` is what the columns count."""
     width = width or (FULL if len(panels) > 1 else COLUMN)
     pitch = float(np.clip(2.4 / len(rows), 0.115, 0.24))
+    room = ((width - 1.4) / len(panels) - 0.1) * 72 / TEXT
+    titles = data.labels([title for title, _ in panels], room, 2)
+    extra = (data.lines_of(titles.values()) - 1) * TEXT * 1.25 / 72
     with style():
-        figure = canvas(width, max(0.65 + pitch * len(rows), 2.0), caption)
+        figure = canvas(width, max(0.65 + pitch * len(rows), 2.0) + extra, caption)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         norm = Normalize(-colours.limit, colours.limit)
         for ax, (title, grid) in zip(axes, panels, strict=True):
             cells(ax, grid, norm, DIVERGING, int((width - 1.4) / len(panels) / 0.19))
             _signs(ax, grid, colours.limit)
-            ax.set_title(title, pad=3)
+            ax.set_title(titles[title], pad=3)
             ax.set_xlabel(head)
         row_labels(axes[0], rows)
         colour_bar(figure, axes, norm, DIVERGING, label, _extend(panels, colours.limit))

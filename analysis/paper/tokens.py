@@ -24,7 +24,7 @@ def next_tokens(table: pd.DataFrame, *, width: float = COLUMN) -> Figure:
                 places + shift, values, 0.38, color=colour, label=name,
                 hatch="///" if name == "after" else None, edgecolor="white", lw=0,
             )  # fmt: skip
-        ax.set_yticks(places, [label.replace("$", r"\$") for label in bars.labels])
+        ax.set_yticks(places, bars.labels)
         ax.set_ylim(len(places) - 0.5, -0.5)
         ax.set_xlabel("probability of the next token (%)")
         ax.legend(loc="lower right")

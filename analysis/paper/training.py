@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis import figure_data as data
-from analysis.paper.canvas import COLUMN, CURVE, Figure, canvas, style
+from analysis.paper.canvas import COLUMN, CURVE, SMALL, Figure, canvas, entry, name_legend, style
 
 
 def training_curves(
@@ -18,6 +18,7 @@ def training_curves(
     with style():
         figure = canvas(width, 2.7, data.training_caption(logs))
         loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        shown = data.labels(logs, (width - 0.4) * 72 / SMALL)
         for i, (name, log) in enumerate(logs.items()):
             colour = data.SERIES[i % len(data.SERIES)]
             held = log.dropna(subset=["eval_loss"])
@@ -28,13 +29,13 @@ def training_curves(
                 "osD^v>"[i % 6] + "-",
                 color=colour,
                 **CURVE,
-                label=name,
+                label=entry(shown[name]),
                 gid="eval",
             )
             dash = ("-", "--", ":", "-.")[i % 4]
             rate.plot(log["step"], log["learning_rate"], color=colour, lw=1, ls=dash)
         loss.set_ylabel("loss (nats/token)")
-        loss.legend(loc="upper right", borderaxespad=0.1)
+        name_legend(figure, loss, list(shown.values()))
         rate.set(xlabel="optimiser step", ylabel="learning\nrate")
         peak = max(float(log["learning_rate"].max()) for log in logs.values()) or 1.0
         rate.set_ylim(0, 1.12 * peak)

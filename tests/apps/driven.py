@@ -28,6 +28,7 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--no-first-run",
 )  # fmt: skip
 SECONDS = 40
+PATIENCE = 3000  # milliseconds that an open list may take to answer
 PROBE = re.compile(r"/\w+/_stcore/(health|host-config)$")
 IDLE = (
     "!document.querySelector('[data-testid=stApp]').matches('[data-test-script-state=running]')"
@@ -124,6 +125,27 @@ class Tab:
         """Another page, by the sidebar."""
         self.page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
         self.page.get_by_role("heading", name=title, exact=True).wait_for()
+        self.settle()
+
+    def choose(self, key: str, option: str) -> None:
+        """One option of a list, as a user takes it: once more where a rerun closed the list."""
+        from playwright.sync_api import TimeoutError as Late
+        from playwright.sync_api import expect
+
+        shown = self.page.locator(f".st-key-{key}").get_by_role("combobox")
+        wanted = self.page.get_by_role("option", name=option, exact=True)
+        end = time.monotonic() + SECONDS
+        while True:
+            try:
+                self.settle()
+                if not wanted.is_visible():
+                    shown.click(timeout=PATIENCE)
+                wanted.click(timeout=PATIENCE)
+                expect(shown).to_have_value(option, timeout=PATIENCE)
+                break
+            except (Late, AssertionError):
+                if time.monotonic() > end:
+                    raise
         self.settle()
 
     def settle(self) -> None:

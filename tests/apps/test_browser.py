@@ -203,11 +203,11 @@ def test_a_task_of_the_user_s_own_is_measured(tab: Tab, workspace: Path, tmp_pat
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tab.open("choose")
     tab.page.get_by_text("Rank heads", exact=True).click()
-    choose(tab, "work", "measure every head")
-    choose(tab, "form_data", "a file of mine")
+    tab.choose("work", "measure every head")
+    tab.choose("form_data", "a file of mine")
     tab.page.locator(".st-key-form_file input[type=file]").set_input_files(file)
     tab.page.get_by_text("brackets.jsonl").first.wait_for()
-    choose(tab, "form--metric", "logit_difference")
+    tab.choose("form--metric", "logit_difference")
     tab.page.get_by_role("button", name="Start", exact=True).click()
     job = tab.page.locator("[class*=st-key-job_importance-pico]").first
     job.get_by_role("button", name="Open").wait_for(timeout=1000 * 4 * SECONDS)
@@ -220,11 +220,19 @@ def test_a_task_of_the_user_s_own_is_measured(tab: Tab, workspace: Path, tmp_pat
     tab.check()
 
 
-def choose(tab: Tab, key: str, option: str) -> None:
-    """One option of a list, as a user takes it."""
-    tab.page.locator(f".st-key-{key}").get_by_role("combobox").click()
-    tab.page.get_by_role("option", name=option, exact=True).click()
-    tab.settle()
+def test_an_option_is_chosen_although_the_page_runs_again(tab: Tab) -> None:
+    """A slow browser, and a rerun before every list is opened, which may close it again."""
+    tab.open("choose")
+    tab.page.get_by_text("Rank heads", exact=True).click()
+    slow = tab.context.new_cdp_session(tab.page)
+    slow.send("Emulation.setCPUThrottlingRate", {"rate": 4})
+    limit = tab.page.locator("[class*=st-key-limit_] input").first
+    for turn, work in enumerate(("measure every head", "rank the heads", "measure every head")):
+        limit.fill(str(1 + turn))
+        limit.press("Enter")
+        tab.choose("work", work)
+        assert tab.page.locator(".st-key-work").get_by_role("combobox").input_value() == work
+    tab.check()
 
 
 def test_a_figure_s_menu_saves_it_and_its_numbers(tab: Tab) -> None:
