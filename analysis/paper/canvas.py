@@ -104,11 +104,11 @@ def as_they_are(figure: _Figure) -> None:
 def _fold_labels(ax: Axes, width: float, height: float) -> None:
     """Axis labels that are longer than there is room beside the axes, in several lines."""
     place = ax.get_subplotspec()  # a colour bar has none
-    area = place.get_position(ax.figure) if place else None
+    area = place.get_position(ax.figure) if place else None  # type: ignore[arg-type]
     across = 1.3 * width * area.width if area else width
     down = 1.2 * height * area.height if area else 0.7 * height
     for text, inches in ((ax.xaxis.label, across), (ax.yaxis.label, down)):
-        room = inches * 72 / text.get_fontsize()
+        room = inches * 72 / float(text.get_fontsize())
         if any(data.ems(line) > room for line in text.get_text().split("\n")):
             text.set_text("\n".join(data.fold(text.get_text(), room)))
 

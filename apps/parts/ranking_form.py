@@ -28,6 +28,7 @@ METRICS = ("loss", "kl", "accuracy", "logit_difference")
 DATA = ("held-out standard library", "packages (test split)", "a file of mine")
 OTHER = "another one …"
 MOST_MEGABYTES = 20
+UPLOADS = ["txt", "md", "py", "jsonl", "ndjson", "json", "csv", "tsv", "parquet"]
 
 
 def show(run: Run) -> None:
@@ -97,13 +98,15 @@ def _data() -> tuple[list[str], Any]:
         return ["--data", "packages", "--split", "test"], None
     file = st.file_uploader(
         "Text, or rows of prompt, answer and foil (a task)",
-        type=["txt", "jsonl"],
+        type=UPLOADS,
         key="form_file",
         max_upload_size=MOST_MEGABYTES,
         help="It is kept in the folder of runs, beside the jobs.",
     )
     if file is None:
-        raise DataError("no file is chosen yet: give a .txt, or a .jsonl of text or of tasks")
+        raise DataError(
+            "no file is chosen yet: give a text, or a table of texts or of tasks (.jsonl, .csv)"
+        )
     return [], file
 
 

@@ -68,7 +68,7 @@ def test_help_names_every_command():
     result = midus("--help")
     commands = ["demo", "upscale", "train", "importance", "rank", "memory", "figures", "costs"]
     assert result.exit_code == 0
-    for name in [*commands, "explore"]:
+    for name in [*commands, "documents", "explore"]:
         assert name in result.output
         helped = midus(name, "--help")
         assert helped.exit_code == 0 and "Example" in helped.output

@@ -29,7 +29,8 @@ Model = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="heldout, stdlib, packages, a file (.txt, .jsonl, .parquet), a folder, or hf:NAME. "
+        help="heldout, stdlib, packages, a file (text or source, .jsonl, .json, .csv, .tsv, "
+        ".parquet, each also .gz), a folder, or hf:NAME. "
         "[default: heldout]"
     ),
 ]
