@@ -399,7 +399,7 @@ def test_only_known_families() -> None:
 def test_the_examples_of_the_documentation(tmp_path: Path, capsys: Any) -> None:
     text = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     script = tmp_path / "adapters.py"  # a file: nnsight reads the body of a trace from its source
     script.write_text("\n".join(blocks), encoding="utf-8")
     names = runpy.run_path(str(script))
@@ -408,4 +408,4 @@ def test_the_examples_of_the_documentation(tmp_path: Path, capsys: Any) -> None:
     assert first == f"torch.Size([1, {length}, 8, 8])"
     assert second == f"torch.Size([1, {length}, 8, 8]) True"
     assert float(third) < 1e-4
-    assert type(names["plain"]) is MidusForCausalLM
+    assert type(names["plain"]) is type(names["merged"]) is MidusForCausalLM

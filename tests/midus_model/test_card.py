@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,16 +50,29 @@ def test_what_it_says_is_what_the_model_has(tmp_path: Path) -> None:
     assert "2401.02415" in copies and "import midus_model" not in copies
 
 
-@pytest.mark.parametrize("method", ["midus", pytest.param("llama-pro", marks=pytest.mark.verify)])
+def code_of(method: str, place: Path) -> str:
+    """The card's code with the folder filled in, of a model that is saved at `place`."""
+    save_model(grown(method, load("pico")), load_tokenizer("pico"), place)
+    found = re.search(r"```python\n(.*?)```", (place / CARD).read_text(), re.DOTALL)
+    assert found is not None
+    return found[1].replace('"where this file lies"', repr(str(place)))
+
+
+@pytest.mark.parametrize("method", ["midus", "llama-pro"])
 def test_its_code_loads_the_folder(method: str, tmp_path: Path) -> None:
-    place = save_model(grown(method, load("pico")), load_tokenizer("pico"), tmp_path / "model")
-    text = (place / CARD).read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert code is not None
-    lines = code[1].replace('"where this file lies"', repr(str(place)))
-    lines += "\nprint(model.config.num_hidden_layers, len(tokenizer))"
+    script = tmp_path / "script.py"
+    script.write_text(code_of(method, tmp_path / "model"))
+    names = runpy.run_path(str(script))
+    assert names["model"].config.num_hidden_layers == 9
+    assert len(names["tokenizer"]) == len(load_tokenizer("pico"))
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("method", ["midus", "llama-pro"])
+def test_its_code_loads_the_folder_where_nothing_is_imported(method: str, tmp_path: Path) -> None:
+    code = code_of(method, tmp_path / "model") + "\nprint(model.config.num_hidden_layers)"
     done = subprocess.run(
-        [sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[0] == "9"
