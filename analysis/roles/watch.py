@@ -102,8 +102,9 @@ def _sight(layer: int, seen: Mapping[str, Any], stream: torch.Tensor, place: tor
     if mask is not None:  # bool, or what is added to the scores: [B or 1, 1, T, T]
         last = mask[0, 0, -1]
         window = int((last if last.dtype == torch.bool else last >= 0).sum())
-    seen_there = patterns.to(place), seen["outputs"].to(place), stream.to(place)
-    return Sight(layer, *seen_there, window=None if window == length else window)
+    outputs: torch.Tensor = seen["outputs"].to(place)
+    seen_by = None if window == length else window
+    return Sight(layer, patterns.to(place), outputs, stream.to(place), seen_by)
 
 
 @contextmanager
