@@ -151,18 +151,24 @@ class Race:
         self.screened[order[stay:]] = True
 
     def run(
-        self, measure: Measure, budget: int, told: Told | None = None, may: May | None = None
+        self,
+        measure: Measure,
+        budget: int,
+        told: Told | None = None,
+        may: May | None = None,
+        step: int = ROUND,
     ) -> None:
         """Measure until the top set is settled, the budget spent, or no window left; see `stopped`.
 
         `may` is asked before each piece but the pilot's; where it says no, the budget counts as
-        spent. The minimum is then measured a window at a time.
+        spent. The minimum is measured `step` windows at a time, the pilot's first of all.
 
         Raises ModelError where a value is not finite.
         """
-        step = ROUND if may is None else 1
-        for start in range(0, self.minimum, step):
-            stop = min(start + step, self.minimum)
+        starts = list(range(0, self.minimum, step))
+        if may is not None:
+            starts = [0, *range(min(PILOT, self.minimum), self.minimum, step)]
+        for start, stop in zip(starts, [*starts[1:], self.minimum], strict=True):
             if may and start >= PILOT and not may(np.flatnonzero(~self.screened), stop - start):
                 self.stopped = "budget"
                 return

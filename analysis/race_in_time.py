@@ -28,12 +28,13 @@ from analysis.documents import MAX_CONTEXT, MIN_DOCUMENTS, Documents
 from analysis.estimates import FIRST_ORDER, Work
 from analysis.few_heads import SCREENING, first_order
 from analysis.methods import ablation_passes, method_text
-from analysis.race import FOCUS, MINIMUM, May, Race, least_budget
+from analysis.race import FOCUS, MINIMUM, ROUND, May, Race, least_budget
 from analysis.shortened import lessened, passes_of
 from analysis.subject import Subject, Unit
 from analysis.ties import best_first
 from analysis.within import (
     LEAST,
+    PIECE,
     SHARE,
     Cost,
     enough_documents,
@@ -225,6 +226,20 @@ def _kind_now(work: Work, subject: Subject, top: int) -> tuple[str, int]:
         if count >= needed(kind, len(units), len(docs.windows), top):
             return kind, count
     return BARE, count
+
+
+def windows_at_once(work: Work, race: Race, subject: Subject) -> int:
+    """Windows of the minimum that are measured in one piece, which ends soon."""
+    if work.repeat is not None:
+        found = int(work.repeat["race"]["step"])
+    else:
+        lengths = [len(window.ids) for window in subject.docs.windows]
+        staying = [unit for unit, out in zip(subject.units, race.screened, strict=True) if not out]
+        passes = 1 + sum(ablation_passes(subject.model, staying))
+        each = float(np.mean(lengths)) * passes * work.speed(STAGE)
+        found = agreed(int(np.clip(PIECE * (work.within or 0.0) // max(each, 1e-12), 1, ROUND)))
+    work.record["race"]["step"] = found
+    return found
 
 
 def permission(work: Work, race: Race, subject: Subject) -> May:

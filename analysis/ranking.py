@@ -23,7 +23,7 @@ from analysis.importance import head_importance, method_cost
 from analysis.methods import METHODS, ablation_passes
 from analysis.metrics import Metric
 from analysis.noise import with_noise
-from analysis.race import DRAWS, MINIMUM, May, Race, least_budget
+from analysis.race import DRAWS, MINIMUM, ROUND, May, Race, least_budget
 from analysis.race_in_time import (
     BARE,
     SCREEN,
@@ -34,6 +34,7 @@ from analysis.race_in_time import (
     evaluation_passes,
     permission,
     raced_documents,
+    windows_at_once,
 )
 from analysis.subject import Subject, Unit, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
@@ -188,6 +189,7 @@ def _run(
     allowed: int,
     progress: Progress | None,
     may: May | None = None,
+    step: int = ROUND,
 ) -> None:
     """Race the subject's heads."""
     every = min(allowed, race.heads * race.windows)
@@ -199,7 +201,7 @@ def _run(
     if may is None and allowed < race.heads * race.minimum:
         sizes = first_order(subject, race.order[:SCREEN].tolist())
         race.screen(best_first(sizes), allowed)
-    race.run(lambda heads, windows: measured(subject, heads, windows), every, told, may)
+    race.run(lambda heads, windows: measured(subject, heads, windows), every, told, may, step)
 
 
 def _raced_in_time(
@@ -218,7 +220,8 @@ def _raced_in_time(
     if entry.kind == SCREENED:
         assert entry.sizes is not None
         race.screen(best_first(entry.sizes), entry.evaluations)
-    _run(race, raced, allowed, progress, permission(work, race, raced))
+    step = windows_at_once(work, race, raced)
+    _run(race, raced, allowed, progress, permission(work, race, raced), step)
     work.record["race"]["evaluations"] = race.spent
     whole = int((race.counts >= race.minimum).sum())
     work.facts |= {"heads": whole, "heads_of": len(subject.units)}

@@ -314,8 +314,8 @@ def race_texts(context: int = 64) -> Documents:
 
 @pytest.mark.parametrize(
     ("within", "kind", "context"),
-    [(330_000, "full", None), (140_000, "full", 32), (60_000, "screened", 32),
-     (26_000, "screened", 16), (16_000, "screened", 8)],
+    [(330_000, "full", None), (140_000, "full", 32), (45_000, "screened", 32),
+     (20_000, "screened", 16), (16_000, "screened", 8)],
 )  # fmt: skip
 def test_races_are_chosen_from_the_best_down(
     within: float,
