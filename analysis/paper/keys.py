@@ -22,7 +22,7 @@ def usage_curves(log: pd.DataFrame, *, width: float = COLUMN) -> Figure:
     few = len({line.block for line in lines}) <= len(_MARKERS)
     known = data.use_legend(lines)
     shown = data.labels([name for name, _, _ in known], (width - 0.9) / 2 * 72 / SMALL, 2)
-    handles = [_handle(entry(shown[name]), *rest, few) for name, *rest in known]
+    handles = [_handle(entry(shown[name]), line, run, few) for name, line, run in known]
     columns = 3 if data.widest(shown.values()) < 9 else 2
     tall = 0.14 + 0.1 * (data.lines_of(shown.values()) - 1)
     with style():
