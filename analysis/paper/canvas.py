@@ -91,7 +91,7 @@ def as_they_are(figure: _Figure) -> None:
     legends = [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]
     named = [*figure.texts, *(text for legend in legends for text in legend.get_texts())]
     for ax in figure.axes:
-        _fold_labels(ax, *figure.get_size_inches())
+        _fold_labels(figure, ax)
         named += [ax.xaxis.label, ax.yaxis.label, *ax.texts]
         named += [ax.title, ax._left_title, ax._right_title]  # type: ignore[attr-defined]
         for axis in (ax.xaxis, ax.yaxis):
@@ -101,10 +101,11 @@ def as_they_are(figure: _Figure) -> None:
         text.set_parse_math(False)
 
 
-def _fold_labels(ax: Axes, width: float, height: float) -> None:
+def _fold_labels(figure: _Figure, ax: Axes) -> None:
     """Axis labels that are longer than there is room beside the axes, in several lines."""
+    width, height = map(float, figure.get_size_inches())
     place = ax.get_subplotspec()  # a colour bar has none
-    area = place.get_position(ax.figure) if place else None  # type: ignore[arg-type]
+    area = place.get_position(figure) if place else None
     across = 1.3 * width * area.width if area else width
     down = 1.2 * height * area.height if area else 0.7 * height
     for text, inches in ((ax.xaxis.label, across), (ax.yaxis.label, down)):

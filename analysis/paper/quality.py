@@ -20,7 +20,8 @@ def quality_cost(table: pd.DataFrame, *, width: float = FULL) -> Figure:
     names = data.quality_labels(panels)
     titles = data.labels(panels, min(data.TITLE_EMS, (width / len(panels) - 0.5) * 72 / TEXT), 2)
     with style():
-        figure = canvas(width, 2.3, data.quality_caption(table))
+        height = 2.3 + 0.35 * (data.lines_of(titles.values()) - 1)
+        figure = canvas(width, height, data.quality_caption(table))
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, points) in zip(axes, panels.items(), strict=True):
             for point in points:
