@@ -1,7 +1,7 @@
 """Which implementation the ops run: "torch", "triton", or "auto" (the fastest there is).
 
-"auto" takes the Triton kernels for tensors on a GPU and PyTorch everywhere else. float64 always
-runs in PyTorch: the kernels compute in fp32.
+"auto" takes the Triton kernels for tensors on a GPU and PyTorch everywhere else, and where a kernel
+fails (`kernels.fallback`). float64 always runs in PyTorch: the kernels compute in fp32.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _resolved(device: str, wide: bool) -> str:
     if wide or name == "torch":
         return "torch"
     if name == "auto":
-        return "triton" if device == "cuda" and has_triton() else "torch"
+        return "auto" if device == "cuda" and has_triton() else "torch"
     if not has_triton():
         raise BackendUnavailable("the backend 'triton' needs the package triton; use 'torch'")
     if device != "cuda" and not interpreted():
@@ -83,7 +83,7 @@ def _resolved(device: str, wide: bool) -> str:
 
 
 def resolve(tensor: torch.Tensor) -> str:
-    """ "torch" or "triton": what runs an op on a tensor like this one.
+    """What runs an op on a tensor like this one: "torch", "triton", or "auto", Triton if it can.
 
     Raises:
         BackendUnavailable: where "triton" is asked for and cannot run.

@@ -36,7 +36,8 @@ def headwise_memory(
         bank_grad: see `latent_bag`.
 
     Returns:
-        [T, H, D] in the query's dtype. Source: MIDUS (arXiv 2512.13751).
+        [T, H, D] in the query's dtype, or in what that and the residual's promote to.
+        Source: MIDUS (arXiv 2512.13751).
 
     Raises:
         ValueError: on shapes that do not fit, or k outside 1..n.
@@ -61,7 +62,7 @@ def headwise_memory(
     check_bank_grad(bank_grad)
     given = (query, row_keys, col_keys, bank, head_proj)
     if can_fuse(*given, residual):
-        return op.fused(*given, k, residual)
+        return op.fused(*given, k, residual, resolve(query))
     return eager.headwise_memory(*given, k, residual, bank_grad)
 
 
@@ -69,4 +70,4 @@ def can_fuse(*tensors: torch.Tensor | None) -> bool:
     """Whether one launch can do it all: Triton runs, and no gradient is asked for."""
     given = [tensor for tensor in tensors if tensor is not None]
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    return not recorded and resolve(given[0]) == "triton"
+    return not recorded and resolve(given[0]) != "torch"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import triton.language as tl
 
 from kernels.layout import rows_dense
 from kernels.product_key_select.gpu import (
+    LANES,
     MAX_K,
     TOKENS,
     _select_tile,
@@ -53,7 +55,7 @@ def _read_tile(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _headwise_kernel(
     query_ptr,
     row_keys_ptr,
@@ -127,6 +129,7 @@ def _headwise_kernel(
     tl.store(out_ptr + at, values.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@lru_cache(maxsize=256)
 def headwise_config(
     n: int,
     size: int,
@@ -134,8 +137,12 @@ def headwise_config(
     width: int,
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype],
     residual: bool,
+    lanes: int = LANES,
 ) -> dict[str, Any]:
-    """Constants and options of `_headwise_kernel`; dtypes of query, keys, bank and projection."""
+    """Constants and options of `_headwise_kernel`; dtypes of query, keys, bank and projection.
+
+    Kept, so not to be changed in place.
+    """
     query, keys, bank, proj = dtypes
     tile = tile_config(n, size // 2, k, query, keys)
     as_is = native(bank, proj)
@@ -143,7 +150,7 @@ def headwise_config(
     fits = max(16, PROJ_BYTES // (dims * (2 if as_is else 4)))
     sizes = {"R": width, "RB": min(128, fits, padded(width)), "DB": dims, "BT": TOKENS}
     flags = {"NATIVE_PROJ": as_is, "HAS_RESIDUAL": residual}
-    return {**tile, **sizes, **flags, "num_warps": tile_warps(tile), "num_stages": 1}
+    return {**tile, **sizes, **flags, "num_warps": tile_warps(tile, lanes), "num_stages": 1}
 
 
 def headwise_memory(
@@ -163,7 +170,8 @@ def headwise_memory(
         from kernels.headwise_memory import eager
 
         return eager.headwise_memory(query, row_keys, col_keys, bank, head_proj, k, residual)
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    dtype = query.dtype if residual is None else torch.promote_types(query.dtype, residual.dtype)
+    out = torch.empty(query.shape, dtype=dtype, device=query.device)
     if out.numel() == 0:
         return out
     query, bank = rows_dense(query), rows_dense(bank)

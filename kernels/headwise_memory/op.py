@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
+
+from kernels.fallback import run
+from kernels.headwise_memory import eager
+
+
+def _gpu() -> ModuleType:
+    from kernels.headwise_memory import gpu  # only where triton is asked for
+
+    return gpu
 
 
 @torch.library.custom_op("midus::headwise_memory", mutates_args=())
@@ -17,10 +27,10 @@ def fused(
     head_proj: torch.Tensor,
     k: int,
     residual: torch.Tensor | None,
+    backend: str,
 ) -> torch.Tensor:
-    from kernels.headwise_memory import gpu  # only where triton is asked for
-
-    return gpu.headwise_memory(query, row_keys, col_keys, bank, head_proj, k, residual)
+    given = query, row_keys, col_keys, bank, head_proj, k, residual
+    return run(backend, "headwise_memory", eager, _gpu, *given)
 
 
 @fused.register_fake
@@ -32,8 +42,10 @@ def _(
     head_proj: torch.Tensor,
     k: int,
     residual: torch.Tensor | None,
+    backend: str,
 ) -> torch.Tensor:
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
+    dtype = query.dtype if residual is None else torch.promote_types(query.dtype, residual.dtype)
+    return torch.empty_like(query, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 @register_flop_formula(torch.ops.midus.headwise_memory)

@@ -1,7 +1,8 @@
 """The latent read and its gradients in Triton; see README.md.
 
 Tiles are [bags, reads, columns], so that many rows of the bank are on their way at once. Addresses
-are int64: a bank may hold more than 2**31 numbers.
+are int64: a bank may hold more than 2**31 numbers. Configurations are kept, so not to be changed in
+place. Counts of bags and rows specialise no kernel: other ones compile nothing.
 """
 
 # A kernel's arguments have types of Triton's own.
@@ -9,6 +10,7 @@ are int64: a bank may hold more than 2**31 numbers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ TILE = 4096  # numbers a tile
 PIECE = 128  # reads of one row that one program sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bags"])
 def _bag_kernel(
     bank_ptr,
     indices_ptr,
@@ -58,7 +60,7 @@ def _bag_kernel(
     tl.store(out_ptr + bag[:, None] * R + column[None, :], found, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bags"])
 def _weight_gradient_kernel(
     grad_ptr,
     bank_ptr,
@@ -94,7 +96,7 @@ def _weight_gradient_kernel(
     tl.store(out_ptr + at, tl.sum(total, 2), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _piece_kernel(
     grad_ptr,
     weights_ptr,
@@ -146,7 +148,7 @@ def _piece_kernel(
             tl.store(workspace_ptr + shared * R + column, found, mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _join_kernel(
     workspace_ptr,
     pieces_ptr,
@@ -209,6 +211,7 @@ def _columns(width: int) -> int:
     return max(16, min(128, triton.next_power_of_2(width)))
 
 
+@lru_cache(maxsize=256)
 def read_config(width: int, k: int) -> dict[str, Any]:
     """Constants and options of `_bag_kernel` and `_weight_gradient_kernel`."""
     columns = _columns(width)
@@ -218,17 +221,20 @@ def read_config(width: int, k: int) -> dict[str, Any]:
     return {**sizes, "num_warps": 4, "num_stages": 2}
 
 
-def piece_config(width: int, k: int) -> dict[str, Any]:
-    """Constants and options of `_piece_kernel`."""
-    sizes = {"R": width, "K": k, "CH": PIECE, "EC": 16, "RB": _columns(width)}
+@lru_cache(maxsize=256)
+def piece_config(width: int, k: int, piece: int = PIECE) -> dict[str, Any]:
+    """Constants and options of `_piece_kernel`, which sums up to `piece` reads of a row."""
+    sizes = {"R": width, "K": k, "CH": piece, "EC": 16, "RB": _columns(width)}
     return {**sizes, "num_warps": 4, "num_stages": 2}
 
 
+@lru_cache(maxsize=256)
 def join_config(width: int) -> dict[str, Any]:
     """Constants and options of `_join_kernel`: few columns, as one row may have many pieces."""
     return {"R": width, "EC": 64, "RB": min(32, _columns(width)), "num_warps": 4, "num_stages": 2}
 
 
+@lru_cache(maxsize=256)
 def atomic_config(width: int, k: int) -> dict[str, Any]:
     """Constants and options of `_atomic_kernel`."""
     reads = min(8, triton.next_power_of_2(k))
@@ -279,7 +285,7 @@ def _sum_segments(
     """
     rows, reads = len(offsets) - 1, len(order)
     width, k = grad.shape[-1], weights.shape[-1]
-    config = tuned("piece", piece_config(width, k), len(grad))
+    config = tuned("piece", piece_config(width, k, PIECE), len(grad))
     join, most = tuned("join", join_config(width), len(grad)), config["CH"]
     total = torch.zeros((rows, width), dtype=torch.float32, device=grad.device)
     counts = offsets.diff()

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
+from kernels.fallback import run
 from kernels.latent_bag import eager
 
 
-def _implementation(backend: str) -> ModuleType:
-    if backend == "torch":
-        return eager
+def _gpu() -> ModuleType:
     from kernels.latent_bag import gpu  # only where triton is asked for
 
     return gpu
@@ -22,7 +21,7 @@ def _implementation(backend: str) -> ModuleType:
 def bag(
     bank: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, bank_grad: str, backend: str
 ) -> torch.Tensor:
-    return _implementation(backend).bag(bank, indices, weights)
+    return run(backend, "bag", eager, _gpu, bank, indices, weights)
 
 
 @bag.register_fake
@@ -36,7 +35,7 @@ def _(
 def weight_gradient(
     grad: torch.Tensor, bank: torch.Tensor, indices: torch.Tensor, backend: str
 ) -> torch.Tensor:
-    return _implementation(backend).weight_gradient(grad, bank, indices)
+    return run(backend, "weight_gradient", eager, _gpu, grad, bank, indices)
 
 
 @weight_gradient.register_fake
@@ -54,7 +53,7 @@ def bank_gradient(
     mode: str,
     backend: str,
 ) -> torch.Tensor:
-    return _implementation(backend).bank_gradient(grad, indices, weights, slots, mode)
+    return run(backend, "bank_gradient", eager, _gpu, grad, indices, weights, slots, mode)
 
 
 @bank_gradient.register_fake
@@ -98,17 +97,18 @@ class RowSparseBag(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(bank, indices, weights)
         ctx.backend = backend
-        return _implementation(backend).bag(bank, indices, weights)
+        return run(backend, "bag", eager, _gpu, bank, indices, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         bank, indices, weights = ctx.saved_tensors
-        implementation = _implementation(ctx.backend)
         d_bank = d_weights = None
         if ctx.needs_input_grad[0]:
-            rows, values = implementation.unique_row_gradient(grad, indices, weights)
+            given = grad, indices, weights
+            rows, values = run(ctx.backend, "unique_row_gradient", eager, _gpu, *given)
             values = values.to(bank.dtype)
             d_bank = torch.sparse_coo_tensor(rows[None], values, bank.shape, check_invariants=False)
         if ctx.needs_input_grad[2]:
-            d_weights = implementation.weight_gradient(grad, bank, indices).to(weights.dtype)
+            found = run(ctx.backend, "weight_gradient", eager, _gpu, grad, bank, indices)
+            d_weights = found.to(weights.dtype)
         return d_bank, None, d_weights, None

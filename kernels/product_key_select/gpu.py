@@ -1,7 +1,8 @@
 """Product-key selection in Triton: one launch forward, two backward; see README.md.
 
 A score and its index travel as one int64, as in `eager.py`, so that `tl.topk`, which returns values
-alone, gives the best scores, where they are and the order of ties.
+alone, gives the best scores, where they are and the order of ties. The number of tokens specialises
+no kernel: another one compiles nothing.
 """
 
 # A kernel's arguments have types of Triton's own.
@@ -24,6 +25,8 @@ from kernels.tuning import tuned
 # The most slots a head that one program keeps in registers; beyond, PyTorch selects.
 MAX_K = 64
 TOKENS = 16  # tokens a program; the smallest side of a matrix product
+NARROW = 16  # columns that `tl.gather` needs: on fewer it does not compile, nor `tl.topk` on AMD
+LANES = 64 if torch.version.hip else 32  # of a warp
 # Programs of the keys' gradient worth having; a constant, so that no machine sums in another order.
 PROGRAMS = 1024
 
@@ -147,7 +150,7 @@ def _select_tile(
     return weights, slots.to(tl.int64), valid
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _select_kernel(
     query_ptr,
     row_keys_ptr,
@@ -195,7 +198,7 @@ def _select_kernel(
     tl.store(indices_ptr + out, slots, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _score_gradient_kernel(
     grad_ptr,
     weights_ptr,
@@ -253,7 +256,7 @@ def _score_gradient_kernel(
     tl.store(out + HALF, col_sum.to(d_query_ptr.dtype.element_ty), mask=half)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "split"])
 def _key_gradient_kernel(
     d_scores_ptr,
     indices_ptr,
@@ -305,8 +308,8 @@ def pair_table(k: int, device: torch.device) -> torch.Tensor:
 
 
 def pair_width(k: int) -> int:
-    """The power of two that holds the contending pairs of k."""
-    return triton.next_power_of_2(max(2, k, len(contending(k))))
+    """The power of two that holds the contending pairs of k, and what is kept of them."""
+    return triton.next_power_of_2(max(NARROW, k, len(contending(k))))
 
 
 def native(left: torch.dtype, right: torch.dtype) -> bool:
@@ -319,12 +322,13 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+@lru_cache(maxsize=256)
 def tile_config(n: int, half: int, k: int, query: torch.dtype, keys: torch.dtype) -> dict[str, Any]:
-    """Constants of `_select_tile`."""
+    """Constants of `_select_tile`; kept."""
     as_is = native(query, keys)
     # fp32 products run without tensor cores, on operands in registers: 16 dimensions at a time.
     dims = min(64, padded(half)) if as_is else 16
-    kept = max(2, triton.next_power_of_2(k))
+    kept = max(NARROW, triton.next_power_of_2(k))
     return {
         "N": n,
         "K": k,
@@ -338,28 +342,34 @@ def tile_config(n: int, half: int, k: int, query: torch.dtype, keys: torch.dtype
     }
 
 
-def tile_warps(tile: dict[str, Any]) -> int:
-    """Warps whose registers hold a tile of packed scores, and fp32 operands beside it."""
-    return 4 if tile["NATIVE"] and tile["PP"] <= 256 else 8
+def tile_warps(tile: dict[str, Any], lanes: int) -> int:
+    """Warps whose registers hold a tile of packed scores, and fp32 operands beside it.
+
+    256 lanes at most, one a number of the smallest tile: with more, AMD's pairs do not compile.
+    """
+    return min(4 if tile["NATIVE"] and tile["PP"] <= 256 else 8, 256 // lanes)
 
 
+@lru_cache(maxsize=256)
 def select_config(
-    n: int, half: int, k: int, query: torch.dtype, keys: torch.dtype
+    n: int, half: int, k: int, query: torch.dtype, keys: torch.dtype, lanes: int = LANES
 ) -> dict[str, Any]:
-    """Constants and options of `_select_kernel`."""
+    """Constants and options of `_select_kernel`; kept, so not to be changed in place."""
     tile = tile_config(n, half, k, query, keys)
-    return {**tile, "BT": TOKENS, "num_warps": tile_warps(tile), "num_stages": 1}
+    return {**tile, "BT": TOKENS, "num_warps": tile_warps(tile, lanes), "num_stages": 1}
 
 
+@lru_cache(maxsize=256)
 def score_gradient_config(n: int, half: int, k: int) -> dict[str, Any]:
-    """Constants and options of `_score_gradient_kernel`."""
+    """Constants and options of `_score_gradient_kernel`; kept."""
     chunk = min(32, triton.next_power_of_2(k))
     sizes = {"N": n, "K": k, "HALF": half, "BT": TOKENS, "KC": chunk, "DP": padded(half)}
     return {**sizes, "num_warps": 4, "num_stages": 2}
 
 
+@lru_cache(maxsize=256)
 def key_gradient_config(n: int, half: int, k: int) -> dict[str, Any]:
-    """Constants and options of `_key_gradient_kernel`."""
+    """Constants and options of `_key_gradient_kernel`; kept."""
     sizes = {"N": n, "K": k, "HALF": half, "BT": 32, "NB": min(64, padded(n)), "DP": padded(half)}
     return {**sizes, "num_warps": 4, "num_stages": 1}
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels.fallback import run
 from kernels.product_key_select import eager
 
 
-def _implementation(backend: str) -> ModuleType:
-    if backend == "torch":
-        return eager
+def _gpu() -> ModuleType:
     from kernels.product_key_select import gpu  # only where triton is asked for
 
     return gpu
@@ -24,7 +23,7 @@ def select(
     query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.autocast(query.device.type, enabled=False):
-        return _implementation(backend).select(query, row_keys, col_keys, k)
+        return run(backend, "select", eager, _gpu, query, row_keys, col_keys, k)
 
 
 @select.register_fake
@@ -47,9 +46,8 @@ def select_backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(query.device.type, enabled=False):
-        return _implementation(backend).select_backward(
-            grad, weights, indices, query, row_keys, col_keys
-        )
+        given = grad, weights, indices, query, row_keys, col_keys
+        return run(backend, "select_backward", eager, _gpu, *given)
 
 
 @select_backward.register_fake

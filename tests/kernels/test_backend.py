@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import BackendUnavailable, backend, latent_bag, use_backend
-from kernels.backend import current_backend, interpreted, resolve
+from kernels.backend import current_backend, has_triton, interpreted, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,8 @@ def test_unknown_names_say_what_would_do(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_resolve() -> None:
     assert resolve(torch.ones(1)) == "torch"  # auto, on the CPU
+    if has_triton():
+        assert backend._resolved("cuda", False) == "auto"
     with use_backend("torch"):
         assert resolve(torch.ones(1)) == "torch"
     with use_backend("triton"):

@@ -112,6 +112,36 @@ def test_select(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     check_selection(inputs(sizes, dtype)[:3], sizes[4])
 
 
+@pytest.mark.parametrize(("k", "half"), [(1, 5), (2, 12), (3, 13), (4, 9), (5, 20), (8, 12)])
+def test_small_k_and_odd_halves(k: int, half: int) -> None:
+    """Fewer slots than the columns that kernels keep, against the plain version."""
+    query, rows, cols, bank, proj = inputs((3, 1, 2 * half, 9, k, 7), torch.float32)
+    weights, slots = product_key.select(query, rows, cols, k)
+    want, at = product_key_naive.product_key_select(query, rows, cols, k)
+    assert torch.equal(slots, at)
+    assert relative_rms(weights, want) <= LIMIT[torch.float32]
+    got = headwise.headwise_memory(query, rows, cols, bank, proj, k)
+    truth = headwise_naive.headwise_memory(
+        *(x.double() for x in (query, rows, cols, bank, proj)), k
+    )
+    assert relative_rms(got, truth) <= LIMIT[torch.float32]
+
+
+def test_bf16_queries_with_fp32_parameters() -> None:
+    """As under autocast; the sum with an fp32 stream is fp32, as PyTorch's is."""
+    query, rows, cols, bank, proj = inputs((2, 1, 24, 9, 5, 16), torch.float32)
+    half, stream = query.bfloat16(), torch.randn_like(query)
+    got = headwise.headwise_memory(half, rows, cols, bank, proj, 5)
+    truth = headwise_naive.headwise_memory(*(x.double() for x in (half, rows, cols, bank, proj)), 5)
+    assert got.dtype == torch.bfloat16 and relative_rms(got, truth) <= LIMIT[torch.bfloat16]
+    added = headwise.headwise_memory(half, rows, cols, bank, proj, 5, stream)
+    assert added.dtype == torch.float32
+    assert relative_rms(added - stream, truth) <= LIMIT[torch.float32]
+    operator = torch.ops.midus.headwise_memory
+    given = half, rows, cols, bank, proj, 5, stream, "triton"
+    torch.library.opcheck(operator, given, test_utils="test_faketensor")
+
+
 def test_select_in_several_tiles_of_sub_keys() -> None:
     query, rows, cols, _, _ = inputs((2, 1, 16, 270, 3, 1), torch.float32)
     rows[:, 256:] *= 3  # so that the second tile matters

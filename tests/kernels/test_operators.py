@@ -38,7 +38,7 @@ def test_opcheck(backend: str, dtype: torch.dtype) -> None:
         (bag_op.bank_gradient, (grad, indices, weights, 36, "sorted", backend)),
     ]
     if backend == "triton":
-        cases.append((memory_op.fused, (*plain, K, torch.randn_like(plain[0]))))
+        cases.append((memory_op.fused, (*plain, K, torch.randn_like(plain[0]), backend)))
     for operator, arguments in cases:
         torch.library.opcheck(operator, arguments)
 
