@@ -137,9 +137,8 @@ def test_an_offloaded_memory_can_be_looked_into(away: tuple[Any, Any, Any]) -> N
 
 # ---------------------------------------------------------------- on two devices
 
-NO_GRADIENTS = (
-    "ablation", "shapley", "resample", "zero, kl", "query", "groups", "prune", "dose", "usage",
-    "effects",
+NO_GRADIENTS = (  # what pretended tensors can do: no backward pass, no inference mode
+    "ablation", "shapley", "resample", "zero, kl", "query", "groups", "prune", "dose", "effects",
 )  # fmt: skip
 
 
