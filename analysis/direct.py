@@ -36,19 +36,19 @@ def direct_effects(
     finally:
         handle.remove()
     scale = final_scale(model, last[0][:, :-1])  # [W, T-1, 1]
-    wide = scale.dtype
     tokens = weight_of(model.lm_head)  # [V, d]
     target = tokens[batch.ids[:, 1:].to(tokens.device)].to(scale)
     if metric.wants == "foil":
         target = target - tokens[batch.foils.clamp(min=0).to(tokens.device)].to(scale)
-    toward = scale * weight_of(norm).to(scale) * target * metric.positions(batch)[..., None]
+    counted = metric.positions(batch)[..., None].to(scale.device)
+    toward = scale * weight_of(norm).to(scale) * target * counted
     seen = {layer: _seen(model, layer, toward) for layer in run.heads}
     effects = torch.zeros(len(view.units), len(batch.ids), dtype=torch.float64)
     for row, unit in enumerate(view.units):
         for site in unit:
             span = slice(site.start, site.stop)
-            output = run.heads[site.layer][:, :-1, span].to(wide)
-            base = replacement[site.layer][..., span].to(wide)
+            output = run.heads[site.layer][:, :-1, span].to(scale)
+            base = replacement[site.layer][..., span].to(scale)
             output = output - (base if base.shape[1] == 1 else base[:, :-1])
             found = (output * seen[site.layer][..., span]).sum((1, 2))
             effects[row] += found.cpu().double()
