@@ -142,19 +142,24 @@ def _choice(
     least = min(2 * first, each) * count if cost.heads else each * count
     if cost.heads and agreed(int(time_left > least)):
         return limit, tokens, 0
-    raise too_short(work, cost.text, limit or len(docs), tokens, least)
+    raise too_short(work, cost.text, limit or len(docs), tokens, least, exact=cost.heads)
 
 
 def too_short(
-    work: Work, text: str, documents: int, tokens: int | None, seconds: float
+    work: Work,
+    text: str,
+    documents: int,
+    tokens: int | None,
+    seconds: float,
+    exact: bool = True,
 ) -> MidusError:
     """The error of a time that does not hold the least measurement, which takes `seconds`."""
     what = f"{documents} documents" + (f", the first {tokens} tokens of each" if tokens else "")
     needed = (seconds + (work.within or 0.0) - work.time_left + work.reserve) / SHARE
     return MidusError(
         f"within is {duration(work.within or 0.0)}, which does not hold the least of this "
-        f"measurement ({text} on {what}): give about {duration(1.1 * needed)}, or a first-order "
-        "method such as 'taylor'"
+        f"measurement ({text} on {what}): give about {duration(1.1 * needed)}"
+        + (", or a first-order method such as 'taylor'" if exact else "")
     )
 
 
