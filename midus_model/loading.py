@@ -81,7 +81,7 @@ def load(
             with "auto", the stored one, fp16 being read as fp32 on a CPU.
         device_map: in place of `device`, Accelerate's: "auto", "disk", or module names -> device,
             "cpu" or "disk". Weights that go to the disk lie in a temporary folder as long as the
-            model lives.
+            model lives. No part of an adapter's base may be offloaded.
 
     Raises:
         ModelError: where there is none, or it is damaged, or no causal language model, or the
