@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from kernels.errors import MidusError
+
 # Operations and sizes whose kernel failed in this process.
 _failed: set[tuple[Any, ...]] = set()
 
@@ -20,7 +22,8 @@ def run(
 
     With "auto" a kernel that does not compile or launch costs one warning: PyTorch's version then
     runs that operation at these sizes and dtypes, whatever the number of tokens, until the process
-    ends. Memory that runs out is raised as it is, since PyTorch's version needs more of it.
+    ends. Memory that runs out is raised as it is, since PyTorch's version needs more of it; so is
+    what the user is to mend, such as a tuning file that cannot be read.
     """
     if backend == "torch":
         return getattr(eager, name)(*arguments)
@@ -31,7 +34,7 @@ def run(
         return getattr(eager, name)(*arguments)
     try:
         return getattr(gpu(), name)(*arguments)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MidusError):
         raise
     except Exception as error:  # whatever Triton, its compilers and the driver raise
         _failed.add((operation, *_sizes(arguments)))

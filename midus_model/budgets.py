@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from kernels.errors import HeadError, UpscaleError
 from midus_model.attention import sharers_of
 from midus_model.config import head_dim_of, is_whole
+from midus_model.intake import config_of
 from midus_model.sites import chosen_heads
 
 Head = tuple[int, int]  # source layer, head
@@ -205,8 +204,10 @@ def budgets(
 def _config_of(model: Any) -> Any:
     from midus_model.loading import load_config
 
-    config = load_config(model) if isinstance(model, str | Path) else model
-    return config.config if isinstance(config, nn.Module) else config
+    if isinstance(model, str | Path):
+        return load_config(model)
+    found = config_of(model)
+    return model if found is None else found
 
 
 def _scores(ranking: Any) -> dict[Head, float]:

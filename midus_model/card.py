@@ -20,7 +20,7 @@ METHODS = {
 def base_name(model: Any) -> str | None:
     """What a model is called: a hub id or a shipped name as it is, else its folder's name."""
     name = str(getattr(model, "name_or_path", "") or "")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     # A saved folder travels: it never carries a machine's folders along.
     if name and (path.exists() or path.is_absolute() or name.startswith((".", "~"))):
         return path.resolve().name

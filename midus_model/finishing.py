@@ -81,7 +81,7 @@ class BlockEnd:
         self.low_rank = plain and (many if low_rank is None else low_rank)
         if self.low_rank:
             self.scale = block.post_attention_layernorm.weight
-            self.stream = hidden_states + block.self_attn.o_proj(head_outputs)  # [W, T, d]
+            self.stream = self.hidden + block.self_attn.o_proj(head_outputs)  # [W, T, d]
             weighted = self.stream * self.scale
             wide = block.mlp.gate_proj, block.mlp.up_proj
             self.clean = [weighted @ linear.weight.T for linear in wide]  # [W, T, f] each

@@ -7,6 +7,7 @@ computes is its model's own forward pass, so that is taken; what is none gets on
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,14 @@ def adapter_base(place: str | Path) -> str | None:
             f"{path} does not say which model it adapts; load that model, put the adapter on it "
             "(PeftModel.from_pretrained) and hand it over"
         )
-    beside = Path(place) / name
-    return str(beside) if beside.is_dir() and not Path(name).expanduser().exists() else name
+    beside, known = Path(place) / name, os.path.expanduser(name)
+    found = str(beside) if beside.is_dir() and not os.path.exists(known) else name
+    if os.path.realpath(os.path.expanduser(found)) == os.path.realpath(place):
+        raise ModelError(
+            f"{path} says that it adapts {name!r}, its own folder; keep the adapter in a folder "
+            "apart from its model"
+        )
+    return found
 
 
 def with_adapter(place: str, load_base: Callable[[str], Any]) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from kernels.errors import DataError, MidusError, UpscaleError
+from midus_model.intake import taken
 from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.placement import input_device, is_offloaded
@@ -76,6 +77,7 @@ def set_query_keys(model: Any, calibration: Any, *, seed: int = 0, batch_size: i
         MidusError: head outputs that are not finite.
         ModelError: a memory whose keys cannot be set, such as an offloaded one.
     """
+    model = taken(model)
     memories = memories_of(model)
     if is_offloaded(model) or input_device(model).type == "meta":
         raise UpscaleError("the model has no weights to take queries from; load it first")

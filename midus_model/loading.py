@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
@@ -21,7 +20,13 @@ from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES
 from midus_model.intake import ADAPTER, adapter_base, check_loaded, taken, with_adapter
 from midus_model.packaged import PACKAGED, packaged_folder
-from midus_model.placement import dtype_of, input_device, resolve_device, resolve_dtype
+from midus_model.placement import (
+    dtype_of,
+    input_device,
+    is_offloaded,
+    resolve_device,
+    resolve_dtype,
+)
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
@@ -36,12 +41,12 @@ def resolve(name: str | Path) -> str:
         return str(SHIPPED[str(name)])
     if str(name) in PACKAGED:
         return str(packaged_folder(str(name)))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves an unknown user's as it is
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{path} holds no config.json; give a Hugging Face model directory")
         return os.path.abspath(path)  # found from another working directory too
-    if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
+    if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
         raise ModelError(
             f"no model at {str(name)!r}; give a directory, a hub id, or one of "
             f"{', '.join([*SHIPPED, *PACKAGED])}"
@@ -76,7 +81,7 @@ def load(
             with "auto", the stored one, fp16 being read as fp32 on a CPU.
         device_map: in place of `device`, Accelerate's: "auto", "disk", or module names -> device,
             "cpu" or "disk". Weights that go to the disk lie in a temporary folder as long as the
-            model lives.
+            model lives. No part of an adapter's base may be offloaded.
 
     Raises:
         ModelError: where there is none, or it is damaged, or no causal language model, or the
@@ -99,7 +104,7 @@ def load(
     place = resolve(model)
     if adapter_base(place) is not None:
         asked: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map}
-        loaded = with_adapter(place, lambda base: load(base, **asked))
+        loaded = with_adapter(place, lambda base: _held_whole(load(base, **asked), str(model)))
         loaded.name_or_path = loaded.config.name_or_path = place
         return loaded
     config = _read_config(place, str(model))
@@ -111,6 +116,16 @@ def load(
     named = str(model) in SHIPPED or str(model) in PACKAGED
     loaded.name_or_path = loaded.config.name_or_path = str(model) if named else place
     return loaded.eval()
+
+
+def _held_whole(base: Any, adapter: str) -> Any:
+    """The base of an adapter; transformers puts none rightly on one that is offloaded."""
+    if is_offloaded(base):
+        raise ModelError(
+            f"the base of the adapter {adapter!r} would lie in part on disk, where the adapter "
+            "cannot be put on it; load it whole, with device= in place of device_map="
+        )
+    return base
 
 
 def _placed(target: torch.device, device_map: Any) -> Any:
@@ -150,7 +165,7 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
                 **more,
             )
         check_loaded(info, name)
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # files that do not fit raise kinds of every sort
         _forget(folder)
         if isinstance(error, MidusError):
             raise
@@ -203,7 +218,7 @@ def load_tokenizer(model: str | Path) -> Any:
     place = resolve(model)
     try:
         return AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of its files, too, that lack what they should hold
         if (base := adapter_base(place)) is not None:
             return load_tokenizer(base)
         raise ModelError(f"{str(model)!r} has no tokenizer: {_line(error)}") from error

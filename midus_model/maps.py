@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from kernels.errors import ModelError
-from midus_model.placement import at_hand, offload_hook
+from midus_model.intake import taken
+from midus_model.placement import at_hand, device_of, offload_hook
 
 PROBES = 3  # inputs on which a map that was read is compared with its module
 HALF_BITS = torch.finfo(torch.float16).eps
@@ -62,13 +63,19 @@ def weight_of(module: Any) -> torch.Tensor:
     """
     if isinstance(module, nn.Linear) and is_plain(module):
         return module.weight
-    with at_hand(module):
-        weight = _read(module)
-        if not _agrees(module, weight):
-            raise ModelError(
-                f"a {type(module).__name__} does not compute what its weights say, so they cannot "
-                f"be read; {_PLAIN}"
-            )
+    try:
+        with at_hand(module):
+            weight = _read(module)
+            agrees = _agrees(module, weight)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, RuntimeError) as error:  # neither a map nor a norm
+        raise _unreadable(module, _PLAIN) from error
+    if not agrees:
+        raise ModelError(
+            f"a {type(module).__name__} does not compute what its weights say, so they cannot "
+            f"be read; {_PLAIN}"
+        )
     return weight
 
 
@@ -89,7 +96,7 @@ def check_writable(
     Every weight inside must be a plain parameter of its module; it may be on the meta device.
     `but`: kinds of `Obstacle` that do no harm.
     """
-    for name, module in model.named_modules():
+    for name, module in taken(model).named_modules():
         found = obstacle(module)
         if found is not None and found.kind not in but:
             place = name or "the model"
@@ -124,7 +131,7 @@ def depends_on_batch(model: nn.Module) -> bool:
     """
     return any(
         is_of("bitsandbytes", module) and getattr(module.state, "threshold", 0) > 0
-        for module in model.modules()
+        for module in taken(model).modules()
         if hasattr(module, "state")
     )
 
@@ -152,7 +159,7 @@ def check_gradients(model: nn.Module) -> None:
 
 def _passes_gradients(module: Any) -> bool:
     """Whether <y, W x> is <W^T y, x> for y = W x, the second made by a backward pass."""
-    given = _probes(module, _innermost(module).in_features, _device(module))
+    given = _probes(module, _innermost(module).in_features, device_of(_innermost(module)))
     with torch.no_grad():
         made = _applied(module, given)
     with torch.enable_grad():
@@ -290,14 +297,6 @@ def _applied(module: Any, given: torch.Tensor) -> torch.Tensor:
 def _allowed(module: Any, given: torch.Tensor) -> float:
     """How far off rounding may be, of the whole; norms round to fp32 inside, whatever the dtype."""
     return 8 * _rounding(module, given.dtype) + 64 * torch.finfo(torch.float32).eps
-
-
-def _device(module: Any) -> torch.device:
-    """Where a module computes."""
-    hook = offload_hook(_innermost(module))
-    parts = getattr(hook, "hooks", [hook])
-    device = next((part.execution_device for part in parts if getattr(part, "offload", 0)), None)
-    return _innermost(module).weight.device if device is None else torch.device(device)
 
 
 def _called_with(module: Any) -> torch.dtype:

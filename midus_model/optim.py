@@ -76,6 +76,7 @@ def row_sparse_optimizers(
         lr, options: as `param_groups` takes them.
         betas: of both optimisers.
     """
+    model = taken(model)
     groups = param_groups(model, lr, **options)
     for module in model.modules():
         if isinstance(module, HeadwiseMemory):

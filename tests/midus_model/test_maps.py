@@ -116,6 +116,9 @@ def hooked(kind: str) -> nn.Module:
         (lambda: hooked("dora"), "merge_and_unload"),
         (lambda: hooked("weight norm"), "plain weight"),
         (lambda: hooked("pruned"), "plain weight"),
+        (lambda: nn.Embedding(8, 8), "plain weight"),
+        (lambda: nn.LayerNorm(8), "plain weight"),
+        (lambda: nn.Conv1d(8, 8, 1), "plain weight"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(module: Any, remedy: str) -> None:

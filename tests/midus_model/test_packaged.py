@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apps.parts import access
 from kernels.errors import ModelError
-from midus_model import PACKAGED, load, load_tokenizer, upscale
+from midus_model import PACKAGED, load, load_tokenizer, packaged, upscale
 from midus_model.packaged import READER, Packaged, cache_folder, packaged_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +38,18 @@ def test_what_is_not_installed_says_the_line_that_installs_it(absent: Packaged) 
     message = str(caught.value)
     assert "\n" not in message and absent.install in message and "make absent" in message
     assert not cache_folder().exists()  # nothing is left behind
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    absent: Packaged, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MIDUS_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(Packaged, "file", lambda _: tmp_path / "file")
+    monkeypatch.setattr(packaged, "find_spec", lambda _: True)
+    with pytest.raises(ModelError, match="MIDUS_CACHE") as caught:
+        load("absent")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_converted_checkpoint_needs_its_package_no_more(absent: Packaged) -> None:

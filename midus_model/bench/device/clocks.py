@@ -17,7 +17,6 @@ import torch
 from midus_model.bench.device.stage import one_line
 
 Function = Callable[[], Any]
-WAYS = ("hot", "cold", "graph_hot", "graph_cold")
 ROUND = 0.02  # seconds that one way of one function takes in a round, about
 MOST_CALLS = 200
 FLUSH = 256  # MiB written; at least four times the cache
