@@ -108,7 +108,8 @@ def _check_values(model: Any, run: CleanRun, layer: int, sites: list[HeadSite]) 
 
     hooks = [
         block.self_attn.v_proj.register_forward_hook(raise_values),
-        asking.register_forward_pre_hook(lambda _, args: seen.append(args[0])),
+        # before whatever else is hooked there changes it
+        asking.register_forward_pre_hook(lambda _, args: seen.append(args[0]), prepend=True),
     ]
     try:
         block(run.inputs[layer].repeat(1 + groups, 1, 1), **run.calls[layer])

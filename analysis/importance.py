@@ -18,6 +18,7 @@ from analysis.methods import (
     METHODS,
     PER_DOCUMENT,
     Method,
+    check_method,
     method_passes,
     method_text,
     per_document,
@@ -196,6 +197,9 @@ def method_cost(options: Mapping[str, Any]) -> Cost:
         heads=name == "ablation",
         options=cheaper,
         half=passes,
+        check=lambda metric, how: check_method(
+            metric, how, name, options.get("convention"), options.get("retrieval", "frozen")
+        ),
     )
 
 

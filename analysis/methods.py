@@ -22,7 +22,7 @@ from analysis.gates import (
     integrated_gradients,
     shapley_values,
 )
-from analysis.metrics import LOGIT_DIFFERENCE, LOSS
+from analysis.metrics import LOGIT_DIFFERENCE, LOSS, Metric
 from analysis.subject import Subject, Unit, check_choice
 from kernels.errors import MidusError
 from midus_model.maps import check_gradients
@@ -81,6 +81,39 @@ def ablation_passes(model: Any, units: Sequence[Unit]) -> list[float]:
     return [last + (1 - last) * (layers - unit.layer - 0.3) / layers for unit in units]
 
 
+def check_method(
+    metric: Metric,
+    how: Mapping[str, Any],
+    name: str,
+    convention: str | None = None,
+    retrieval: str = "frozen",
+) -> None:
+    """Raises MidusError where a method does not go with a metric, a stage or a baseline."""
+    check_choice("method", name, METHODS)
+    check_choice("retrieval", retrieval, ("frozen", "free"))
+    if name in FIRST_ORDER and not metric.smooth:
+        raise MidusError(
+            f"metric {metric.name!r} has no first-order effect for method {name!r}; "
+            "use 'ablation' or 'shapley'"
+        )
+    if name == "dla" and metric not in (LOSS, LOGIT_DIFFERENCE):
+        raise MidusError(
+            f"method 'dla' speaks of logits; metric {metric.name!r} is none of loss (the next "
+            "token's logit) and logit_difference"
+        )
+    if how["stage"] == "query" and name == "dla":
+        raise MidusError("method 'dla' is of what heads write; a query writes nothing")
+    if how["stage"] == "query" and name == "integrated_gradients" and retrieval == "frozen":
+        raise MidusError("with retrieval 'frozen' a query changes nothing; give 'free'")
+    if convention is not None:
+        check_choice("convention", convention, CONVENTIONS)
+        if name != "gradient" or how["baseline"] != "zero":
+            raise MidusError(
+                f"convention {convention!r} is of method 'gradient' with baseline 'zero'; "
+                f"got {name!r} and {how['baseline']!r}"
+            )
+
+
 class Method:
     """One method on one subject: called with windows' indices, it gives what `swept` sums."""
 
@@ -94,37 +127,11 @@ class Method:
         permutations: int = 8,
         seed: int = 0,
     ) -> None:
-        check_choice("method", name, METHODS)
-        check_choice("retrieval", retrieval, ("frozen", "free"))
+        check_method(subject.metric, subject.how, name, convention, retrieval)
         self.name, self.subject, self.retrieval = name, subject, retrieval
         self.convention = convention
-        self._check()
         self.orders = _orders(len(subject.units), permutations, seed) if name == "shapley" else []
         self.view = subject.view
-
-    def _check(self) -> None:
-        metric, stage = self.subject.metric, self.subject.how["stage"]
-        if self.name in FIRST_ORDER and not metric.smooth:
-            raise MidusError(
-                f"metric {metric.name!r} has no first-order effect for method {self.name!r}; "
-                "use 'ablation' or 'shapley'"
-            )
-        if self.name == "dla" and metric not in (LOSS, LOGIT_DIFFERENCE):
-            raise MidusError(
-                f"method 'dla' speaks of logits; metric {metric.name!r} is none of loss (the next "
-                "token's logit) and logit_difference"
-            )
-        if stage == "query" and self.name == "dla":
-            raise MidusError("method 'dla' is of what heads write; a query writes nothing")
-        if stage == "query" and self.name == "integrated_gradients" and self.retrieval == "frozen":
-            raise MidusError("with retrieval 'frozen' a query changes nothing; give 'free'")
-        if self.convention is not None:
-            check_choice("convention", self.convention, CONVENTIONS)
-            if self.name != "gradient" or self.subject.baseline.kind != "zero":
-                raise MidusError(
-                    f"convention {self.convention!r} is of method 'gradient' with baseline 'zero'; "
-                    f"got {self.name!r} and {self.subject.baseline.kind!r}"
-                )
 
     @property
     def text(self) -> str:

@@ -207,6 +207,8 @@ def prepared(
         "heads_are": GROUPS[group],
         "seed": seed,
     }
+    if cost is not None and cost.check is not None:
+        cost.check(chosen, how)
 
     def planned(docs: Documents) -> Plan:
         longest = max(len(window.ids) for window in docs.windows)

@@ -63,7 +63,8 @@ class Cost:
     heads: whether single heads can be left out; options: from seconds in all, those of a forward
     pass over all documents, and the metric, what else would be cheaper; half: passes a token of
     what is repeated on a few windows for the noise of half precision; limit: whether fewer
-    documents are cheaper; fit: what chooses the documents within a time, `fitted` by default.
+    documents are cheaper; fit: what chooses the documents within a time, `fitted` by default;
+    check: refuses a metric, or what `Subject.how` says, before anything is timed.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Cost:
     half: Callable[[Any, Sequence[Unit]], float] | None = None
     limit: bool = True
     fit: Fit | None = None
+    check: Callable[[Metric, Mapping[str, Any]], None] | None = None
 
     def cheaper(self, metric: Metric) -> Options | None:
         """`options` of a metric."""

@@ -33,7 +33,7 @@ def texts(lengths: list[int], context: int = 16) -> Documents:
 
 
 class PlantedQueries(nn.Module):
-    """In place of a memory block's `o_proj`: queries that name a slot by the token at hand.
+    """What a memory is made to ask with: queries that name a slot by the token at hand.
 
     Head h at token v asks for slot `first_slot(v, h)`, with row sub-key score 2 log 3 and column
     score log 3. Under identity keys the best slot scores 3 log 3, and the other slots of its row
@@ -75,7 +75,8 @@ def planted(**options: Any) -> Any:
     options = {"blocks": [0], "num_keys": PLANTED_KEYS, "top_k": 2} | options
     model = up_scaled(**options)
     block = model.model.layers[PLANTED_BLOCK]
-    block.self_attn.o_proj = queries = PlantedQueries()
+    queries = PlantedQueries()
+    block.memory.register_forward_pre_hook(lambda _, args: (queries(args[0]),))
     model.model.embed_tokens.register_forward_pre_hook(
         lambda _, args: setattr(queries, "ids", args[0])
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import tables
+from analysis import estimates, tables
 from analysis.documents import Document, Documents, documents
 from analysis.memory import MemoryUsage, memory_contents, memory_usage, memory_view, stream
 from analysis.memory.contents import _Best
@@ -175,6 +175,13 @@ def looked_at(model: Any, layer: int, ids: torch.Tensor) -> tuple[torch.Tensor, 
     return seen["stream"][0].double(), seen["written"][0].double()
 
 
+@pytest.fixture
+def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the short passes that an estimate times, for tests that watch every pass."""
+    monkeypatch.setattr(estimates, "seconds_a_pass", lambda *_: 1e-6)
+
+
+@pytest.mark.usefixtures("no_estimate")
 def test_the_shipped_model_on_two_documents_equals_the_scores_of_all_slots():
     """Against float64 scores of every slot; no choice is so narrow that fp32 could miss it."""
     from midus_model import load
@@ -211,6 +218,7 @@ def test_the_retrieval_that_is_counted_is_the_one_that_is_read(monkeypatch: pyte
     assert usage.slots(5, 0)["slot"].nunique() > 1
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_a_pass_ends_at_the_last_memory_block():
     model, ran = up_scaled(blocks=[0]), []
     for layer in model.model.layers:

@@ -70,7 +70,7 @@ def test_patterns_are_what_sdpa_computes(family: str) -> None:
         for layer in model.model.layers
     ]
     hooks += [
-        layer.self_attn.o_proj.register_forward_pre_hook(
+        getattr(layer, "memory", layer.self_attn.o_proj).register_forward_pre_hook(
             lambda _, args, at=at: outputs.__setitem__(at, args[0])
         )
         for at, layer in enumerate(model.model.layers)
@@ -457,5 +457,6 @@ def test_tables_of_two_models_are_not_joined() -> None:
 def test_progress_runs_to_the_end() -> None:
     steps: list[tuple[int, int, str]] = []
     short(tiny(), progress=lambda *step: steps.append(step))
-    assert {text for _, _, text in steps} == {"constructed sequences", "documents"}
+    counted = {text for _, total, text in steps if total}  # the others are stages and estimates
+    assert counted == {"constructed sequences", "documents"}
     assert steps[-1][:2] == (20, 20) and (12, 12, "constructed sequences") in steps

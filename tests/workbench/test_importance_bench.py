@@ -201,14 +201,14 @@ def test_a_wrong_score_ends_the_command_with_code_1(
     [
         (["--threads", "0"], "--threads is 0; it must be at least 1"),
         (["--threads", "few"], "invalid int value: 'few'"),
-        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--device", "tpu"], "device is 'tpu'; this machine has"),
         (["--rounds", "3"], "unrecognized arguments: --rounds 3"),
         (["--markdown", "README.md"], "has no markers <!-- results:cpu -->"),
         (["--markdown", "nowhere.md"], "nowhere.md cannot be read"),
         (["--out", "README.md"], "--out: "),
         pytest.param(
             ["--device", "cuda"],
-            "torch sees no GPU; use --device cpu",
+            "device is 'cuda'; this machine has cpu",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],
