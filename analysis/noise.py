@@ -102,7 +102,10 @@ def _wide(subject: Subject) -> Subject:
     """The same in fp32; the mean baseline stays the one that was measured."""
     model = copy.deepcopy(subject.model).float()
     group = {"query heads": "head", "kv groups": "kv"}[subject.how["heads_are"]]
-    units = units_of(model, group, subject.how["stage"])
+    # Of the units that were measured: a time may have held some of them only.
+    measured = {(unit.layer, unit.kind, unit.head) for unit in subject.units}
+    every = units_of(model, group, subject.how["stage"])
+    units = [unit for unit in every if (unit.layer, unit.kind, unit.head) in measured]
     sites = [site for unit in units for site in unit.sites]
     other = copy.copy(subject.baseline)
     other.model, other.sites = model, sites

@@ -370,6 +370,35 @@ def test_a_full_race_is_that_of_its_budget_and_documents(
     assert table.attrs["stopped"] == plain.attrs["stopped"] == "budget"
 
 
+@pytest.mark.parametrize("budget", [300, 0.2])
+def test_a_budget_holds_within_a_time_too(
+    budget: float, many_heads: Any, small_windows: None, monkeypatch: Any
+) -> None:
+    """64 heads with 16 windows each are 1,024 evaluations: more than the budget."""
+    docs = race_texts()
+    counting(monkeypatch, 1.0)
+    table = rank_heads(many_heads, docs, top=3, budget=budget, within=10_000_000)
+    assert 0 < table.attrs["evaluations"] <= (budget if budget > 1 else budget * 64 * 24)
+    assert table.attrs["within"]["repeat"]["context"] is None, "there is time for whole windows"
+    assert table.attrs["screened"] and (table["exact"] >= 2).all()
+    plain = rank_heads(many_heads, docs, top=3, budget=budget)
+    assert table.attrs["evaluations"] == plain.attrs["evaluations"]
+    equal(table, rank_heads(many_heads, docs, top=3, budget=budget, within=table.attrs["within"]))
+
+
+def test_the_noise_of_half_precision_is_that_of_the_heads_that_were_measured(
+    monkeypatch: Any,
+) -> None:
+    half = tiny("llama").bfloat16()
+    counting(monkeypatch, 1.0)
+    chosen = {"limit": LEAST, "tokens": None, "heads": 3, "batch": {"exact ablation": 1}}
+    given = {"repeat": chosen | {"half precision": True}}
+    table = head_importance(half, texts(), within=given)
+    exact = table["score"].notna()
+    assert exact.sum() == 3 and table.attrs["dtype_noise"]["p95"] > 0
+    assert not table["below_noise"][~exact].any()
+
+
 def test_a_context_that_was_chosen_is_kept(
     many_heads: Any, small_windows: None, monkeypatch: Any
 ) -> None:
