@@ -90,7 +90,7 @@ def raced_documents(
         measure_speed(work, cost, docs, units, model, made)
         limit, tokens = _population(work, docs) if means else (None, None)
         chosen = lessened(docs, limit, tokens)
-        course = _course(work, model, chosen, units, top, allowed, means)
+        course = _course(work, cost, model, chosen, units, top, allowed, means)
         given = {"limit": limit, "tokens": tokens, "context": course.context}
         evaluations = course.evaluations
     work.record |= given
@@ -118,6 +118,7 @@ def _population(work: Work, docs: Documents) -> tuple[int | None, int | None]:
 
 def _course(
     work: Work,
+    cost: Cost,
     model: Any,
     docs: Documents,
     units: Sequence[Unit],
@@ -126,7 +127,7 @@ def _course(
     means: bool,
 ) -> Course:
     before = passes_of(docs) * (work.rate or 0.0) if means else 0.0
-    seconds = float("inf")
+    rest = float("inf")  # what the least of the race takes, the baseline not counted
     pays_all = allowed >= needed(FULL, len(units), len(docs.windows), top)
     for context, kind in _courses(model, docs, FULL if pays_all else SCREENED):
         with warnings.catch_warnings():
@@ -138,8 +139,12 @@ def _course(
         if count >= least:
             return Course(context, kind, count)
         each = length * evaluation_passes(model, units) * work.speed(STAGE)
-        seconds = min(seconds, before + _screening(work, kind, length, len(windows)) + least * each)
-    raise too_short(work, f"{top + 1} of {len(units)} heads", len(docs), None, seconds)
+        most = max(len(windows), work.facts["windows_of"])
+        least = needed(kind, len(units), most, top)
+        rest = min(rest, _screening(work, kind, length, most) + least * each)
+    # More time has more documents: a baseline up to its share, and a minimum of more windows.
+    seconds = max(before + rest, rest * SHARE / (SHARE - BASELINE_SHARE) if means else 0.0)
+    raise too_short(work, f"{top + 1} of {len(units)} heads", len(docs), None, seconds, cost.smooth)
 
 
 def _held(

@@ -63,7 +63,8 @@ class Cost:
     heads: whether single heads can be left out; options: from seconds in all, those of a forward
     pass over all documents, and the metric, what else would be cheaper; half: passes a token of
     what is repeated on a few windows for the noise of half precision; limit: whether fewer
-    documents are cheaper; fit: what chooses the documents within a time, `fitted` by default.
+    documents are cheaper; fit: what chooses the documents within a time, `fitted` by default;
+    smooth: whether the metric has a gradient, so that first-order methods measure it too.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Cost:
     half: Callable[[Any, Sequence[Unit]], float] | None = None
     limit: bool = True
     fit: Fit | None = None
+    smooth: bool = True
 
     def cheaper(self, metric: Metric) -> Options | None:
         """`options` of a metric."""
@@ -142,7 +144,7 @@ def _choice(
     least = min(2 * first, each) * count if cost.heads else each * count
     if cost.heads and agreed(int(time_left > least)):
         return limit, tokens, 0
-    raise too_short(work, cost.text, limit or len(docs), tokens, least, exact=cost.heads)
+    raise too_short(work, cost.text, limit or len(docs), tokens, least, cost.heads and cost.smooth)
 
 
 def too_short(
@@ -158,7 +160,7 @@ def too_short(
     needed = (seconds + (work.within or 0.0) - work.time_left + work.reserve) / SHARE
     return MidusError(
         f"within is {duration(work.within or 0.0)}, which does not hold the least of this "
-        f"measurement ({text} on {what}): give about {duration(1.1 * needed)}"
+        f"measurement ({text} on {what}): give about {duration(1.1 * needed, up=True)}"
         + (", or a first-order method such as 'taylor'" if exact else "")
     )
 

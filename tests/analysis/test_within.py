@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -432,6 +433,31 @@ def test_too_short_a_time_is_one_line_with_what_would_do(grown: Any, monkeypatch
         assert "\n" not in str(caught.value), name
 
 
+@pytest.mark.parametrize(("name", "short"), [("ablation", 100), ("rank", 5000), ("rank", 7200)])
+def test_the_time_that_would_do_does(name: str, short: float, grown: Any, monkeypatch: Any) -> None:
+    """Of a race where the time holds a sample of the work; below that its speed is a guess."""
+    clock, run = counting(monkeypatch, 1.0), MEASUREMENTS[name]
+    with pytest.raises(MidusError) as caught:
+        run(grown, within=short)
+    said = re.search(r"give about (?:(\d+) h ?)?(?:(\d+) min)?(?:(\d+) s)?", str(caught.value))
+    assert said is not None
+    hours, minutes, seconds = (int(part or 0) for part in said.groups())
+    clock.now = 0.0
+    run(grown, within=3600 * hours + 60 * minutes + seconds)
+
+
+@pytest.mark.parametrize("measure", [head_importance, rank_heads])
+def test_a_first_order_method_is_proposed_only_where_the_metric_has_a_slope(
+    measure: Any, monkeypatch: Any
+) -> None:
+    counting(monkeypatch, 1.0)
+    for metric, proposed in (("loss", True), ("accuracy", False)):
+        with pytest.raises(MidusError, match="within is") as caught:
+            of_measure = {"top": 4} if measure is rank_heads else {}
+            measure(tiny("llama"), texts(), metric=metric, within=20.0, **of_measure)
+        assert ("first-order" in str(caught.value)) is proposed, str(caught.value)
+
+
 @pytest.mark.parametrize("measure", [head_importance, rank_heads, analysis.head_roles])
 def test_on_the_machines_own_clock(measure: Any) -> None:
     model = load("pico")
@@ -441,8 +467,8 @@ def test_on_the_machines_own_clock(measure: Any) -> None:
         table = measure(model, docs, within=asked)
     except MidusError as error:  # a machine at its limit
         assert "within is" in str(error)
-        assert time.monotonic() - start < asked + 1
         return
     took = time.monotonic() - start
-    assert took < 1.1 * asked + 2, "and a piece, on a machine that does other work too"
-    assert table.attrs["within"]["used"] <= took
+    assert table.attrs["within"]["left_out"], "all of it takes many minutes"
+    # On a machine that does other work too; how exactly time is kept to is tested by the work done.
+    assert 0 < table.attrs["within"]["used"] <= took < 60
