@@ -44,7 +44,7 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
         if not is_out_of_memory(error):
             raise
         return _unmeasured(table, NO_ROOM)
-    did(NOISE, 0.0)
+    did(NOISE, _passes(subject, options))
     found = {
         "median": float(np.median(noise)),
         "p95": float(np.quantile(noise, 0.95)),
@@ -62,12 +62,17 @@ def _has_time(subject: Subject, options: dict[str, Any]) -> bool:
     work = current()
     if work is None or not work.limited:
         return True
-    method = Method(subject=subject, **options)
-    tokens = sum(len(subject.docs.windows[index].ids) for index in _chosen(subject))
-    if work.holds(NOISE, method.text, 2 * tokens * method.forwards):
+    like = Method(subject=subject, **options).text
+    if work.holds(NOISE, like, _passes(subject, options)):
         return True
     work.leave_out("the noise of half precision")
     return False
+
+
+def _passes(subject: Subject, options: dict[str, Any]) -> float:
+    """What both measurements take, in tokens times forward passes."""
+    tokens = sum(len(subject.docs.windows[index].ids) for index in _chosen(subject))
+    return 2 * tokens * Method(subject=subject, **options).forwards
 
 
 def _unmeasured(table: pd.DataFrame, why: str) -> pd.DataFrame:
