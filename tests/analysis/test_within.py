@@ -218,7 +218,7 @@ def test_long_documents_are_cut_before_heads_are_left_out(double: Any, monkeypat
 def test_few_heads_are_exact_and_the_others_have_no_score(double: Any, monkeypatch: Any) -> None:
     model = double
     counting(monkeypatch, 1.0)
-    table = head_importance(model, long_texts(), within=70_000)
+    table = head_importance(model, long_texts(), within=60_000)
     found = table.attrs["within"]
     exact = table["score"].notna()
     assert 1 <= exact.sum() == found["heads"] < len(table) == found["heads_of"]
@@ -234,14 +234,14 @@ def test_few_heads_are_exact_and_the_others_have_no_score(double: Any, monkeypat
     with pytest.raises(MidusError, match="needs a score of every head"):
         amplification(table, table)
     with pytest.raises(MidusError, match="cannot be normalised"):
-        head_importance(model, long_texts(), within=70_000, normalise="share")
+        head_importance(model, long_texts(), within=60_000, normalise="share")
 
 
 def test_tables_with_heads_left_out_are_stored_and_drawn(
     double: Any, monkeypatch: Any, tmp_path: Any
 ) -> None:
     counting(monkeypatch, 1.0)
-    table = head_importance(double, long_texts(), within=70_000)
+    table = head_importance(double, long_texts(), within=60_000)
     analysis.tables.save(table, tmp_path / "table")
     equal(analysis.tables.load(tmp_path / "table"), table)
     assert analysis.tables.load(tmp_path / "table").attrs["within"] == table.attrs["within"]
@@ -471,4 +471,4 @@ def test_on_the_machines_own_clock(measure: Any) -> None:
     took = time.monotonic() - start
     assert table.attrs["within"]["left_out"], "all of it takes many minutes"
     # On a machine that does other work too; how exactly time is kept to is tested by the work done.
-    assert 0 < table.attrs["within"]["used"] <= took < 60
+    assert 0 < table.attrs["within"]["used"] <= took + 0.001 < 60  # rounded to milliseconds
