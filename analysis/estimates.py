@@ -11,6 +11,7 @@ A measurement inside another one belongs to it: one estimate, one time budget (`
 from __future__ import annotations
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -404,14 +405,15 @@ def vocabulary_share(model: Any) -> float:
     return rows / max(rows + body, 1)
 
 
-def duration(seconds: float) -> str:
-    """A number of seconds as a person says it."""
+def duration(seconds: float, up: bool = False) -> str:
+    """A number of seconds as a person says it; `up`: never less than it is."""
+    near: Callable[[float], int] = math.ceil if up else round
     if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
+        return f"{max(1, near(seconds))} s"
+    minutes = near(seconds / 60)
     if minutes < 90:
         return f"{minutes} min"
-    hours, minutes = divmod(5 * round(seconds / 300), 60)
+    hours, minutes = divmod(5 * near(seconds / 300), 60)
     if hours >= 48:
-        return f"{hours / 24:.0f} days"
+        return f"{near((hours + minutes / 60) / 24)} days"
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"

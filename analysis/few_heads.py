@@ -60,7 +60,8 @@ def with_few_heads(subject: Subject) -> tuple[Subject, np.ndarray]:
     if count < 1:
         stage = method_text("ablation")
         least = tokens * (1 + ablation_passes(subject.model, [units[order[0]]])[0])
-        raise too_short(work, stage, len(docs), None, least * work.speed(stage))
+        smooth = subject.metric.smooth
+        raise too_short(work, stage, len(docs), None, least * work.speed(stage), smooth)
     work.facts |= {"heads": count, "heads_of": len(units)}
     work.leave_out(f"exact ablation of {len(units) - count} of {len(units)} heads")
     chosen = sorted(order[:count].tolist())

@@ -44,7 +44,7 @@ def with_noise(table: pd.DataFrame, subject: Subject, **options: Any) -> pd.Data
         if not is_out_of_memory(error):
             raise
         return _unmeasured(table, NO_ROOM)
-    did(NOISE, 0.0)
+    did(NOISE, _passes(subject, options))
     found = {
         "median": float(np.median(noise)),
         "p95": float(np.quantile(noise, 0.95)),
@@ -62,12 +62,17 @@ def _has_time(subject: Subject, options: dict[str, Any]) -> bool:
     work = current()
     if work is None or not work.limited:
         return True
-    method = Method(subject=subject, **options)
-    tokens = sum(len(subject.docs.windows[index].ids) for index in _chosen(subject))
-    if work.holds(NOISE, method.text, 2 * tokens * method.forwards):
+    like = Method(subject=subject, **options).text
+    if work.holds(NOISE, like, _passes(subject, options)):
         return True
     work.leave_out("the noise of half precision")
     return False
+
+
+def _passes(subject: Subject, options: dict[str, Any]) -> float:
+    """What both measurements take, in tokens times forward passes."""
+    tokens = sum(len(subject.docs.windows[index].ids) for index in _chosen(subject))
+    return 2 * tokens * Method(subject=subject, **options).forwards
 
 
 def _unmeasured(table: pd.DataFrame, why: str) -> pd.DataFrame:
@@ -102,7 +107,10 @@ def _wide(subject: Subject) -> Subject:
     """The same in fp32; the mean baseline stays the one that was measured."""
     model = copy.deepcopy(subject.model).float()
     group = {"query heads": "head", "kv groups": "kv"}[subject.how["heads_are"]]
-    units = units_of(model, group, subject.how["stage"])
+    # Of the units that were measured: a time may have held some of them only.
+    measured = {(unit.layer, unit.kind, unit.head) for unit in subject.units}
+    every = units_of(model, group, subject.how["stage"])
+    units = [unit for unit in every if (unit.layer, unit.kind, unit.head) in measured]
     sites = [site for unit in units for site in unit.sites]
     other = copy.copy(subject.baseline)
     other.model, other.sites = model, sites

@@ -73,8 +73,11 @@ def raced_documents(
     made: Callable[[Documents, Sequence[Unit]], Subject],
     *,
     top: int,
+    allowed: int,
 ) -> Documents:
     """The documents and windows that heads are raced on in the time of the measurement under way.
+
+    allowed: evaluations at most.
 
     Raises MidusError where not even the least race fits.
     """
@@ -86,7 +89,8 @@ def raced_documents(
     else:
         measure_speed(work, cost, docs, units, model, made)
         limit, tokens = _population(work, docs) if means else (None, None)
-        course = _course(work, model, lessened(docs, limit, tokens), units, top, means)
+        chosen = lessened(docs, limit, tokens)
+        course = _course(work, cost, model, chosen, units, top, allowed, means)
         given = {"limit": limit, "tokens": tokens, "context": course.context}
         evaluations = course.evaluations
     work.record |= given
@@ -113,22 +117,34 @@ def _population(work: Work, docs: Documents) -> tuple[int | None, int | None]:
 
 
 def _course(
-    work: Work, model: Any, docs: Documents, units: Sequence[Unit], top: int, means: bool
+    work: Work,
+    cost: Cost,
+    model: Any,
+    docs: Documents,
+    units: Sequence[Unit],
+    top: int,
+    allowed: int,
+    means: bool,
 ) -> Course:
     before = passes_of(docs) * (work.rate or 0.0) if means else 0.0
-    seconds = float("inf")
-    for context, kind in _courses(model, docs):
+    rest = float("inf")  # what the least of the race takes, the baseline not counted
+    pays_all = allowed >= needed(FULL, len(units), len(docs.windows), top)
+    for context, kind in _courses(model, docs, FULL if pays_all else SCREENED):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few documents: said where they are used
             windows = lessened(docs, context=context).windows
         length = float(np.mean([len(window.ids) for window in windows]))
-        count = _held(work, model, units, kind, length, len(windows), before)
+        count = min(_held(work, model, units, kind, length, len(windows), before), allowed)
         least = needed(kind, len(units), len(windows), top)
         if count >= least:
             return Course(context, kind, count)
         each = length * evaluation_passes(model, units) * work.speed(STAGE)
-        seconds = min(seconds, before + _screening(work, kind, length, len(windows)) + least * each)
-    raise too_short(work, f"{top + 1} of {len(units)} heads", len(docs), None, seconds)
+        most = max(len(windows), work.facts["windows_of"])
+        least = needed(kind, len(units), most, top)
+        rest = min(rest, _screening(work, kind, length, most) + least * each)
+    # More time has more documents: a baseline up to its share, and a minimum of more windows.
+    seconds = max(before + rest, rest * SHARE / (SHARE - BASELINE_SHARE) if means else 0.0)
+    raise too_short(work, f"{top + 1} of {len(units)} heads", len(docs), None, seconds, cost.smooth)
 
 
 def _held(
@@ -149,15 +165,18 @@ def _screening(work: Work, kind: str, length: float, windows: int) -> float:
     return min(SCREEN, windows) * length * FIRST_ORDER * work.speed(SCREENING)
 
 
-def _courses(model: Any, docs: Documents) -> list[tuple[int | None, str]]:
-    """What is tried, from the best down: (context, who is measured)."""
+def _courses(model: Any, docs: Documents, best: str) -> list[tuple[int | None, str]]:
+    """What is tried, from the best down: (context, who is measured).
+
+    best: `FULL`, or `SCREENED` where a budget does not pay the minimum of all heads anyway.
+    """
     whole = min(MAX_CONTEXT, getattr(model.config, "max_position_embeddings", None) or MAX_CONTEXT)
     closed = any(item.is_task for item in docs) or docs.context < whole
     shorter = [] if closed else _halves(max(min(len(item.ids), docs.context) for item in docs))
     long = [None, *(length for length in shorter if length >= LONG)]
     short = [length for length in shorter if length < LONG]
     return [
-        *((length, FULL) for length in long),
+        *((length, best) for length in long),
         (long[-1], SCREENED),
         *((length, kind) for length in short for kind in (FULL, SCREENED)),
         *((length, BARE) for length in (long[-1], *short)),
@@ -195,16 +214,16 @@ class Entry:
     evaluations: int
 
 
-def entered(work: Work, subject: Subject, order: np.ndarray, top: int) -> Entry:
+def entered(work: Work, subject: Subject, order: np.ndarray, top: int, allowed: int) -> Entry:
     """Who is raced in the time that is left, once the documents were chosen.
 
-    order: of the windows. Kept for a repetition.
+    order: of the windows; allowed: evaluations at most. Kept for a repetition.
     """
     units, windows = subject.units, len(subject.docs.windows)
     if work.repeat is not None:
         kind, count = work.repeat["race"]["kind"], int(work.repeat["race"]["held"])
     else:
-        kind, count = _kind_now(work, subject, top)
+        kind, count = _kind_now(work, subject, top, allowed)
     work.record["race"] = {"kind": kind, "held": count}
     everyone = np.arange(len(units))
     if kind == FULL:
@@ -217,12 +236,13 @@ def entered(work: Work, subject: Subject, order: np.ndarray, top: int) -> Entry:
     return Entry(kind, chosen, sizes, count)
 
 
-def _kind_now(work: Work, subject: Subject, top: int) -> tuple[str, int]:
+def _kind_now(work: Work, subject: Subject, top: int, allowed: int) -> tuple[str, int]:
     units, docs = subject.units, subject.docs
     length = passes_of(docs) / len(docs.windows)
     count = 0
     for kind in (FULL, SCREENED, BARE):
-        count = _held(work, subject.model, units, kind, length, len(docs.windows))
+        held = _held(work, subject.model, units, kind, length, len(docs.windows))
+        count = min(held, allowed)
         if count >= needed(kind, len(units), len(docs.windows), top):
             return kind, count
     return BARE, count

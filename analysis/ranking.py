@@ -179,7 +179,7 @@ def _cost(docs: Documents, top: int, allowed: int) -> Cost:
         passes=passes,
         options=cheaper,
         limit=False,
-        fit=partial(raced_documents, top=top),
+        fit=partial(raced_documents, top=top, allowed=allowed),
     )
 
 
@@ -214,7 +214,7 @@ def _raced_in_time(
     """The ranking that the time of the measurement under way holds."""
     work = current()
     assert work is not None
-    entry: Entry = entered(work, subject, race_of(subject).order, top)
+    entry: Entry = entered(work, subject, race_of(subject).order, top, allowed)
     raced = replace(subject, units=[subject.units[index] for index in entry.heads])
     race = race_of(raced)
     if entry.kind == SCREENED:

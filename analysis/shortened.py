@@ -42,9 +42,9 @@ def _cut(item: Document, tokens: int) -> Document:
 
 def first_tokens(docs: Documents, ends: Mapping[int, int]) -> Documents:
     """The documents that are named, by index, up to so many tokens each."""
-    chosen = docs.subset(sorted(ends))
+    chosen = docs if len(ends) == len(docs) else docs.subset(sorted(ends))
     cut = [_cut(docs[index], end) for index, end in sorted(ends.items())]
-    return chosen.with_items(cut, chosen.name)
+    return docs.with_items(cut, chosen.name)
 
 
 def passes_of(docs: Documents) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,7 @@ def prepared(
 
     work = current()
     if cost is not None and work is not None and not work.begun:
+        cost = replace(cost, smooth=chosen.smooth)
         planned(docs)  # a memory budget that cannot be is refused before anything is timed
         stages = dict(cost.passes(network, units))
         if baseline == "mean":

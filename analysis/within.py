@@ -64,7 +64,8 @@ class Cost:
     pass over all documents, and the metric, what else would be cheaper; half: passes a token of
     what is repeated on a few windows for the noise of half precision; limit: whether fewer
     documents are cheaper; fit: what chooses the documents within a time, `fitted` by default;
-    check: refuses a metric, or what `Subject.how` says, before anything is timed.
+    check: refuses a metric, or what `Subject.how` says, before anything is timed; smooth: whether
+    the metric has a gradient, so that first-order methods measure it too.
     """
 
     text: str
@@ -76,6 +77,7 @@ class Cost:
     limit: bool = True
     fit: Fit | None = None
     check: Callable[[Metric, Mapping[str, Any]], None] | None = None
+    smooth: bool = True
 
     def cheaper(self, metric: Metric) -> Options | None:
         """`options` of a metric."""
@@ -144,7 +146,7 @@ def _choice(
     least = min(2 * first, each) * count if cost.heads else each * count
     if cost.heads and agreed(int(time_left > least)):
         return limit, tokens, 0
-    raise too_short(work, cost.text, limit or len(docs), tokens, least, exact=cost.heads)
+    raise too_short(work, cost.text, limit or len(docs), tokens, least, cost.heads and cost.smooth)
 
 
 def too_short(
@@ -160,7 +162,7 @@ def too_short(
     needed = (seconds + (work.within or 0.0) - work.time_left + work.reserve) / SHARE
     return MidusError(
         f"within is {duration(work.within or 0.0)}, which does not hold the least of this "
-        f"measurement ({text} on {what}): give about {duration(1.1 * needed)}"
+        f"measurement ({text} on {what}): give about {duration(1.1 * needed, up=True)}"
         + (", or a first-order method such as 'taylor'" if exact else "")
     )
 

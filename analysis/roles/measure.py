@@ -168,7 +168,7 @@ class _Reader:
         if (least := 2 * took + 2 * WATCHING * window * speed) > SHARE * work.time_left:
             raise MidusError(
                 f"within is {duration(work.within or 0)}, and the least of head roles, 2 sequences "
-                f"of each kind and 2 windows, takes about {duration(1.2 * (least + took))}"
+                f"of each kind and 2 windows, takes about {duration(1.2 * (least + took), up=True)}"
             )
         work.begin("head roles", speed, stages)
         return max(2, agreed(int(SHARE * work.time_left / 2 / took)))

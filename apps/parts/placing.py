@@ -10,7 +10,6 @@ import streamlit as st
 # there is refused in a line when a model is loaded.
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-AUTO = ("auto", "auto")
 
 
 def ask(left: Any, right: Any, key: str) -> tuple[str, str]:

@@ -236,3 +236,9 @@ def test_the_model_is_left_as_it_was() -> None:
 )  # fmt: skip
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.1, 89.2, 100, 140, 3601, 5401, 172_900, 10**6 + 1])
+def test_a_time_that_would_do_is_not_rounded_down(seconds: float) -> None:
+    (said,) = said_seconds(f"about {duration(seconds, up=True)}")
+    assert seconds <= said <= max(1.5 * seconds, seconds + 60)

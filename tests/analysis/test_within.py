@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -187,14 +188,14 @@ def test_documents_are_those_of_limit_and_the_table_is_its_table(
 
 
 def test_what_a_slower_machine_did_not_reach_is_left_out_whole(
-    double: Any, monkeypatch: Any
+    double: Any, whole_time: Callable[[str], float], monkeypatch: Any
 ) -> None:
     """Documents in the order of `limit`; with baseline zero the rest is just what they give."""
-    model = double
+    model, piece = double, 4.0 * whole_time("ablation zero") / len(texts())  # a document
     clock = counting(monkeypatch, 1.0)
     clock.after, clock.slower = 8_000, 4.0
     table = head_importance(model, texts(), baseline="zero", within=20_000)
-    assert clock.now <= 22_000
+    assert clock.now <= 20_000 + piece, "what is under way at the time is brought to its end"
     assert "cut" in table.attrs["within"]["repeat"]
     count = table.attrs["within"]["documents"]
     assert 1 <= count < table.attrs["within"]["repeat"]["limit"]
@@ -217,7 +218,7 @@ def test_long_documents_are_cut_before_heads_are_left_out(double: Any, monkeypat
 def test_few_heads_are_exact_and_the_others_have_no_score(double: Any, monkeypatch: Any) -> None:
     model = double
     counting(monkeypatch, 1.0)
-    table = head_importance(model, long_texts(), within=70_000)
+    table = head_importance(model, long_texts(), within=60_000)
     found = table.attrs["within"]
     exact = table["score"].notna()
     assert 1 <= exact.sum() == found["heads"] < len(table) == found["heads_of"]
@@ -233,14 +234,14 @@ def test_few_heads_are_exact_and_the_others_have_no_score(double: Any, monkeypat
     with pytest.raises(MidusError, match="needs a score of every head"):
         amplification(table, table)
     with pytest.raises(MidusError, match="cannot be normalised"):
-        head_importance(model, long_texts(), within=70_000, normalise="share")
+        head_importance(model, long_texts(), within=60_000, normalise="share")
 
 
 def test_tables_with_heads_left_out_are_stored_and_drawn(
     double: Any, monkeypatch: Any, tmp_path: Any
 ) -> None:
     counting(monkeypatch, 1.0)
-    table = head_importance(double, long_texts(), within=70_000)
+    table = head_importance(double, long_texts(), within=60_000)
     analysis.tables.save(table, tmp_path / "table")
     equal(analysis.tables.load(tmp_path / "table"), table)
     assert analysis.tables.load(tmp_path / "table").attrs["within"] == table.attrs["within"]
@@ -370,6 +371,35 @@ def test_a_full_race_is_that_of_its_budget_and_documents(
     assert table.attrs["stopped"] == plain.attrs["stopped"] == "budget"
 
 
+@pytest.mark.parametrize("budget", [300, 0.2])
+def test_a_budget_holds_within_a_time_too(
+    budget: float, many_heads: Any, small_windows: None, monkeypatch: Any
+) -> None:
+    """64 heads with 16 windows each are 1,024 evaluations: more than the budget."""
+    docs = race_texts()
+    counting(monkeypatch, 1.0)
+    table = rank_heads(many_heads, docs, top=3, budget=budget, within=10_000_000)
+    assert 0 < table.attrs["evaluations"] <= (budget if budget > 1 else budget * 64 * 24)
+    assert table.attrs["within"]["repeat"]["context"] is None, "there is time for whole windows"
+    assert table.attrs["screened"] and (table["exact"] >= 2).all()
+    plain = rank_heads(many_heads, docs, top=3, budget=budget)
+    assert table.attrs["evaluations"] == plain.attrs["evaluations"]
+    equal(table, rank_heads(many_heads, docs, top=3, budget=budget, within=table.attrs["within"]))
+
+
+def test_the_noise_of_half_precision_is_that_of_the_heads_that_were_measured(
+    monkeypatch: Any,
+) -> None:
+    half = tiny("llama").bfloat16()
+    counting(monkeypatch, 1.0)
+    chosen = {"limit": LEAST, "tokens": None, "heads": 3, "batch": {"exact ablation": 1}}
+    given = {"repeat": chosen | {"half precision": True}}
+    table = head_importance(half, texts(), within=given)
+    exact = table["score"].notna()
+    assert exact.sum() == 3 and table.attrs["dtype_noise"]["p95"] > 0
+    assert not table["below_noise"][~exact].any()
+
+
 def test_a_context_that_was_chosen_is_kept(
     many_heads: Any, small_windows: None, monkeypatch: Any
 ) -> None:
@@ -403,6 +433,31 @@ def test_too_short_a_time_is_one_line_with_what_would_do(grown: Any, monkeypatch
         assert "\n" not in str(caught.value), name
 
 
+@pytest.mark.parametrize(("name", "short"), [("ablation", 100), ("rank", 5000), ("rank", 7200)])
+def test_the_time_that_would_do_does(name: str, short: float, grown: Any, monkeypatch: Any) -> None:
+    """Of a race where the time holds a sample of the work; below that its speed is a guess."""
+    clock, run = counting(monkeypatch, 1.0), MEASUREMENTS[name]
+    with pytest.raises(MidusError) as caught:
+        run(grown, within=short)
+    said = re.search(r"give about (?:(\d+) h ?)?(?:(\d+) min)?(?:(\d+) s)?", str(caught.value))
+    assert said is not None
+    hours, minutes, seconds = (int(part or 0) for part in said.groups())
+    clock.now = 0.0
+    run(grown, within=3600 * hours + 60 * minutes + seconds)
+
+
+@pytest.mark.parametrize("measure", [head_importance, rank_heads])
+def test_a_first_order_method_is_proposed_only_where_the_metric_has_a_slope(
+    measure: Any, monkeypatch: Any
+) -> None:
+    counting(monkeypatch, 1.0)
+    for metric, proposed in (("loss", True), ("accuracy", False)):
+        with pytest.raises(MidusError, match="within is") as caught:
+            of_measure = {"top": 4} if measure is rank_heads else {}
+            measure(tiny("llama"), texts(), metric=metric, within=20.0, **of_measure)
+        assert ("first-order" in str(caught.value)) is proposed, str(caught.value)
+
+
 @pytest.mark.parametrize("measure", [head_importance, rank_heads, analysis.head_roles])
 def test_on_the_machines_own_clock(measure: Any) -> None:
     model = load("pico")
@@ -412,8 +467,8 @@ def test_on_the_machines_own_clock(measure: Any) -> None:
         table = measure(model, docs, within=asked)
     except MidusError as error:  # a machine at its limit
         assert "within is" in str(error)
-        assert time.monotonic() - start < asked + 1
         return
     took = time.monotonic() - start
-    assert took < 1.1 * asked + 2, "and a piece, on a machine that does other work too"
-    assert table.attrs["within"]["used"] <= took
+    assert table.attrs["within"]["left_out"], "all of it takes many minutes"
+    # On a machine that does other work too; how exactly time is kept to is tested by the work done.
+    assert 0 < table.attrs["within"]["used"] <= took + 0.001 < 60  # rounded to milliseconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from analysis import check_model
 from kernels.errors import MidusError
 from midus_model import load
+from tests.analysis.clocks import counting
 from tests.models import tiny
 from workbench import training
 from workbench.cli import amplify, app, common, doctor, measure, models, options, study, usage
@@ -209,3 +212,53 @@ def test_a_relative_model_of_a_run_is_found_from_anywhere(
     assert Path(found.model_path("after")).samefile(there / "deeper")
     assert found.model_path("shipped") == "pico"
     assert load(found.model_path("after")).config.num_hidden_layers == 6
+
+
+# ---------------------------------------------------------------- time
+
+
+@pytest.fixture
+def rows(there: Path) -> Path:
+    """24 documents of token ids, and beside `a model` a deeper one."""
+    ids = [[(7 * n + 3 * i) % 50 + 1 for i in range(16 + n % 7)] for n in range(24)]
+    path = there / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"input_ids": row}) for row in ids))
+    assert midus("upscale", "a model", "-o", "deeper", *SMALL).exit_code == 0
+    return path
+
+
+def test_before_and_after_are_measured_on_the_documents_that_a_time_holds(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["importance", "a model", "--after", "deeper", "--data", rows, "--baseline", "zero"]
+    for name in ("a model", "deeper"):
+        check_model(load(name))
+    clock = counting(monkeypatch, 1.0)
+    done = midus(*line, "--within", "25000s", "-o", "run")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    assert 25_000 < clock.now < 50_000
+    run = RunFolder.open("run")
+    before, after = (run.load_table(f"importance_{side}") for side in ("before", "after"))
+    assert before.attrs["documents"] == after.attrs["documents"]
+    assert 8 <= after.attrs["within"]["documents"] < 24
+    assert run.has_table("amplification")
+
+
+def test_evidence_keeps_to_the_time_too(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = counting(monkeypatch, 1.0)
+    line = ["rank", "a model", "--data", rows, "--top", 2, "--evidence", "--within", "100000s"]
+    done = midus(*line, "-o", "run")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    assert clock.now < 300_000
+    tables = [RunFolder.open("run").load_table(n) for n in ("ranking", "evidence", "prune_curve")]
+    assert [table.attrs["within"]["seconds"] for table in tables] == [100_000] * 3
+    assert tables[1].attrs["within"]["documents"] < 24
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"), [("5000", 5000), ("0.25", 0.25), ("all", "all"), (None, None)]
+)
+def test_budgets(text: str | None, budget: Any, there: Path) -> None:
+    found = measure.parse_budget(text)
+    assert found == budget and type(found) is type(budget)
+    refused(midus("rank", "pico", "--budget", "half"), "--budget is 'half'", "0.25")

@@ -24,7 +24,7 @@ from workbench.progress import written
 settings = {"debug": False}
 
 Model = Annotated[
-    str, typer.Argument(help="A shipped name (pico, pico-midus), a model directory, or a hub id.")
+    str, typer.Argument(help="A name (pico, pico-midus, smollm2), a model directory, or a hub id.")
 ]
 Data = Annotated[
     str | None,

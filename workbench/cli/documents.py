@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import common
+from workbench.cli import common, options
 
 
 @common.reports
+@options.reads_text
 def documents(
     data: Annotated[
         str,
@@ -24,20 +25,10 @@ def documents(
     ] = "pico",
     split: common.Split = None,
     limit: common.Limit = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens a window. [default: the model's, at most 1,024]")
-    ] = None,
-    bos: Annotated[
-        str, typer.Option(help="Which windows begin with the start token: first, every or none.")
-    ] = "first",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="The tokenizer's chat template writes the prompts.")
-    ] = False,
-    text_column: Annotated[
-        str | None, typer.Option(help="The column of the texts. [default: text]")
-    ] = None,
     show: Annotated[int, typer.Option(min=0, help="Documents whose tokens are shown.")] = 3,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens shown of each.")] = 12,
+    *,
+    read: options.Reader,
 ) -> None:
     """What a model would read of some data: counts, tokens with their ids, and what is left out.
 
@@ -47,14 +38,10 @@ def documents(
     """
     import warnings
 
-    from analysis.documents import documents as read
     from analysis.overview import overview
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what was left out stands in the overview
-        texts = read(
-            data, model=model, split=split, limit=limit, context=context, bos=bos, chat=chat,
-            text_column=text_column,
-        )  # fmt: skip
+        texts = read(data, model=model, split=split, limit=limit)
     for line in overview(texts, show, tokens):
         typer.echo(line)

@@ -27,6 +27,7 @@ Budget = Annotated[
     typer.Option(help="Memory beside the weights, such as 512MB. [default: 1GB on a CPU]"),
 ]
 SHOWN = 20
+FORWARD = ("ablation", "dla")  # methods without a backward pass
 
 
 @common.reports
@@ -97,22 +98,13 @@ def importance(
     given |= within(head_importance)
     models = {side: placed.load(name) for side, name in names.items()}
     texts = read(data, model=models["before"], split=split, limit=limit)
-    placed.tell(*models.values(), texts=texts, gradients=method not in ("ablation", "dla"))
-    tables = {}
+    placed.tell(*models.values(), texts=texts, gradients=method not in FORWARD)
     with common.begin(output, "importance", model, parameters, overwrite) as run:
         with common.progress() as progress:
-            for side, name in names.items():
-                table = f"importance_{side}"
-                if not run.has_table(table):
-                    kept = common.checkpoint(run, table)
-                    found = head_importance(
-                        models[side], texts, progress=progress, checkpoint=kept, **given
-                    )
-                    run.save_table(table, found)
-                    run.add_model(side, name)
-                tables[side] = run.load_table(table)
+            tables = _importances(run, names, models, texts, progress, given)
             if after is not None:
-                run.save_table("amplification", amplification(*tables.values(), seed=seed))
+                found = amplification(tables["before"], tables["after"], seed=seed)
+                run.save_table("amplification", found)
         before = tables["before"]
         clean = {key: before.attrs[key] for key in ("clean_loss", "clean") if key in before.attrs}
         run.finish(clean | {"heads": len(before)})
@@ -128,6 +120,35 @@ def importance(
         common.closing(run.path)
 
 
+def _importances(
+    run: Any, names: dict[str, str], models: Any, texts: Any, progress: Any, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The tables of "before" and "after", each measured where the run folder has none yet.
+
+    Two models within a time are measured on the same documents: the larger one, that after,
+    chooses them, and the one before repeats the choice.
+    """
+    from analysis import head_importance
+    from analysis.few_heads import all_heads
+
+    tables: dict[str, Any] = {}
+    in_time = "within" in given and len(names) > 1
+    for side in reversed(names) if in_time else names:
+        table = f"importance_{side}"
+        if not run.has_table(table):
+            if in_time and tables:
+                all_heads(tables["after"], "--after")
+                given = given | {"within": tables["after"].attrs["within"]}
+            kept = common.checkpoint(run, table)
+            found = head_importance(
+                models[side], texts, progress=progress, checkpoint=kept, **given
+            )
+            run.save_table(table, found)
+            run.add_model(side, names[side])
+        tables[side] = run.load_table(table)
+    return tables
+
+
 @common.reports
 @options.runs_model
 @options.reads_text
@@ -140,7 +161,11 @@ def rank(
     top: Annotated[int, typer.Option(help="Size of the top set.")] = 16,
     confidence: Annotated[float, typer.Option(help="When the top set counts as settled.")] = 0.95,
     budget: Annotated[
-        int | None, typer.Option(help="Exact evaluations at most, a head on a window each.")
+        str | None,
+        typer.Option(
+            help="Exact evaluations at most, a head on a window each: 5000, 0.25 (of all there "
+            "are), or all. [default: 56 a head]"
+        ),
     ] = None,
     method: Method = "ablation",
     baseline: Baseline = "mean",
@@ -171,7 +196,7 @@ def rank(
 
     asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "top": top,
-        "confidence": confidence, "budget": budget, "seed": seed,
+        "confidence": confidence, "budget": parse_budget(budget), "seed": seed,
     }  # fmt: skip
     parameters = {
         "model": model, "data": data, "split": split, "limit": limit, "evidence": evidence,
@@ -180,7 +205,7 @@ def rank(
     given = asked | within(rank_heads)
     loaded = placed.load(model)
     texts = read(data, model=loaded, split=split, limit=limit)
-    placed.tell(loaded, texts=texts)
+    placed.tell(loaded, texts=texts, gradients=method not in FORWARD)
     with common.begin(output, "rank", model, parameters, overwrite) as run:
         with common.progress() as progress:
             if not run.has_table("ranking"):
@@ -188,7 +213,7 @@ def rank(
                 run.add_model("before", model)
             table = run.load_table("ranking")
             if evidence:
-                _trust(run, loaded, texts, table, progress, asked)
+                _trust(run, loaded, texts, table, progress, asked, within)
         best = table.iloc[: table.attrs.get("top") or top]
         heads = [[int(row.layer), int(row.head)] for row in best.itertuples()]
         run.write_json("ranking.json", {"heads": heads})
@@ -264,6 +289,20 @@ def roles(
         common.closing(run.path)
 
 
+def parse_budget(text: str | None) -> int | float | str | None:
+    """`--budget`: 5000, 0.25 or all, as `analysis.rank_heads` takes it."""
+    from kernels.errors import MidusError
+
+    if text is None or text == "all":
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise MidusError(f"--budget is {text!r}; give evaluations (5000), a share (0.25), or all")
+
+
 def _places(heads: Any) -> list[str]:
     """The first few, as 3.1 is layer 3, head 1."""
     names = [f"{r['layer']}.{r['head']}" for r in heads.to_dict("records")]
@@ -271,19 +310,26 @@ def _places(heads: Any) -> list[str]:
 
 
 def _trust(
-    run: Any, model: Any, texts: Any, ranking: Any, progress: Any, asked: dict[str, Any]
+    run: Any,
+    model: Any,
+    texts: Any,
+    ranking: Any,
+    progress: Any,
+    asked: dict[str, Any],
+    within: options.Within,
 ) -> None:
     """Evidence and prune curves into the run folder."""
     from analysis import evidence, prune_curve
 
     given = {name: asked[name] for name in ("baseline", "metric", "seed")}
     if not run.has_table("evidence"):
-        found = evidence(model, texts, top=asked["top"], progress=progress, **given)
+        limits = within(evidence)
+        found = evidence(model, texts, top=asked["top"], progress=progress, **given, **limits)
         run.save_table("evidence", found)
     if not run.has_table("prune_curve"):
-        run.save_table(
-            "prune_curve", prune_curve(model, ranking, texts, progress=progress, **given)
-        )
+        limits = within(prune_curve)
+        found = prune_curve(model, ranking, texts, progress=progress, **given, **limits)
+        run.save_table("prune_curve", found)
 
 
 def _print_evidence(table: Any) -> None:

@@ -122,11 +122,18 @@ class Reader:
 
 @dataclass
 class Within:
-    """A time budget; called with a function, it is that function's arguments."""
+    """A time budget; called with a function, it is that function's arguments.
+
+    A command of several measurements gives each the whole of it, so that an error's "give about"
+    is what to give here.
+    """
 
     within: Annotated[
         str | None,
-        typer.Option(help="Time that measuring may take: 10m, 600 (seconds), 1h30m."),
+        typer.Option(
+            help="Time that a measurement may take, each where there are several: 10m, 600 "
+            "(seconds), 1h30m."
+        ),
     ] = None
 
     @property

@@ -12,7 +12,6 @@ from workbench.cli import common, options
 @common.reports
 @options.runs_model
 @options.reads_text
-@options.measures
 def memory(
     model: common.Model = "pico-midus",
     data: common.Data = None,
@@ -30,7 +29,6 @@ def memory(
     *,
     placed: options.Placed,
     read: options.Reader,
-    within: options.Within,
 ) -> None:
     """What every memory head retrieves: slots used, how evenly, and how sharply.
 
@@ -41,7 +39,6 @@ def memory(
     from workbench.runs import RunFolder
 
     place = common.run_place(output, "memory", model, overwrite)
-    given = within(memory_usage)
     loaded = placed.load(model)
     at = _memory_place(loaded, slots)
     texts = read(data, model=loaded, split=split, limit=limit)
@@ -50,16 +47,16 @@ def memory(
         others = read(against, model=loaded, split=split, limit=limit)
     parameters = {
         "model": model, "data": data, "split": split, "limit": limit, "slots": slots,
-        "against": against, **options.parameters(placed, read, within),
+        "against": against, **options.parameters(placed, read),
     }  # fmt: skip
     placed.tell(loaded, texts=texts)
     with RunFolder.create(place, "memory", None, parameters, overwrite=overwrite) as run:
         with common.progress() as progress:
-            usage = memory_usage(loaded, texts, progress=progress, **given)
+            usage = memory_usage(loaded, texts, progress=progress)
             found = {"memory_slots": usage.all_slots(), "memory_usage": usage}
             found["memory_blocks"] = usage.blocks()
             if others is not None:
-                second = memory_usage(loaded, others, progress=progress, **given)
+                second = memory_usage(loaded, others, progress=progress)
                 found["memory_stability"] = usage_stability(usage, second)
             if at is not None:
                 found |= _contents(loaded, texts, *at, progress)
