@@ -262,11 +262,11 @@ def left_out(attrs: Mapping[str, Any]) -> str | None:
     if not found:
         return None
     asked = "" if found["seconds"] is None else f"within {duration(found['seconds'])}: "
-    parts = [
-        f"{found[name]:,} of {found[f'{name}_of']:,} {name}"
-        for name in ("documents", "windows", "heads")
-        if name in found
-    ]
+    parts = []
+    for name in (name for name in ("documents", "windows", "heads") if name in found):
+        # Shorter windows may be more of them than there were.
+        whole = f" of {found[f'{name}_of']:,}" if found[name] <= found[f"{name}_of"] else ""
+        parts.append(f"{found[name]:,}{whole} {name}")
     rest = "; ".join(found.get("left_out", ())) or "nothing"
     return f"{asked}measured {', '.join(parts)} in {duration(found['used'])}; left out: {rest}"
 

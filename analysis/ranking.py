@@ -194,9 +194,16 @@ def _run(
     """Race the subject's heads."""
     every = min(allowed, race.heads * race.windows)
 
+    work = current()
+    within = None if work is None else work.within
+
     def told(spent: int, racing: int) -> None:
         if progress and is_main():
-            progress(spent, every, f"{STAGE}, {racing} heads in the race")
+            if work is None or within is None:
+                progress(spent, every, f"{STAGE}, {racing} heads in the race")
+            else:  # the time ends it, not the evaluations
+                used = round(100 * (1 - max(work.time_left, 0.0) / within))
+                progress(used, 100, f"{STAGE}, % of the time")
 
     if may is None and allowed < race.heads * race.minimum:
         sizes = first_order(subject, race.order[:SCREEN].tolist())
