@@ -23,7 +23,7 @@ from analysis.importance import head_importance, method_cost
 from analysis.methods import METHODS, ablation_passes
 from analysis.metrics import Metric
 from analysis.noise import with_noise
-from analysis.race import DRAWS, MINIMUM, ROUND, May, Race, least_budget
+from analysis.race import DRAWS, FOCUS, MINIMUM, ROUND, May, Race, least_budget
 from analysis.race_in_time import (
     BARE,
     SCREEN,
@@ -239,6 +239,8 @@ def _raced_in_time(
         )
     if out := len(subject.units) - race.heads:
         work.leave_out(f"exact ablation of {out} of {len(subject.units)} heads")
+    if race.stopped == "budget" and race.spent + FOCUS <= allowed:  # it was the time that ended
+        work.leave_out("evaluations that would settle the top set")
     table = _table(race, raced)
     if entry.kind == BARE:
         assert entry.sizes is not None

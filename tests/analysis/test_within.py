@@ -149,13 +149,15 @@ def test_it_ends_in_time_and_is_repeated_without_a_clock(
     found = table.attrs["within"]
     json.dumps(found)
     assert found["seconds"] == asked and found["used"] == pytest.approx(clock.now, abs=1e-3)
-    assert found["left_out"] and left_out(table.attrs) == said[-1]
+    # A race that settles before its time leaves nothing out.
+    assert found.get("left_out") or table.attrs.get("stopped") == "settled"
+    assert left_out(table.attrs) == said[-1]
     # Stored and read back, as the explorer has it; on a clock that would stop it at once.
     clock.seconds = 1e9
     again = run(grown, within=json.loads(json.dumps(found)))
     equal(table, again)
     assert again.attrs["within"]["repeat"] == found["repeat"]
-    assert again.attrs["within"]["left_out"] == found["left_out"]
+    assert again.attrs["within"].get("left_out") == found.get("left_out")
 
 
 @pytest.mark.parametrize("name", of(["ablation", "rank"]))
