@@ -151,7 +151,25 @@ def adapter_base(place: str | Path) -> str | None:
     """What the adapter in folder `place` was made for; None where no adapter lies there.
 
     A relative path counts from the working directory, or else from the adapter's folder.
+
+    Raises ModelError where that is not said, or leads round to the adapter itself.
     """
+    found = base = _named_base(place)
+    seen = {os.path.realpath(place)}
+    while base is not None:  # an adapter of an adapter's folder, and so on
+        inside = os.path.realpath(os.path.expanduser(base))
+        if inside in seen:
+            raise ModelError(
+                f"{Path(place) / ADAPTER} says that it adapts {found!r}, which leads to its own "
+                "folder; keep the adapter in a folder apart from its model"
+            )
+        seen.add(inside)
+        base = _named_base(inside)
+    return found
+
+
+def _named_base(place: str | Path) -> str | None:
+    """The base that the adapter in one folder names."""
     path = Path(place) / ADAPTER
     if not path.is_file():
         return None
@@ -165,13 +183,7 @@ def adapter_base(place: str | Path) -> str | None:
             "(PeftModel.from_pretrained) and hand it over"
         )
     beside, known = Path(place) / name, os.path.expanduser(name)
-    found = str(beside) if beside.is_dir() and not os.path.exists(known) else name
-    if os.path.realpath(os.path.expanduser(found)) == os.path.realpath(place):
-        raise ModelError(
-            f"{path} says that it adapts {name!r}, its own folder; keep the adapter in a folder "
-            "apart from its model"
-        )
-    return found
+    return str(beside) if beside.is_dir() and not os.path.exists(known) else name
 
 
 def with_adapter(place: str, load_base: Callable[[str], Any]) -> Any:

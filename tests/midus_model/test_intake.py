@@ -382,3 +382,17 @@ def test_a_loaded_model_finds_its_tokenizer_from_another_folder(
     for file in Path("deeper").iterdir():  # what is saved knows no folders of this machine
         assert str(tmp_path).encode() not in file.read_bytes(), file
     assert load("deeper").config.base_model_name == "its base"
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_adapters_that_adapt_each_other_are_one_line(length: int, tmp_path: Path) -> None:
+    """Each names the next, and the last the first."""
+    folders = [tmp_path / f"adapter{number}" for number in range(length)]
+    for folder, following in zip(folders, [*folders[1:], folders[0]], strict=True):
+        folder.mkdir()
+        named = json.dumps({"base_model_name_or_path": str(following)})
+        (folder / "adapter_config.json").write_text(named)
+    for reading in (load, load_config):
+        with pytest.raises(ModelError, match="own folder") as caught:
+            reading(folders[0])
+        assert "\n" not in str(caught.value)
