@@ -179,7 +179,8 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
         _forget(folder)
         if isinstance(error, MidusError):
             raise
-        raise ModelError(f"the weights of {name!r} cannot be read: {reason(error)}") from error
+        said = trust.weights_reason(error, place)
+        raise ModelError(f"the weights of {name!r} cannot be read: {said}") from error
     if folder is not None:
         weakref.finalize(loaded, _forget, folder)
     return loaded

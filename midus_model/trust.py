@@ -31,6 +31,11 @@ _FROM_BIN = (
     "from transformers import AutoModelForCausalLM as M; f = {folder!r}; "
     "M.from_pretrained(f, use_safetensors=False, trust_remote_code=False).save_pretrained(f)"
 )
+_FROM_HUB = (
+    "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; f, to = {name!r}, "
+    "{to!r}; M.from_pretrained(f, use_safetensors=False, trust_remote_code=False)"
+    ".save_pretrained(to); T.from_pretrained(f, trust_remote_code=False).save_pretrained(to)"
+)
 _FROM_TENSORS = (
     "import torch, safetensors.torch as s; w = torch.load({file!r}, 'cpu', weights_only=True); "
     "s.save_file({{k: v.clone() for k, v in w.items()}}, {to!r}, {{'format': 'pt'}})"
@@ -137,45 +142,80 @@ def say_unused(code: str, name: str, instead: str) -> None:
 
 
 def reason(error: Exception, code: str = "") -> str:
-    """An error of transformers in one line, its beginning; where it asks for trust, that none is
-    given. `code`: what the folder names as its own."""
+    """An error of transformers in one line, its beginning; without its advice to trust a folder.
+
+    `code`: what the folder names as its own.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote" + "_code" in text or "contains custom code" in text:
         return f"it needs code of its own{f' ({code})' if code else ''}, which is never run"
     return text[:200]
 
 
+def weights_reason(error: Exception, name: str) -> str:
+    """As `reason`, of weights; of a hub's repository without safetensors, how to convert them."""
+    if "use_safetensors" not in str(error):
+        return reason(error)
+    code = _FROM_HUB.format(name=name, to=name.rpartition("/")[2])
+    return f"they are no safetensors, and pickles are never opened; convert them: {_command(code)}"
+
+
 # ---------------------------------------------------------------- files
 
 
 def check_weights(place: str, name: str, explicit: Any = None) -> None:
-    """Raises ModelError where a folder's weights are no safetensors files of that folder.
+    """Raises ModelError where the weights in a folder, or of a hub id, are no safetensors files.
 
-    `explicit`: the file that its configuration names. A file may be a link, as all are in the
-    hub's cache: it is read as safetensors whatever it leads to. A hub id passes.
+    `explicit`: the file that the configuration names. A file may be a link, as all are in the
+    hub's cache: it is read as safetensors whatever it leads to.
     """
     folder = Path(place)
     if not folder.is_dir():
+        _check_hub(place, explicit)
         return
     file = explicit or next((one for one in (WEIGHTS, INDEX) if (folder / one).is_file()), None)
     if file is None:
         raise ModelError(f"{name!r} {_what_lies_there(folder)}")
     if file.endswith(SAFE_INDEX):
-        _check_index(folder / file)
+        for part in _indexed(folder / file):
+            if not (folder / part).is_file():
+                raise ModelError(
+                    f"{folder / file} names {part!r}, which is not there; copy it beside the index"
+                )
 
 
-def _check_index(path: Path) -> None:
+def _check_hub(name: str, explicit: Any) -> None:
+    """As `check_weights`; transformers would put an adapter of the repository on its model."""
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    if find_adapter_config_file(name):
+        raise ModelError(
+            f"{name!r} holds an adapter, which is read from a folder only: hf download {name} "
+            f"--local-dir {name.partition('/')[2]}"
+        )
+    index = cached_file(
+        name,
+        explicit if explicit and explicit.endswith(SAFE_INDEX) else INDEX,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if index is not None:
+        _indexed(Path(index))
+
+
+def _indexed(path: Path) -> list[str]:
+    """The files that an index of weights names, each right beside it."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        files = set(index["weight_map"].values())
+        files = sorted(set(index["weight_map"].values()), key=str)
         if not isinstance(index["metadata"], dict):
             raise TypeError("metadata is no object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is no index of weights: {reason(error)}") from error
-    for file in sorted(files, key=str):
+    for file in files:
         _check_file(file, str(path), (SAFE,))
-        if not (path.parent / file).is_file():
-            raise ModelError(f"{path} names {file!r}, which is not there; copy it beside the index")
+    return files
 
 
 def _check_file(file: Any, where: str, endings: tuple[str, ...]) -> None:

@@ -393,3 +393,74 @@ def test_a_name_of_the_hubs_is_no_folder_here(
         with pytest.raises(DataError, match="no dataset of the hub"):
             documents(name)
     assert not mark.exists()
+
+
+# ---------------------------------------------------------------- the hub
+
+HUB = """
+import io, json, sys
+from midus_model import load, load_tokenizer
+sys.stdin = io.StringIO("y\\n" * 50)
+said = {}
+for name in sys.argv[1:]:
+    for call in (load, load_tokenizer):
+        try:
+            said[f"{call.__name__} {name}"] = type(call(name)).__module__
+        except Exception as error:
+            said[f"{call.__name__} {name}"] = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+
+
+def cached(home: Path, folder: Path) -> str:
+    """The folder as a repository that was downloaded before; its id."""
+    repository = home / "hub" / f"models--owner--{folder.name.replace(' ', '-')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+    return f"owner/{folder.name.replace(' ', '-')}"
+
+
+def test_a_repository_of_the_hub_is_guarded_as_a_folder_is(copy: Path, tmp_path: Path) -> None:
+    plants = [plant(tmp_path, which) for which in ("model", "config", "all")]
+    changed = {}
+    for which, files in {
+        "kernel": {"config.json": {"attn_implementation": "owner/kernel"}},
+        "index": {"model.safetensors.index.json": {"metadata": {}, "weight_map": {"a": "a.bin"}}},
+        "adapter": {"adapter_config.json": {"base_model_name_or_path": "owner/copy"}},
+        "pickle": {},
+    }.items():
+        changed[which] = Path(shutil.copytree(copy, tmp_path / which))
+        for file, changes in files.items():
+            path = changed[which] / file
+            path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {})
+                                       | changes))  # fmt: skip
+    for which in ("index", "pickle"):
+        (changed[which] / "model.safetensors").unlink()
+        torch.save({"a": Runs(tmp_path / "run")}, changed[which] / "a.bin")
+    shutil.move(changed["pickle"] / "a.bin", changed["pickle"] / "pytorch_model.bin")
+    folders = [copy, *(place for place, _ in plants), *changed.values()]
+    names = [cached(tmp_path / "home", folder) for folder in folders]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", HUB, *names],
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert not list(tmp_path.glob("run*"))
+    for which in ("copy", "planted-model"):
+        assert said[f"load owner/{which}"].startswith("transformers.models.llama"), said
+    for which, words in {
+        "planted-config": "never run",
+        "planted-all": "never run",
+        "kernel": "'owner/kernel'",
+        "index": "'a.bin'",
+        "adapter": "hf download owner/adapter",
+        "pickle": "python -P -c",
+    }.items():
+        line = said[f"load owner/{which}"]
+        assert words in line and "\n" not in line, line
+    assert "never run" in said["load_tokenizer owner/planted-all"]
