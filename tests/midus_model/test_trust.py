@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from analysis import documents
 from kernels.errors import DataError, ModelError, UnsupportedArchitecture
 from midus_model import PACKAGED, SHIPPED, load, load_config, load_tokenizer, upscale
-from tests.midus_model.planted import PLANTS, TAKEN, change, plant
+from tests.midus_model.planted import PLANTS, TAKEN, Runs, change, plant
 from tests.models import tiny, tokens
 
 TEXT = ["def f(x):\n    return x\n" * 4] * 2
@@ -240,16 +240,6 @@ def test_weights_in_several_files_and_links_of_the_hubs_cache_are_read(tmp_path:
     expected = load("pico")(tokens()).logits
     for place in (whole, snapshot):
         assert torch.equal(load(place)(tokens()).logits, expected)
-
-
-class Runs:
-    """A pickle of it writes a file where it is opened."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {shlex.quote(str(self.mark))}",)
 
 
 @pytest.mark.parametrize(
