@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -249,6 +250,17 @@ def test_every_loading_call_says_that_nothing_is_trusted() -> None:
 )
 def test_a_call_that_trusts_is_caught(code: str, caught: bool) -> None:
     assert bool(list(unguarded(ast.parse(code)))) is caught
+
+
+def test_the_tests_that_the_security_page_names_are_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+\.py): ([\w,\s]+)`", text)
+    assert len(named) > 15
+    for file, names in named:
+        found = [path for path in files("tests") if path.name == file]
+        code = "".join(path.read_text(encoding="utf-8") for path in found)
+        for name in names.replace(",", " ").split():
+            assert f"def test_{name}" in code, f"{file}: {name}"
 
 
 def test_files_stay_small() -> None:

@@ -273,7 +273,11 @@ def run_line(line: str, folder: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "file", ["pytorch_model.bin", "model.pt", pytest.param("shards", marks=pytest.mark.verify)]
+    "file",
+    [
+        "model.pt",
+        *(pytest.param(f, marks=pytest.mark.verify) for f in ("pytorch_model.bin", "shards")),
+    ],
 )
 def test_the_line_that_converts_a_pickle_works(file: str, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "it's here").mkdir()

@@ -14,6 +14,7 @@ import pytest
 
 from analysis import paper
 from tests.analysis.test_figure_sheets import SHEETS
+from tests.midus_model.planted import plant
 from workbench import jobs
 from workbench.cli import explore
 
@@ -66,6 +67,7 @@ def called(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.verify
 def test_the_command_imports_nothing_from_there(hostile: Path, tmp_path: Path) -> None:
     """`midus` is a script of its environment, which Python reads modules beside, not here."""
     script = tmp_path / "bin" / "midus"
@@ -111,3 +113,41 @@ def test_a_figure_is_drawn_as_ever_whatever_a_matplotlibrc_says(tmp_path: Path) 
             paths = paper.save(sheet, tmp_path / str(number))
         drawn.append({path.suffix: path.read_bytes() for path in paths})
     assert drawn[0] == drawn[1] and len(drawn[0]) == 3
+
+
+NETWORK = """
+import socket, sys, warnings
+tried = []
+def refuse(*args, **more):
+    tried.append(args)
+    raise OSError("no network")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from typer.testing import CliRunner
+from workbench.cli import app
+from midus_model import load, load_tokenizer
+warnings.simplefilter("ignore")
+for words in (["documents", sys.argv[2]], ["costs", "pico-midus"],
+              ["importance", "pico", "--data", sys.argv[2], "--method", "gradient", "-o",
+               sys.argv[1]]):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+load(sys.argv[3]), load_tokenizer(sys.argv[3])
+print(tried)
+"""
+
+
+def test_no_connection_is_made_for_what_lies_here(tmp_path: Path) -> None:
+    """Not by transformers for a folder either, and no telemetry."""
+    place, _ = plant(tmp_path, "model")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("def f(x):\n    return x\n" * 4)
+    known = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", NETWORK, *map(str, (tmp_path / "run", texts, place))],
+        env=known | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import apps
 from analysis import figures
 from analysis.documents import documents
 from analysis.figures import save_html
@@ -169,3 +170,14 @@ def test_a_name_is_no_markup_in_a_saved_page(which: str, tmp_path: Path) -> None
         pages.append(save_html(figure, tmp_path / "figure").read_text())
     assert Tags(pages[0]).found == Tags(pages[1]).found
     assert "<script>alert" not in pages[1] and "<img src=x" not in pages[1]
+
+
+def test_no_page_takes_html() -> None:
+    """Texts of runs and models reach the explorer's pages as text and Markdown, its map as text."""
+    taking = ("unsafe_allow_html", "st.html(", "innerHTML", "insertAdjacentHTML", "document.write")
+    pages = [
+        path for kind in ("py", "js") for path in Path(apps.__file__).parent.rglob(f"*.{kind}")
+    ]
+    assert len(pages) > 20
+    found = [(path.name, word) for path in pages for word in taking if word in path.read_text()]
+    assert not found
