@@ -114,11 +114,12 @@ def _hub_rows(data: str, limit: int | None, split: str | None, found: Found) -> 
     name, _, config = data.removeprefix("hf:").partition(":")
     if not name:
         raise DataError('"hf:" needs a dataset\'s name, for example "hf:roneneldan/TinyStories"')
-    # The library would read the files of a folder here under either kind of name.
-    if Path(name).exists() or importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
+    # The library would take files of the working directory for either kind of name.
+    here = Path(name).exists() and not Path(name).is_absolute()
+    if here or importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
         raise DataError(
             f'"{data}" names no dataset of the hub; give owner/name after "hf:", and a file or '
-            'folder of this machine without "hf:"'
+            'folder of the working directory without "hf:"'
         )
     try:
         from datasets import get_dataset_split_names, load_dataset
@@ -126,12 +127,10 @@ def _hub_rows(data: str, limit: int | None, split: str | None, found: Found) -> 
         raise DataError(f"{data} needs the datasets library: pip install datasets") from error
     try:
         if split is None:
-            names = get_dataset_split_names(name, config or None, trust_remote_code=False)
+            names = get_dataset_split_names(name, config or None)
             usual = [s for s in ("test", "validation", "train") if s in names]
             split = (usual or names)[0]
-        stream = load_dataset(
-            name, config or None, split=split, streaming=True, trust_remote_code=False
-        )
+        stream = load_dataset(name, config or None, split=split, streaming=True)
         entries = streamed(stream, limit, found)
     # The library raises a dozen kinds of its own, of aiohttp's and of the hub's.
     except Exception as error:

@@ -28,10 +28,6 @@ UNSAFE_BUILTINS = {"eval", "exec", "compile"}
 TRUST_NONE = ("trust_remote" + "_code", False)
 LOADING_CALLS = {
     "from_pretrained": TRUST_NONE,
-    "load_dataset": TRUST_NONE,
-    "load_dataset_builder": TRUST_NONE,
-    "get_dataset_split_names": TRUST_NONE,
-    "get_dataset_config_names": TRUST_NONE,
     "pipeline": TRUST_NONE,
     "load_adapter": ("use_safetensors", True),
     "snapshot_download": ("local_files_only", True),
@@ -240,7 +236,6 @@ def test_every_loading_call_says_that_nothing_is_trusted() -> None:
         ("from_pretrained(place, trust_remote" + "_code=False)", False),
         ("model.load_adapter(place)", True),
         ("model.load_adapter(place, use_safetensors=True)", False),
-        ("datasets.load_dataset(name)", True),
         ("subprocess.run(line, shell=True)", True),
         ("os.system(line)", True),
         ("eval(text)", True),
