@@ -114,6 +114,13 @@ def _hub_rows(data: str, limit: int | None, split: str | None, found: Found) -> 
     name, _, config = data.removeprefix("hf:").partition(":")
     if not name:
         raise DataError('"hf:" needs a dataset\'s name, for example "hf:roneneldan/TinyStories"')
+    # The library would take files of the working directory for either kind of name.
+    here = Path(name).exists() and not Path(name).is_absolute()
+    if here or importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
+        raise DataError(
+            f'"{data}" names no dataset of the hub; give owner/name after "hf:", and a file or '
+            'folder of the working directory without "hf:"'
+        )
     try:
         from datasets import get_dataset_split_names, load_dataset
     except ImportError as error:

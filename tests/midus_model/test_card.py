@@ -101,6 +101,13 @@ def test_the_base_by_name_and_never_by_folder(name: str, said: str | None, tmp_p
         assert card(again) == text  # a model that was read and saved again says the same
 
 
+def test_a_base_that_is_no_hub_id_writes_no_front_matter() -> None:
+    """A configuration's `base_model_name` may come from anybody."""
+    model = grown()
+    model.config.base_model_name = "owner/name\nlicense: none"
+    assert "\nlicense:" not in card(model).split("---")[1]
+
+
 def test_another_card_is_never_overwritten(tmp_path: Path) -> None:
     model = grown()
     for folder in ("direct", "whole"):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -207,7 +208,8 @@ def _tokenizer(model: str) -> Any:
 
     try:
         return load_tokenizer(model)
-    except ModelError:  # token ids can be worked with too
+    except ModelError as error:  # token ids can be worked with too
+        warnings.warn(f"{error}; the new model is saved without a tokenizer", stacklevel=2)
         return None
 
 
