@@ -22,6 +22,7 @@ import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Part = TypeVar("Part")
+MOST = 1024  # threads
 
 
 @lru_cache
@@ -73,7 +74,7 @@ def is_observed() -> bool:
 @lru_cache
 def _pool() -> ThreadPoolExecutor:
     """Threads that stay: one takes as long to start as a few tokens take, and keeps no memory."""
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="midus")
+    return ThreadPoolExecutor(MOST, thread_name_prefix="midus")  # made as they are asked for
 
 
 if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
