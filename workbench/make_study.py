@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kernels import files
 from midus_model import SHIPPED, load, load_tokenizer
 from midus_model.bench.report import fill_in
 from workbench.recipe import Recipe, Study
@@ -43,14 +44,13 @@ def ship(run: RunFolder, study: Path = STUDY_DIR, model_dir: Path = SHIPPED["pic
     model = load(run.path / "models" / "midus")
     save_model(model.half(), load_tokenizer("pico"), model_dir)
     (model_dir / "README.md").write_text(card(run), encoding="utf-8")
-    shutil.rmtree(study, ignore_errors=True)
-    shutil.copytree(
-        run.path, study, ignore=shutil.ignore_patterns("models", "training", "log.jsonl")
-    )
-    shipped = RunFolder.open(study)
-    shipped.manifest["models"] = {}
-    shipped.add_model("before", "pico")
-    shipped.add_model("after", "pico-midus")
+    left = shutil.ignore_patterns("models", "training", "log.jsonl")
+    with files.replacing(study) as draft:
+        shutil.copytree(run.path, draft, ignore=left)
+        shipped = RunFolder.open(draft)
+        shipped.manifest["models"] = {}
+        shipped.add_model("before", "pico")
+        shipped.add_model("after", "pico-midus")
 
 
 def card(run: RunFolder) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from analysis import memory_usage, tables
 from analysis.documents import Documents
 from analysis.memory_plan import activation_bytes
+from kernels import files
 from kernels.errors import DataError, MidusError, ModelError, RunError
 from midus_model import input_device, param_groups
 from midus_model.card import write_card
@@ -516,44 +516,26 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 def _write_model(trainer: Trainer, tokenizer: Any, target: Path) -> None:
     """Save on every process (a sharded model is gathered); the first renames it into place."""
-    draft = target.with_name(f".{target.name}.tmp")
     if trainer.is_world_process_zero():
-        shutil.rmtree(draft, ignore_errors=True)
+        with files.replacing(target) as draft:
+            trainer.save_model(str(draft))
+            (draft / "training_args.bin").unlink(missing_ok=True)
+            write_card(trainer.model, draft)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(draft)
+    else:
+        trainer.save_model(str(target))  # gathers, and writes nothing
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(draft))
-    if trainer.is_world_process_zero():
-        (draft / "training_args.bin").unlink(missing_ok=True)
-        write_card(trainer.model, draft)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
-        replace_folder(draft, target)
-    trainer.accelerator.wait_for_everyone()
-
-
-def replace_folder(draft: Path, target: Path) -> None:
-    """Rename a finished folder into place; what lay there goes once the new one stands."""
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    if target.exists():
-        target.rename(old)
-    draft.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_model(model: Any, tokenizer: Any, target: str | os.PathLike[str]) -> Path:
     """Write weights, config and tokenizer to the folder `target`, whole or not at all."""
     place = Path(target).expanduser()
-    draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(place) as draft:
         model.save_pretrained(draft)
         write_card(model, draft, replacing=place)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
-        replace_folder(draft, place)
-    except OSError as error:
-        raise RunError(f"cannot write to {place}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return place
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kernels import files
 from kernels.errors import MidusError, RunError
 from midus_model.bench.report import around, fill_in
 from workbench.key_study import report
@@ -47,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
                 around(page, name)
         setting = Setting(seeds=given.seeds, steps=given.steps, windows=given.windows)
         found = run(setting, given.out, trainings=not given.coverage_only)
-        given.docs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        (given.docs / ROWS).write_text(text, encoding="utf-8")
+        files.write_json(given.docs / ROWS, found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))
