@@ -18,7 +18,7 @@ from midus_model.bench.report import fill_in
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
 from workbench.study_page import page
-from workbench.training import save_model
+from workbench.training.saving import save_model
 
 STUDY_DIR = Path(__file__).resolve().parent / "study"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "amplification.md"

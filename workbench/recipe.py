@@ -40,7 +40,10 @@ from midus_model.optim import new_parameter_names
 from workbench import choice
 from workbench.drawing import draw
 from workbench.runs import RunFolder
-from workbench.training import bf16_of, evaluate, save_model, train, training_device
+from workbench.training.evaluation import evaluate
+from workbench.training.saving import save_model
+from workbench.training.settings import bf16_of, training_device
+from workbench.training.train import train
 
 Progress = Callable[[int, int, str], None]
 

@@ -77,7 +77,7 @@ def upscale(
     from midus_model import upscale as deeper
     from midus_model.placement import held_bytes
     from workbench.runs import check_place
-    from workbench.training import save_model
+    from workbench.training.saving import save_model
 
     check_place(output)
     if output.exists() and not (overwrite and (output / "config.json").is_file()):

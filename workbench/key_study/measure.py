@@ -20,7 +20,8 @@ from midus_model.bench.report import machine_of
 from midus_model.keys import halves, memories_of, queries_of
 from midus_model.optim import new_parameter_names
 from workbench.recipe import excerpts
-from workbench.training import evaluate, train
+from workbench.training.evaluation import evaluate
+from workbench.training.train import train
 
 Progress = Callable[[int, int, str], None]
 STARTS = ("uniform", "raw k-means", "queries")
