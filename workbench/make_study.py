@@ -30,11 +30,15 @@ STUDY = Recipe(
 
 def make(work: Path, recipe: Recipe, progress: Any = None) -> RunFolder:
     """Run the recipe in `work`; a run of the same recipe there is gone on with."""
-    run = RunFolder.begin(work, "study", ["python", "-m", "workbench.make_study"],
-                          recipe.parameters())  # fmt: skip
+    study = Study(recipe, progress)
+    run = RunFolder.begin(
+        work, "study", ["python", "-m", "workbench.make_study"], recipe.parameters(),
+        inputs=study.inputs(),
+    )  # fmt: skip
     if not run.done:
-        run.resume()
-        Study(run, recipe, progress).run(html=False)
+        with run:
+            run.resume()
+            study.run(run, html=False)
     return run
 
 

@@ -11,6 +11,7 @@ import typer
 
 from workbench.cli import common, options
 from workbench.cli.measure import Metric
+from workbench.inputs import inputs_of
 
 
 @common.reports
@@ -77,7 +78,8 @@ def amplify(
     placed.tell(loaded, texts=texts)
     asked |= given
     asked |= {"gains": (*GAINS, gain) if dose else (1, gain), "controls": CONTROLS if dose else ()}
-    with common.begin(output, "amplify", model, parameters, overwrite) as run:
+    made_of = inputs_of({model: loaded}, {texts.name: texts})
+    with common.begin(output, "amplify", model, parameters, made_of, overwrite) as run:
         if not run.has_table("dose_response"):
             with common.progress() as progress:
                 found = dose_response(loaded, list(louder.gains), texts, progress=progress, **asked)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import common, options
+from workbench.inputs import inputs_of
 
 
 @common.reports
@@ -50,7 +51,11 @@ def memory(
         "against": against, **options.parameters(placed, read),
     }  # fmt: skip
     placed.tell(loaded, texts=texts)
-    with RunFolder.create(place, "memory", None, parameters, overwrite=overwrite) as run:
+    read_texts = {part.name: part for part in (texts, others) if part is not None}
+    made_of = inputs_of({model: loaded}, read_texts)
+    with RunFolder.create(
+        place, "memory", None, parameters, inputs=made_of, overwrite=overwrite
+    ) as run:
         with common.progress() as progress:
             usage = memory_usage(loaded, texts, progress=progress)
             found = {"memory_slots": usage.all_slots(), "memory_usage": usage}
@@ -185,7 +190,10 @@ def costs(
     if place is not None:
         parameters = {"models": names, "context": context, "latency": latency}
         parameters |= options.parameters(placed)
-        with RunFolder.create(place, "costs", None, parameters, overwrite=overwrite) as run:
+        made_of = inputs_of({names[key]: loaded for key, loaded in models.items()}, {})
+        with RunFolder.create(
+            place, "costs", None, parameters, inputs=made_of, overwrite=overwrite
+        ) as run:
             for key, table in tables.items():
                 run.save_table(key, table)
                 run.add_model(key.removeprefix("costs_"), names[key])

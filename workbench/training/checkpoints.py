@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.errors import RunError
+from midus_model.files import write_json, writing
 from workbench.inputs import differences
 
 SEAL = "sha256.json"
@@ -36,11 +37,9 @@ def claim(place: Path, about: dict[str, Any], resume: bool) -> None:
                 f"{place} holds checkpoints of another training (other {differing}); give another "
                 "folder, or --overwrite to start again"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write to {place}: {error.strerror or error}") from error
+    write_json(path, about)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def newest_whole(folder: Path) -> Path | None:
 def seal(checkpoint: Path) -> None:
     """Write the checksums of all files of a checkpoint, the last thing that is written of it."""
     sums = {name: _sha256(checkpoint / name) for name in sorted(_files(checkpoint))}
-    (checkpoint / SEAL).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    write_json(checkpoint / SEAL, sums)
 
 
 def fault(checkpoint: Path) -> str | None:

@@ -118,9 +118,9 @@ def train(
     name = run or tables.display_name(model)
     start = tables.model_hash(model)
     about = {"steps": steps, "batch_size": batch_size, "seed": seed, **recipe}
-    about |= {"rows": rows.sha256(), "model": start, "context": documents.context, **asked}
+    about |= {"rows": rows.sha256(), "model": start, "context": documents.context, **asked, **code()}
     if int(os.environ.get("RANK", "0")) == 0:
-        checkpoints.claim(place, about | {"code": code()}, resume)
+        checkpoints.claim(place, about, resume)
     arguments = trainer_arguments(
         place, steps, per_device, lr, every, eval_documents, bf16, seed, target
     )
@@ -144,8 +144,8 @@ def train(
         for parameter_name, parameter in model.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(trainable[parameter_name])
+        model.eval()
     write_model(trainer, documents.tokenizer, place / "model")
-    model.eval()
     history = trainer.state.log_history
     return training_table(
         history,
@@ -189,6 +189,6 @@ def _run(trainer: ContinualTrainer, reviving: Revival | None, folder: Path, resu
     broadcast_object_list(last)
     trainer.args.eval_on_start = trainer.eval_documents is not None and last[0] is None
     trainer.accelerator.wait_for_everyone()
-    looks = [part.look for part in (reviving, trainer.balance) if part]
+    looks: list[revival.Look] = [part.look for part in (reviving, trainer.balance) if part]
     with revival.watching(trainer.model, looks):
         trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))

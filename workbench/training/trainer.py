@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from analysis.documents import Documents
 from midus_model import param_groups
+from midus_model.files import writing
 from midus_model.placement import counting_device
 from workbench.revival import Balance
 from workbench.training import checkpoints
@@ -64,14 +66,15 @@ class ContinualTrainer(Trainer):
         if self.is_world_process_zero():
             shutil.rmtree(place, ignore_errors=True)  # what an earlier start left unfinished
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            (place / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
-            if self.tokenizer is not None:  # so that a checkpoint can be trained as a model is
-                self.tokenizer.save_pretrained(place)
-            checkpoints.seal(place)
-            checkpoints.prune(folder)
+        with writing(place):
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                (place / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nothing reads
+                if self.tokenizer is not None:  # so that a checkpoint can be trained as a model is
+                    self.tokenizer.save_pretrained(place)
+                checkpoints.seal(place)
+                checkpoints.prune(folder)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)
