@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -120,3 +121,17 @@ def _until_done(job) -> None:  # type: ignore[no-untyped-def]
     assert job.status == "done", (job.status, job.message)
     while not (Path("jobs/.jobs/mine/code").exists()) and time.monotonic() < end - SECONDS + 1:
         time.sleep(0.005)
+
+
+def settled() -> None:
+    Path("kept.json").write_text('{"settled": true}')
+
+
+def broken() -> None:
+    """Writes in place, reads it back as if it were whole, and leaves a draft where it is killed."""
+    kept, draft = Path("kept.json"), Path(f".draft.{os.getpid()}.tmp")
+    assert json.loads(kept.read_text())["settled"], "kept.json is damaged"
+    draft.write_text("done")
+    kept.write_text('{"settled": true, "more": 1}')
+    draft.replace("result.txt")
+    kept.write_text('{"settled": true}')

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -68,6 +66,7 @@ def _again(line: str, changed: str = "") -> Case:
     return Case(words(f"{changed or line} --overwrite"), [words(line)])
 
 
+BROKEN = Case([f"{ACTIONS}broken"], [[f"{ACTIONS}settled"]])  # what the harness must see
 CASES: dict[str, Case] = {
     "rank exact": Case(words(f"{RANK} --budget all --evidence")),
     "rank racing": Case(words(f"rank base {ALL} --top 2 --budget 60 -o run")),
@@ -104,5 +103,3 @@ CASES: dict[str, Case] = {
     "job again": Case([f"{ACTIONS}job_again"], [[f"{ACTIONS}job"]]),
     "job removed": Case([f"{ACTIONS}job_removed"], [[f"{ACTIONS}job"]]),
 }  # fmt: skip
-
-Make = Callable[[Path], Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash import children, judge
-from tests.crash.cases import CASES, make_inputs
+from tests.crash.cases import Case, make_inputs
 
 HELD = ("finished run", "exists already", "holds a run already", "finished", "is there already")
 
@@ -26,8 +26,8 @@ class Tally:
 class Trial:
     """One case in a folder of its own: `prepared` before it, `finished` after it."""
 
-    def __init__(self, name: str, place: Path) -> None:
-        self.name, self.case, self.place = name, CASES[name], place
+    def __init__(self, name: str, case: Case, place: Path) -> None:
+        self.name, self.case = name, case
         self.root = place / "root"  # where the command runs, every time
         self.prepared, self.finished = place / "prepared", place / "finished"
         self._ends: dict[str, list[str]] = {}
@@ -92,16 +92,17 @@ class Trial:
         tally.faults += [f"{what}: {line}" for line in self._ends[digest]]
 
     def _between(self) -> list[str]:
-        """Whatever was finished before is readable, and what was not touched is as it was."""
-        lines = judge.unreadable(self.root)
+        """What was there before is there, the old or the new; a run that was done is a done one."""
         found = judge.state(self.root)
-        kept = self.before.keys() & self.wanted.keys()
-        return lines + [
-            f"lost meanwhile: {name}"
-            for name in sorted(kept)
-            if self.before[name] == self.wanted[name] and found.get(name) != self.wanted[name]
-            and not name.endswith("manifest.json")
-        ]
+        kept = [name for name in self.before.keys() & self.wanted.keys() if name[-1] != "/"]
+        lines = judge.unreadable(self.root)
+        for name in sorted(kept):
+            if Path(name).name == judge.MANIFEST:
+                if "done" in _status(self.before[name]) and "done" not in _status(found.get(name)):
+                    lines.append(f"lost meanwhile: the finished run {Path(name).parent}")
+            elif found.get(name) not in (self.before[name], self.wanted[name]):
+                lines.append(f"lost meanwhile: {name}")
+        return lines
 
     def _once_more(self) -> list[str]:
         ended = children.run(self.case.command, self.root)
@@ -111,3 +112,7 @@ class Trial:
         if ended.code and (lines or not refused):
             lines.insert(0, f"the same command ends with {ended.code}: {ended.said[-600:].strip()}")
         return lines
+
+
+def _status(manifest: Any) -> str:
+    return str(manifest.get("status")) if isinstance(manifest, dict) else ""

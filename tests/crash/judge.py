@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis import tables
 from kernels.errors import MidusError
-from workbench.runs import MANIFEST, RunFolder
+from workbench.runs import MANIFEST, SHIPPED, RunFolder
 
 # Times, and what is told apart by chance: equal runs differ in them.
 TIMES = {
@@ -98,13 +98,6 @@ def unreadable(root: Path) -> list[str]:
             lines.append(str(error))
             continue
         lines += [line for name in run.tables if (line := _why_not(run, name))]
-        lines += [
-            f"{run.path.name} names a model {label!r}, and {run.manifest['models'][label]} is none"
-            for label in run.manifest["models"]
-            if not (Path(root, run.model_path(label)) / "config.json").is_file()
-            and not (root / run.manifest["models"][label] / "config.json").is_file()
-            and run.manifest["models"][label] not in ("pico", "pico-midus")
-        ]
         lines += _not_whole(run)
     return lines
 
@@ -121,11 +114,16 @@ def _not_whole(run: RunFolder) -> list[str]:
     if not run.done:
         return []
     lines = [f"done, and without table {n}" for n in run.tables if not run.has_table(n)]
+    for label, where in run.manifest["models"].items():
+        if where not in SHIPPED and not (run.path / where / "config.json").is_file():
+            lines.append(f"done, and without model {label}, {where}")
     for name in run.manifest["figures"]:
         if not list((run.path / "figures").glob(f"{name}.*")):
             lines.append(f"done, and without figure {name}")
     if run.kind == "train" and not (run.path / "models" / "trained" / "config.json").is_file():
         lines.append("done, and without the trained model")
+    if run.kind != "doctor" and run.tables and not run.manifest["models"]:
+        lines.append("done, and without a model's name")
     return lines
 
 

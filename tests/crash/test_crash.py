@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.crash import kept
-from tests.crash.cases import CASES
+from tests.crash.cases import BROKEN, CASES
 from tests.crash.harness import Trial
 
 # case -> points of it that every run of the tests tries; `make verify` tries all of every case.
@@ -19,7 +19,7 @@ SIGNALS = 10  # of each kind, a case
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    trial = Trial(BROKEN, tmp_path_factory.mktemp("broken"))
+    trial = Trial("broken", BROKEN, tmp_path_factory.mktemp("broken"))
     trial.prepare()
     return trial
 
@@ -34,7 +34,7 @@ def test_the_harness_sees_what_is_lost(broken: Trial) -> None:
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_of_points(name: str, tmp_path: Path) -> None:
-    trial = Trial(name, tmp_path)
+    trial = Trial(name, CASES[name], tmp_path)
     trial.prepare()
     drawn = np.random.default_rng(0).choice(len(trial.points), SAMPLE[name], replace=False)
     assert not trial.kills(sorted(int(at) + 1 for at in drawn)).faults
@@ -45,7 +45,7 @@ def test_a_sample_of_points(name: str, tmp_path: Path) -> None:
 def test_every_point(name: str, tmp_path: Path) -> None:
     if kept.known("crash", name):
         return
-    trial = Trial(name, tmp_path)
+    trial = Trial(name, CASES[name], tmp_path)
     trial.prepare()
     assert not trial.wrong_alone()
     tally = trial.kills(range(1, len(trial.points) + 1))
@@ -58,7 +58,7 @@ def test_every_point(name: str, tmp_path: Path) -> None:
 def test_signals_at_any_moment(name: str, tmp_path: Path) -> None:
     if kept.known("signals", name):
         return
-    trial = Trial(name, tmp_path)
+    trial = Trial(name, CASES[name], tmp_path)
     trial.prepare()
     moments = np.random.default_rng(0).random((2, SIGNALS))
     for number, drawn in zip((signal.SIGTERM, signal.SIGINT), moments, strict=True):
