@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -186,6 +187,32 @@ def display_name(model: Any) -> str:
     return name
 
 
+# A model's hash, and what it is good for: see `remembered_hash`.
+_remembered: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
+
+
+def remembered_hash(model: torch.nn.Module) -> str:
+    """`model_hash`, which is not made anew for this model until one of its parameters is written.
+
+    For whoever loaded the model and asks several times. A write through `.data`, which autograd
+    does not count, is not seen: `model_hash` alone makes it anew each time.
+    """
+    found = model_hash(model)
+    if not any(parameter.is_inference() for parameter in model.parameters()):
+        _remembered[model] = _written(model), found
+    return found
+
+
+def _written(model: torch.nn.Module) -> list[Any]:
+    """What changes when a parameter is replaced or written to, or an adapter is set."""
+    from midus_model.stored import settings
+
+    parameters = [
+        (name, id(p), p._version, p.data_ptr(), p.dtype) for name, p in model.named_parameters()
+    ]
+    return [*parameters, *settings(model)]
+
+
 def model_hash(model: torch.nn.Module) -> str:
     """sha256 over every parameter's name, dtype, shape and bytes, in order of name.
 
@@ -196,6 +223,9 @@ def model_hash(model: torch.nn.Module) -> str:
 
     from midus_model.stored import settings, stored_tensors
 
+    known = _remembered.get(model)
+    if known is not None and known[0] == _written(model):
+        return known[1]
     digest = hashlib.sha256()
     for name, tensor in stored_tensors(model):
         if hasattr(tensor, "full_tensor"):  # a sharded parameter

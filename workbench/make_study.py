@@ -19,7 +19,7 @@ from midus_model.bench.report import fill_in
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
 from workbench.study_page import page
-from workbench.training import save_model
+from workbench.training.saving import save_model
 
 STUDY_DIR = Path(__file__).resolve().parent / "study"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "amplification.md"
@@ -31,11 +31,15 @@ STUDY = Recipe(
 
 def make(work: Path, recipe: Recipe, progress: Any = None) -> RunFolder:
     """Run the recipe in `work`; a run of the same recipe there is gone on with."""
-    run = RunFolder.begin(work, "study", ["python", "-m", "workbench.make_study"],
-                          recipe.parameters())  # fmt: skip
+    study = Study(recipe, progress)
+    run = RunFolder.begin(
+        work, "study", ["python", "-m", "workbench.make_study"], recipe.parameters(),
+        inputs=study.inputs(),
+    )  # fmt: skip
     if not run.done:
-        run.resume()
-        Study(run, recipe, progress).run(html=False)
+        with run:
+            run.resume()
+            study.run(run, html=False)
     return run
 
 

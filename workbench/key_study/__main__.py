@@ -61,14 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(setting: Setting, out: Path, *, trainings: bool = True) -> dict[str, Any]:
     """What is not measured yet, row by row; everything found so far."""
+    work = out / "training"
+    experiment = Experiment(setting, work, _say)
     folder = RunFolder.begin(
-        out, "key-study", ["python", "-m", "workbench.key_study"], setting.parameters()
-    )
+        out, "key-study", ["python", "-m", "workbench.key_study"], setting.parameters(),
+        inputs=experiment.inputs(),
+    )  # fmt: skip
     folder.resume()
     with folder:
         found = _kept(folder.path / ROWS)
-        work = folder.path / "training"
-        experiment = Experiment(setting, work, _say)
         for part, row_of, key in _jobs(experiment, trainings):
             if any(all(row[name] == key[name] for name in key) for row in found[part]):
                 continue
