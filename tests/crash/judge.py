@@ -144,3 +144,15 @@ def copy(source: Path, target: Path) -> None:
     """`target` as `source` is, whatever lay there."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)
+
+
+def drafts(root: Path) -> list[str]:
+    """Hidden files and folders below `root`, which nobody may leave there; jobs' folder is none."""
+    return [
+        str(path.relative_to(root)) for path in sorted(root.rglob(".*")) if path.name != ".jobs"
+    ]
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
