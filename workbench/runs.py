@@ -3,7 +3,8 @@
     <run>/manifest.json  tables/<table>.{parquet,json}  figures/<figure>.{pdf,svg,png,html}
           models/<name>/  log.jsonl
 
-The manifest is replaced whole at every change, so a killed job leaves a readable folder.
+The manifest is replaced whole at every change, so a killed job leaves a readable folder. Whoever
+writes a folder holds it (`kernels.locks`): another process that would is refused in one line.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,13 +24,22 @@ from typing import Any
 
 import pandas as pd
 
+from kernels import locks
 from kernels.errors import MidusError, RunError
+from workbench.records import read_object
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 LOG = "log.jsonl"
 LONGEST_NAME = 160  # bytes
 SHIPPED = ("pico", "pico-midus", "smollm2")  # models by a name, whatever folder is called so
+# What each field is, and what lies in it where that is a text.
+KINDS: dict[str, type] = {
+    "kind": str, "status": str, "parameters": dict, "models": dict, "tables": list,
+    "figures": list, "summary": dict, "created": str, "command": list, "versions": dict,
+    "message": str, "midus": str,
+}  # fmt: skip
+TEXTS = ("models", "tables", "figures")
 FIELDS = ("kind", "status", "parameters", "models", "tables", "figures", "summary")
 
 
@@ -44,6 +55,7 @@ class RunFolder:
         self.path = path
         self.manifest = manifest
         self.shared = path  # the folder that all processes of a job see
+        self._hold: locks.Hold | None = None
 
     # ------------------------------------------------------------ opening
 
@@ -59,29 +71,36 @@ class RunFolder:
     ) -> RunFolder:
         """A new run folder. One that finished is replaced only with `overwrite`.
 
-        Raises RunError where nothing can be written, where a finished run lies, or where a folder
-        with other things in it lies.
+        Raises RunError where nothing can be written, where a finished run lies, where a folder with
+        other things in it lies, or where another process writes.
         """
         place = Path(path).expanduser()
         check_place(place)
-        if (place / MANIFEST).exists():
-            _clear(place, overwrite)
-        elif place.is_dir() and any(place.iterdir()):
-            raise RunError(f"{place} holds files and is no run folder; give another folder")
-        manifest = _new_manifest(kind, command, parameters)
-        run = cls(place, manifest)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(_unwritable(place, error)) from error
-        run._write()
-        return run
+        with _held(place) as held:
+            if (place / MANIFEST).exists():
+                _clear(place, overwrite)
+            elif holds_files(place):
+                raise RunError(f"{place} holds files and is no run folder; give another folder")
+            manifest = _new_manifest(kind, command, parameters)
+            run = cls(place, manifest)
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunError(_unwritable(place, error)) from error
+            run._write()
+            return run._holding(held)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """A run folder that exists; RunError where its manifest is missing, damaged or foreign."""
+    def open(cls, path: str | os.PathLike[str], *, writing: bool = False) -> RunFolder:
+        """A run folder that exists; RunError where its manifest is missing, damaged or foreign.
+
+        With `writing` it is held as a new one is.
+        """
         place = Path(path).expanduser()
-        return cls(place, _read_manifest(place))
+        if not writing:
+            return cls(place, _read_manifest(place))
+        with _held(place) as held:
+            return cls(place, _read_manifest(place))._holding(held)
 
     @classmethod
     def begin(
@@ -96,20 +115,23 @@ class RunFolder:
         """The run that lies at `path` if it was asked the same, to be gone on with; else a new one.
 
         Raises RunError where a run of another kind or with other parameters lies there, unless
-        `overwrite`.
+        `overwrite`, or where another process writes.
         """
         place = Path(path).expanduser()
-        if overwrite or not (place / MANIFEST).exists():
-            return cls.create(place, kind, command, parameters, overwrite=overwrite)
-        run = cls.open(place)
-        asked = json.loads(json.dumps(dict(parameters or {})))
-        was = run.manifest["parameters"]
-        differing = sorted(k for k in asked | was if asked.get(k) != was.get(k))
-        if run.kind != kind or differing:
-            what = f"other {', '.join(differing)}" if run.kind == kind else f"kind {run.kind!r}"
-            raise RunError(f"{place} holds a run with {what}; give another folder, or --overwrite")
         check_place(place)
-        return run
+        with _held(place) as held:
+            if overwrite or not (place / MANIFEST).exists():
+                return cls.create(place, kind, command, parameters, overwrite=overwrite)
+            run = cls.open(place)
+            asked = json.loads(json.dumps(dict(parameters or {})))
+            was = run.manifest["parameters"]
+            differing = sorted(k for k in asked | was if asked.get(k) != was.get(k))
+            if run.kind != kind or differing:
+                what = f"other {', '.join(differing)}" if run.kind == kind else f"kind {run.kind!r}"
+                raise RunError(
+                    f"{place} holds a run with {what}; give another folder, or --overwrite"
+                )
+            return run._holding(held)
 
     # ------------------------------------------------------------ what it holds
 
@@ -219,6 +241,15 @@ class RunFolder:
         self.manifest["message"] = message
         self._write()
 
+    def release(self) -> None:
+        """Let others write the folder; `with` does so at its end, and the end of the object too."""
+        if self._hold is not None:
+            self._hold.release()
+
+    def _holding(self, held: locks.Hold | None) -> RunFolder:
+        self._hold = held
+        return self
+
     def __enter__(self) -> RunFolder:
         return self
 
@@ -228,12 +259,15 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            return
-        if {entry.name for entry in self.path.iterdir()} <= {MANIFEST, LOG}:
-            shutil.rmtree(self.path)
-        else:
-            self.fail(str(error) or type(error).__name__)
+        try:
+            if error is None:
+                return
+            if {entry.name for entry in self.path.iterdir()} <= {MANIFEST, LOG, locks.INSIDE}:
+                shutil.rmtree(self.path)
+            else:
+                self.fail(str(error) or type(error).__name__)
+        finally:
+            self.release()
 
     # ------------------------------------------------------------ files
 
@@ -259,6 +293,23 @@ def check_place(path: str | os.PathLike[str]) -> None:
             raise RunError(f"cannot write to {place}: {parent} is read-only; give another folder")
         if parent.exists() or parent.is_symlink():
             raise RunError(f"cannot write to {place}: {parent} is a file; give another folder")
+
+
+def holds_files(place: Path) -> bool:
+    """Whether `place` is a folder in which anything lies."""
+    return place.is_dir() and any(path.name != locks.INSIDE for path in place.iterdir())
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[locks.Hold | None]:
+    """The folder's lock, let go where the block raises; of a job's processes the first has it."""
+    held = None if int(os.environ.get("RANK", "0")) else locks.hold(place)
+    try:
+        yield held
+    except BaseException:
+        if held is not None:
+            held.release()
+        raise
 
 
 def free_place(root: str | os.PathLike[str], stem: str) -> Path:
@@ -299,13 +350,13 @@ def _read_manifest(place: Path) -> dict[str, Any]:
     path = place / MANIFEST
     if not path.is_file():
         raise RunError(f"{place} is no run folder: it has no {MANIFEST}; give a run's own folder")
+    then = "restore it or make the run again"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        line = str(error).splitlines()[0]
-        raise RunError(f"{path} is damaged ({line}); restore it or make the run again") from error
-    if not isinstance(manifest, dict) or "schema" not in manifest:
-        raise RunError(f"{path} is damaged (it names no schema); restore it or make the run again")
+        manifest = read_object(path)
+    except RunError as error:
+        raise RunError(f"{error}; {then}") from error
+    if "schema" not in manifest:
+        raise RunError(f"{path} is damaged (it names no schema); {then}")
     if manifest["schema"] != SCHEMA:
         raise RunError(
             f"{place} was made by midus {manifest.get('midus', 'of another version')} (run schema "
@@ -313,10 +364,17 @@ def _read_manifest(place: Path) -> dict[str, Any]:
         )
     missing = [field for field in FIELDS if field not in manifest]
     if missing:
-        raise RunError(
-            f"{path} is damaged (it lacks {', '.join(missing)}); restore it or make the run again"
-        )
+        raise RunError(f"{path} is damaged (it lacks {', '.join(missing)}); {then}")
+    odd = [name for name, kind in KINDS.items() if not isinstance(manifest.get(name, kind()), kind)]
+    odd += [name for name in TEXTS if name not in odd and not _are_texts(manifest[name])]
+    if odd:
+        raise RunError(f"{path} is damaged (its {odd[0]} are of another kind); {then}")
     return manifest
+
+
+def _are_texts(values: Any) -> bool:
+    inside = values.values() if isinstance(values, dict) else values
+    return all(isinstance(value, str) for value in inside)
 
 
 def _clear(place: Path, overwrite: bool) -> None:

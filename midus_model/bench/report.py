@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from kernels import locks
+
 SCHEMA = 1
 SHOWN = ("op", "direction", "tokens", "batch", "context", "dtype", "slots", "bank_grad")
 
@@ -143,7 +145,8 @@ def around(path: Path, name: str) -> tuple[str, str]:
 
 def fill_in(path: Path, name: str, text: str) -> None:
     """Put a table between the markers `<!-- results:NAME -->` and `<!-- /results -->`."""
-    before, after = around(path, name)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(f"{before}\n\n{text}\n{after}", encoding="utf-8")
-    os.replace(partial, path)
+    with locks.hold(path, wait=True):  # the other tables are another's to fill in
+        before, after = around(path, name)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(f"{before}\n\n{text}\n{after}", encoding="utf-8")
+        os.replace(partial, path)

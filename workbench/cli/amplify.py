@@ -104,6 +104,7 @@ def _check_target(save: Path | None, overwrite: bool) -> None:
     if save is None:
         return
     check_place(save)
+    common.hold(save)
     if save.exists() and not (overwrite and (save / "config.json").is_file()):
         raise RunError(
             f"{save} exists already; give another folder, or --overwrite if it is a model"

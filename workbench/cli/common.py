@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -57,7 +56,8 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         _quiet()
         try:
-            command(*args, **{name: at_home(value) for name, value in kwargs.items()})
+            with _holding:
+                command(*args, **{name: at_home(value) for name, value in kwargs.items()})
         except KeyboardInterrupt:
             stop(
                 "interrupted; the same command goes on where a run folder holds what was done, "
@@ -72,6 +72,16 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
             stop(str(error) or type(error).__name__)
 
     return run
+
+
+_holding = ExitStack()  # what the command that runs holds
+
+
+def hold(place: str | os.PathLike[str]) -> None:
+    """Hold a folder until the command ends; RunError where another process writes it."""
+    from kernels import locks
+
+    _holding.enter_context(locks.hold(place))
 
 
 def at_home(value: Any) -> Any:
@@ -271,24 +281,27 @@ def closing(place: Path) -> None:
 def _left_out(place: Path) -> Iterator[str]:
     """What the measurements of a run folder left out to keep to a time, a line each."""
     from analysis.estimates import left_out
+    from kernels.errors import RunError
+    from workbench.records import read_object
 
     for path in sorted(place.rglob("*.json")):
         try:
-            attrs = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            attrs = read_object(path)
+        except (OSError, RunError):
             continue
-        if isinstance(attrs, dict) and "table" in attrs and (line := left_out(attrs)):
+        if "table" in attrs and (line := left_out(attrs)):
             yield f"{path.stem}: {line}"
 
 
 def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:
-    """Where a run goes: the folder asked for, or a free one in runs/. Writes nothing."""
+    """Where a run goes: the folder asked for, or a free one in runs/. It is held, not made."""
     from kernels.errors import RunError
-    from workbench.runs import MANIFEST, check_place
+    from workbench.runs import MANIFEST, check_place, holds_files
 
     place = output or free_folder(command, name)
     check_place(place)
-    if place.is_dir() and not overwrite and any(place.iterdir()):
+    hold(place)
+    if not overwrite and holds_files(place):
         what = "a run" if (place / MANIFEST).is_file() else "files"
         raise RunError(f"{place} holds {what} already; give another folder, or --overwrite")
     return place

@@ -80,6 +80,7 @@ def upscale(
     from workbench.training import save_model
 
     check_place(output)
+    common.hold(output)
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise RunError(
             f"{output} exists already; give another folder, or --overwrite if it is a model"
