@@ -29,11 +29,18 @@ def state(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        if path.is_dir():
+        if path.is_dir() and not _left_to_the_next(path):
             found[f"{name}/"] = True
-        elif path.name not in LOGS:
+        elif path.is_file() and path.name not in LOGS and not _left_to_the_next(path):
             found[name] = _content(path)
     return found
+
+
+def _left_to_the_next(path: Path) -> bool:
+    """Of a job that is done: its lock, and a draft of the exit code; the next start takes them."""
+    names = path.parts[path.parts.index(".jobs") + 1 :] if ".jobs" in path.parts else ()
+    lock = path.name == ".mine.lock"
+    return lock or any(name.startswith(".code.") for name in names)
 
 
 def _content(path: Path) -> Any:
