@@ -37,9 +37,9 @@ def test_manifest_holds_what_the_contract_says(tmp_path):
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert set(manifest) == {
         "schema", "midus", "kind", "status", "created", "command", "parameters", "versions",
-        "inputs", "models", "tables", "figures", "summary",
+        "inputs", "models", "made", "tables", "figures", "summary", "overwrites", "sha256",
     }  # fmt: skip
-    assert manifest["schema"] == 1 and manifest["status"] == "running"
+    assert manifest["schema"] == 2 and manifest["status"] == "running"
 
 
 def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
@@ -49,8 +49,7 @@ def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
     with pytest.raises(RunError, match="finished run"):
         RunFolder.create(tmp_path / "r", "demo")
     assert RunFolder.open(tmp_path / "r").done
-    fresh = RunFolder.create(tmp_path / "r", "demo", overwrite=True)
-    assert fresh.tables == [] and not (tmp_path / "r" / "tables").exists()
+    assert RunFolder.create(tmp_path / "r", "demo", overwrite=True).tables == []
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
@@ -75,7 +74,7 @@ def test_an_unwritable_place_is_refused(tmp_path):
     [
         (None, "no manifest.json"),
         ("{", "damaged"),
-        ("[]", "names no schema"),
+        ("[]", "holds an array"),
         ("{}", "names no schema"),
         ('{"schema": 1}', "lacks kind"),
         ('{"schema": 7, "midus": "9.9"}', "made by midus 9.9"),
