@@ -178,13 +178,14 @@ class Job:
 
     def remove(self) -> None:
         """Delete its files and its run folder; RunError while it runs or another writes there."""
-        with _starting, locks.hold(self._folder, wait=True), locks.hold(self.folder):
+        with _starting, locks.hold(self._folder, wait=True):
             self._stop_if_running()
-            for folder in (self.folder, self._folder):
-                if folder.is_symlink():  # what it leads to is another's
-                    folder.unlink()
-                else:
-                    shutil.rmtree(folder, ignore_errors=True)
+            with locks.hold(self.folder):
+                for folder in (self.folder, self._folder):
+                    if folder.is_symlink():  # what it leads to is another's
+                        folder.unlink()
+                    else:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     # ------------------------------------------------------------ the process
 
