@@ -15,7 +15,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -302,14 +302,10 @@ def holds_files(place: Path) -> bool:
 
 @contextmanager
 def _held(place: Path) -> Iterator[locks.Hold | None]:
-    """The folder's lock, let go where the block raises; of a job's processes the first has it."""
-    held = None if int(os.environ.get("RANK", "0")) else locks.hold(place)
-    try:
-        yield held
-    except BaseException:
-        if held is not None:
-            held.release()
-        raise
+    """The folder's lock, let go where the block raises."""
+    with ExitStack() as stack:
+        yield stack.enter_context(locks.hold_for_all(place))
+        stack.pop_all()
 
 
 def free_place(root: str | os.PathLike[str], stem: str) -> Path:

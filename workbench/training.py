@@ -7,6 +7,7 @@ processes. Runs under torchrun and accelerate as the Trainer does.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from analysis import memory_usage, tables
 from analysis.documents import Documents
 from analysis.memory_plan import activation_bytes
+from kernels import locks
 from kernels.errors import DataError, MidusError, ModelError, RunError
 from midus_model import input_device, param_groups
 from midus_model.card import write_card
@@ -34,6 +36,7 @@ from workbench import revival
 from workbench.revival import Balance, Revival
 
 Progress = Callable[[int, int, str], None]
+Given, Made = ParamSpec("Given"), TypeVar("Made")
 COLUMNS = ("run", "step", "loss", "eval_loss", "learning_rate")
 BETAS = (0.9, 0.95)
 IGNORED = -100  # label of a token whose loss does not count
@@ -227,6 +230,19 @@ class _Reporter(TrainerCallback):
 # ---------------------------------------------------------------- training
 
 
+def _held(train: Callable[Given, Made]) -> Callable[Given, Made]:
+    """`train`, its folder held by one training at a time."""
+
+    @functools.wraps(train)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        place: Any = args[2] if len(args) > 2 else kwargs["output_dir"]
+        with locks.hold_for_all(place):
+            return train(*args, **kwargs)
+
+    return run
+
+
+@_held
 def train(
     model: Any,
     documents: Documents,

@@ -7,7 +7,6 @@ a training from its checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.errors import MidusError, RunError
+from kernels.files import write_json
 from midus_model.bench.report import around, fill_in
 from workbench.key_study import report
 from workbench.key_study.measure import STARTS, TRAININGS, Experiment, Setting
@@ -48,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
                 around(page, name)
         setting = Setting(seeds=given.seeds, steps=given.steps, windows=given.windows)
         found = run(setting, given.out, trainings=not given.coverage_only)
-        given.docs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        (given.docs / ROWS).write_text(text, encoding="utf-8")
+        write_json(given.docs / ROWS, found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))

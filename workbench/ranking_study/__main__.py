@@ -8,11 +8,11 @@ seed; docs/ranking.json and the tables of docs/ranking.md are written from what 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from kernels.errors import MidusError
+from kernels.files import write_json
 from midus_model.bench.report import around, fill_in
 from workbench.ranking_study import report
 from workbench.ranking_study.exhaustive import exhaustive
@@ -59,9 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             run.write_json("ranking.json", found)
             run.finish({"success_at_a_quarter": report.at_a_quarter(found)["success"]})
-        given.docs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        (given.docs / "ranking.json").write_text(text, encoding="utf-8")
+        write_json(given.docs / "ranking.json", found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))
