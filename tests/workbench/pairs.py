@@ -105,8 +105,8 @@ def trained(model: str, texts: str, place: str) -> None:
     from midus_model import load
     from workbench.training import train
 
-    _or_refused(partial(train, load(model), documents(texts, model=model), place, steps=4,
-                        batch_size=2))  # fmt: skip
+    loaded, read = load(model), documents(texts, model=model)
+    _or_refused(partial(train, loaded, read, place, steps=4, batch_size=2, train="all"))
 
 
 def converted(model: str, _: str, place: str) -> None:
