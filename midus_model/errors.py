@@ -2,6 +2,7 @@
 
 from kernels.errors import (
     DataError,
+    Diverged,
     HeadError,
     IncomparableTables,
     MidusError,
@@ -13,6 +14,7 @@ from kernels.errors import (
 
 __all__ = [
     "DataError",
+    "Diverged",
     "HeadError",
     "IncomparableTables",
     "MidusError",
