@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from transformers import PrinterCallback
 
 from analysis import tables
 from analysis.documents import Documents
-from kernels.errors import MidusError, ModelError
+from kernels.errors import MidusError, ModelError, RunError
 from midus_model import param_groups
 from midus_model.placement import is_offloaded
 from workbench import revival
@@ -30,7 +31,13 @@ from workbench.training.evaluation import Progress
 from workbench.training.log import training_table, usage_rows
 from workbench.training.rows import PackedRows
 from workbench.training.saving import write_model
-from workbench.training.settings import at_least_one, cadence, trainer_arguments, training_device
+from workbench.training.settings import (
+    at_least_one,
+    cadence,
+    check_rates,
+    trainer_arguments,
+    training_device,
+)
 from workbench.training.trainer import ContinualTrainer, Reporter
 
 
@@ -102,6 +109,7 @@ def train(
     place = Path(output_dir).expanduser()
     steps = at_least_one("steps", steps)
     batch_size = at_least_one("batch_size", batch_size)
+    check_rates(lr, bank_lr_multiplier, weight_decay)
     per_device = _per_device(batch_size, log_usage, eval_documents)
     rows = PackedRows(documents, batch_size * steps, seed)
     recipe: dict[str, Any] = {
@@ -118,7 +126,13 @@ def train(
     name = run or tables.display_name(model)
     start = tables.model_hash(model)
     about = {"steps": steps, "batch_size": batch_size, "seed": seed, **recipe}
-    about |= {"rows": rows.sha256(), "model": start, "context": documents.context, **asked, **code()}
+    about |= {
+        "rows": rows.sha256(),
+        "model": start,
+        "context": documents.context,
+        **asked,
+        **code(),
+    }
     if int(os.environ.get("RANK", "0")) == 0:
         checkpoints.claim(place, about, resume)
     arguments = trainer_arguments(
@@ -191,4 +205,7 @@ def _run(trainer: ContinualTrainer, reviving: Revival | None, folder: Path, resu
     trainer.accelerator.wait_for_everyone()
     looks: list[revival.Look] = [part.look for part in (reviving, trainer.balance) if part]
     with revival.watching(trainer.model, looks):
-        trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))
+        try:
+            trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))
+        except UnpicklingError as error:  # sealed anew by somebody: torch loads tensors alone
+            raise RunError(f"{last[0]} holds more than numbers; remove it") from error
