@@ -242,7 +242,10 @@ def test_other_code_is_another_input(there: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_study_of_another_base_or_other_texts_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe(steps=1, excerpts=4, windows=1, train_documents=3)
+    recipe, texts = Recipe(steps=1), documents([list(range(9))] * 20, model="pico")
+    monkeypatch.setattr(Study, "measured", (texts, texts))
+    for name in ("heldout", "training_texts"):
+        monkeypatch.setattr(Study, name, texts)
 
     def stop(self: Study, *given: Any, **more: Any) -> None:
         raise KeyboardInterrupt
@@ -252,6 +255,11 @@ def test_a_study_of_another_base_or_other_texts_is_refused(
         demo.run_demo(tmp_path / "run", recipe=recipe)
     RunFolder.begin(tmp_path / "run", "demo", None, recipe.parameters(),
                     inputs=Study(recipe).inputs()).log("kept")  # fmt: skip
+    fewer = documents([list(range(8))] * 20, model="pico")
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "training_texts", fewer)
+        with pytest.raises(RunError, match="other inputs .text of training: "):
+            demo.run_demo(tmp_path / "run", recipe=recipe)
     base = load("pico")
     with torch.no_grad():
         base.lm_head.weight[0, 0] += 1

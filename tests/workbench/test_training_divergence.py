@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from analysis.documents import documents
 from kernels.errors import Diverged, MidusError, RunError
 from midus_model import load, upscale
 from tests.models import tiny as stored
@@ -231,6 +232,7 @@ from pathlib import Path
 from tests.workbench.trainings import random_texts, tiny
 from workbench.training import trainer
 from workbench.training.train import train
+from analysis.documents import documents
 from kernels.errors import Diverged
 
 rank, seen, real = os.environ["RANK"], [], trainer.ContinualTrainer.compute_loss
@@ -295,8 +297,12 @@ def test_a_base_with_one_nan_ends_with_1_and_leaves_no_folder(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_a_study_stops_and_says_which_arm_failed(tmp_path: Path) -> None:
-    study = Study(Recipe(train_documents=4, batch_size=1), dtype="float32", device="cpu")
+def test_a_study_stops_and_says_which_arm_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = documents([list(range(3, 99))] * 20, model="pico", context=16)
+    monkeypatch.setattr(Study, "training_texts", texts)
+    study = Study(Recipe(batch_size=1), dtype="float32", device="cpu")
     with (
         pytest.raises(Diverged, match="training of midus"),
         RunFolder.create(tmp_path, "demo") as run,

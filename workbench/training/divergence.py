@@ -106,15 +106,11 @@ def check_start(model: Any) -> None:
 def largest(tensors: Iterable[Any]) -> torch.Tensor:
     """The largest size of a number in floating-point tensors; nan or inf where one holds that.
 
-    0 for none. Of a sharded tensor all shards count.
+    0 for none. Of a sharded tensor the shard of this process counts.
     """
-    counted = [
-        tensor.detach()
-        for tensor in tensors
-        if torch.is_tensor(tensor) and tensor.is_floating_point() and tensor.numel()
-    ]
-    found = get_total_norm(counted, float("inf"))
-    return found.full_tensor() if hasattr(found, "full_tensor") else found
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors if torch.is_tensor(t)]
+    counted = [t.detach() for t in local if t.is_floating_point() and t.numel()]
+    return get_total_norm(counted, float("inf"))
 
 
 def _named(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
