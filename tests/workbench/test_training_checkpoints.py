@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import shutil
 import warnings
@@ -170,22 +169,17 @@ def test_without_a_whole_one_training_starts_at_the_beginning(
     assert all(torch.equal(value, weights(model)[n]) for n, value in trained[1].items())
 
 
-class _Evil:
-    def __reduce__(self) -> Any:
-        return Path.touch, (Path(os.environ["PLANTED"]),)
-
-
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_planted_pickle_does_not_run(
-    sealed: bool, name: str, trained: Any, texts: Any, tmp_path: Path, monkeypatch: Any
+    sealed: bool, name: str, trained: Any, texts: Any, tmp_path: Path
 ) -> None:
     """Refused by its checksum; sealed anew, by the reader, which knows tensors alone."""
-    monkeypatch.setenv("PLANTED", str(tmp_path / "it ran"))
     place = copied(trained, tmp_path)
     newest = place / "checkpoints" / "checkpoint-2"
     shutil.rmtree(place / "checkpoints" / "checkpoint-4")
-    (newest / name).write_bytes(pickle.dumps(_Evil()))
+    planted = tmp_path / "it_ran"
+    (newest / name).write_bytes(f"cos\nsystem\n(S'touch {planted}'\ntR.".encode())
     if sealed:
         seal(newest)
         with pytest.raises(RunError, match="checkpoint-2 holds more than numbers; remove it"):
@@ -193,7 +187,7 @@ def test_a_planted_pickle_does_not_run(
     else:
         with pytest.warns(UserWarning, match=f"{name} is damaged"):
             train(deeper(), texts, place, **OPTIONS)
-    assert not (tmp_path / "it ran").exists()
+    assert not planted.exists()
 
 
 # ---------------------------------------------------------------- whose they are

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
@@ -207,5 +206,8 @@ def _run(trainer: ContinualTrainer, reviving: Revival | None, folder: Path, resu
     with revival.watching(trainer.model, looks):
         try:
             trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))
-        except UnpicklingError as error:  # sealed anew by somebody: torch loads tensors alone
+        except Exception as error:
+            if type(error).__name__ != "UnpicklingError":
+                raise
+            # Sealed anew by somebody: torch reads tensors alone, and nothing was run.
             raise RunError(f"{last[0]} holds more than numbers; remove it") from error
