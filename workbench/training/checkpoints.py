@@ -11,6 +11,8 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,20 @@ def fault(checkpoint: Path) -> str | None:
         if not same:
             return f"{name} is damaged (its checksum differs)"
     return None
+
+
+@contextmanager
+def reading(checkpoint: Path | None) -> Iterator[None]:
+    """Raises RunError where torch finds more than tensors in it, of which it runs nothing.
+
+    Nothing that was saved here does; somebody then wrote the checksums too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if checkpoint is None or type(error).__name__ != "UnpicklingError":
+            raise
+        raise RunError(f"{checkpoint} holds more than numbers; remove it") from error
 
 
 def prune(folder: Path) -> None:

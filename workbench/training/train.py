@@ -18,7 +18,7 @@ from transformers import PrinterCallback
 
 from analysis import tables
 from analysis.documents import Documents
-from kernels.errors import MidusError, ModelError, RunError
+from kernels.errors import MidusError, ModelError
 from midus_model import param_groups
 from midus_model.placement import is_offloaded
 from workbench import revival
@@ -203,11 +203,5 @@ def _run(trainer: ContinualTrainer, reviving: Revival | None, folder: Path, resu
     trainer.args.eval_on_start = trainer.eval_documents is not None and last[0] is None
     trainer.accelerator.wait_for_everyone()
     looks: list[revival.Look] = [part.look for part in (reviving, trainer.balance) if part]
-    with revival.watching(trainer.model, looks):
-        try:
-            trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))
-        except Exception as error:
-            if type(error).__name__ != "UnpicklingError":
-                raise
-            # Sealed anew by somebody: torch reads tensors alone, and nothing was run.
-            raise RunError(f"{last[0]} holds more than numbers; remove it") from error
+    with revival.watching(trainer.model, looks), checkpoints.reading(last[0]):
+        trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))
