@@ -317,8 +317,8 @@ def train(
     bf16 = bf16_of(placed.dtype, device)
     loaded = load(model, dtype="float32")  # the Trainer takes it to the device
     params = params or ("new" if new_parameter_names(loaded) else "all")
-    if lr <= 0:
-        raise MidusError(f"--lr is {lr}; it must be above 0")
+    if not 0 < lr < float("inf"):
+        raise MidusError(f"--lr is {lr}; it must be a number above 0")
     asked: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "bank_lr_multiplier": bank_lr,
         "weight_decay": weight_decay, "train": params, "eval_every": eval_every,

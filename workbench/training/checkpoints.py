@@ -11,8 +11,12 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
 
 from kernels.errors import RunError
 from midus_model.files import write_json, writing
@@ -54,13 +58,29 @@ def _described(path: Path) -> dict[str, Any]:
 
 def by_step(folder: Path) -> list[Path]:
     """Every checkpoint, whole or not, the newest last."""
-    found = [(re.fullmatch(r"checkpoint-([0-9]+)", path.name), path) for path in folder.glob("*")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+    found = [p for p in folder.glob("*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", p.name)]
+    return sorted(found, key=step_of)
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest sealed checkpoint, not looked into."""
-    return next((path for path in reversed(by_step(folder)) if (path / SEAL).is_file()), None)
+def newest(folder: Path, last_step: int) -> Path | None:
+    """The newest sealed checkpoint of at most that step, not looked into."""
+    sealed = [path for path in by_step(folder) if (path / SEAL).is_file()]
+    return next((path for path in reversed(sealed) if step_of(path) <= last_step), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def logged_loss(checkpoint: Path) -> float | None:
+    """The last loss that was logged before a checkpoint was saved."""
+    try:
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        return float(losses[-1]) if losses else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -106,6 +126,20 @@ def fault(checkpoint: Path) -> str | None:
         if not same:
             return f"{name} is damaged (its checksum differs)"
     return None
+
+
+@contextmanager
+def reading(checkpoint: Path | None) -> Iterator[None]:
+    """Raises RunError where torch finds more than tensors in it, of which it runs nothing.
+
+    Nothing that was saved here does; somebody then wrote the checksums too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if checkpoint is None or type(error).__name__ != "UnpicklingError":
+            raise
+        raise RunError(f"{checkpoint} holds more than numbers; remove it") from error
 
 
 def prune(folder: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from analysis.distributed import agreed
 from kernels.errors import Diverged
-from workbench.training.checkpoints import newest
+from workbench.training.checkpoints import logged_loss, newest
 
 
 class Watch(TrainerCallback):
@@ -36,7 +36,8 @@ class Watch(TrainerCallback):
         """The gradient is there, its norm being `norm`, and the weights are as they were."""
         values = {} if self._loss is None else {"loss": self._loss}
         self._loss = None
-        self.check(step, values if norm is None else values | {"gradient norm": norm})
+        # A checkpoint of the step before is where this loss comes from.
+        self.check(step, values if norm is None else values | {"gradient norm": norm}, step - 2)
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -55,26 +56,35 @@ class Watch(TrainerCallback):
             },
         )
 
-    def check(self, step: int, values: Mapping[str, Any]) -> None:
-        """Raises Diverged where one of the named numbers is not finite in any process."""
+    def check(self, step: int, values: Mapping[str, Any], good: int | None = None) -> None:
+        """Raises Diverged where one of the named numbers is not finite in any process.
+
+        `good` is the last step after which the weights were good, by default the one before.
+        """
         found = [float(value) for value in values.values()]
         bad = [index for index, value in enumerate(found) if not math.isfinite(value)]
         first = agreed(bad[0] if bad else len(found))
         if first < len(found):
             own = not math.isfinite(found[first])
             value = f"{found[first]}" if own else "not finite in another process"
-            self.stop(step, f"the {list(values)[first]} is {value}")
+            good = step - 1 if good is None else good
+            raise self._diverged(step, f"the {list(values)[first]} is {value}", good)
 
-    def stop(self, step: int, what: str) -> None:
-        """Raises Diverged: what was found at which step, and how to go on from where."""
-        last = newest(self.checkpoints)
+    def _diverged(self, step: int, what: str, good: int) -> Diverged:
+        """What was found at which step, and how to go on from where."""
+        last = newest(self.checkpoints, good)
         less = f"with a smaller lr than {self.lr:g} and --overwrite or another folder"
         if last is None:
-            hint = f"no checkpoint was saved before it; start again {less}"
+            hint = f"there is no good checkpoint before it; start again {less}"
         else:
             line = f"midus train {shlex.quote(str(last))} --lr {self.lr / 10:g}"
-            hint = f"last good checkpoint: {last}; go on from it by `{line}`, or start again {less}"
-        raise Diverged(
+            loss = logged_loss(last)
+            had = "" if loss is None else f" (loss {loss:.4g})"
+            hint = (
+                f"last good checkpoint: {last}{had}; go on from it by `{line}`, or start again "
+                f"{less}"
+            )
+        return Diverged(
             f"the training of {self.name} diverged at step {step} of {self.steps}: {what}; {hint}",
             step=step,
             checkpoint=None if last is None else str(last),
@@ -96,15 +106,11 @@ def check_start(model: Any) -> None:
 def largest(tensors: Iterable[Any]) -> torch.Tensor:
     """The largest size of a number in floating-point tensors; nan or inf where one holds that.
 
-    0 for none. Of a sharded tensor all shards count.
+    0 for none. Of a sharded tensor the shard of this process counts.
     """
-    counted = [
-        tensor.detach()
-        for tensor in tensors
-        if torch.is_tensor(tensor) and tensor.is_floating_point() and tensor.numel()
-    ]
-    found = get_total_norm(counted, float("inf"))
-    return found.full_tensor() if hasattr(found, "full_tensor") else found
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors if torch.is_tensor(t)]
+    counted = [t.detach() for t in local if t.is_floating_point() and t.numel()]
+    return get_total_norm(counted, float("inf"))
 
 
 def _named(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,22 @@ def at_least_one(name: str, value: int) -> int:
     if value < 1:
         raise MidusError(f"{name} is {value}; it must be at least 1")
     return int(value)
+
+
+def check_rates(lr: float, bank_lr_multiplier: float, weight_decay: float) -> None:
+    """Raises MidusError for rates that are no numbers, or that float32 does not hold."""
+    given = {"lr": lr, "bank_lr_multiplier": bank_lr_multiplier}
+    for name, value in given.items():
+        if not 0 < value < math.inf:
+            raise MidusError(f"{name} is {value}; it must be a number above 0")
+    if not 0 <= weight_decay < math.inf:
+        raise MidusError(f"weight_decay is {weight_decay}; it must be 0 or more")
+    most = torch.finfo(torch.float32).max / 10  # the optimiser divides by its first steps' sums
+    if lr * max(1, bank_lr_multiplier) > most:
+        raise MidusError(
+            f"lr {lr:g} and bank_lr_multiplier {bank_lr_multiplier:g} are out of all bounds; they "
+            f"must be at most {most:.0e} together"
+        )
 
 
 def cadence(steps: int, eval_every: int | None, save_every: int | None) -> dict[str, int]:

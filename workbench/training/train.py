@@ -33,7 +33,13 @@ from workbench.training.evaluation import Progress
 from workbench.training.log import training_table, usage_rows
 from workbench.training.rows import PackedRows
 from workbench.training.saving import write_model
-from workbench.training.settings import at_least_one, cadence, trainer_arguments, training_device
+from workbench.training.settings import (
+    at_least_one,
+    cadence,
+    check_rates,
+    trainer_arguments,
+    training_device,
+)
 from workbench.training.trainer import ContinualTrainer, Reporter
 
 Given = ParamSpec("Given")
@@ -121,6 +127,7 @@ def train(
     place = Path(output_dir).expanduser()
     steps = at_least_one("steps", steps)
     batch_size = at_least_one("batch_size", batch_size)
+    check_rates(lr, bank_lr_multiplier, weight_decay)
     per_device = _per_device(batch_size, log_usage, eval_documents)
     rows = PackedRows(documents, batch_size * steps, seed)
     recipe: dict[str, Any] = {
@@ -215,5 +222,5 @@ def _run(trainer: ContinualTrainer, reviving: Revival | None, folder: Path, resu
     trainer.args.eval_on_start = trainer.eval_documents is not None and last[0] is None
     trainer.accelerator.wait_for_everyone()
     looks: list[revival.Look] = [part.look for part in (reviving, trainer.balance) if part]
-    with revival.watching(trainer.model, looks):
+    with revival.watching(trainer.model, looks), checkpoints.reading(last[0]):
         trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))
