@@ -197,7 +197,7 @@ class Job:
         environment = os.environ | {PLACE: self._told, "PYTHONPATH": path}
         with _fresh(self._log) as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "workbench.cli", *line],
+                [sys.executable, "-P", "-m", "workbench.cli", *line],  # nothing from the cwd
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
