@@ -37,8 +37,10 @@ DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 WRITER, REPLACED = ".writer", ".replaced"  # in a draft, beside the thing itself
 LONGEST = 200  # bytes of the target's name in a draft's: a name may have 255
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# What libraries say that write by themselves and raise no OSError: safetensors, tokenizers, torch.
-SAID = re.compile(r"os error \d+|no space left|i/o error|PytorchStreamWriter failed", re.IGNORECASE)
+# What libraries say that write by themselves and raise no OSError: safetensors and tokenizers why,
+# torch that its archive was cut short.
+SAID = re.compile(r"os error \d+|no space left|i/o error", re.IGNORECASE)
+CUT_SHORT = re.compile(r"PytorchStreamWriter failed|enforce fail at inline_container")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 Content = str | bytes | Callable[[Path], object]
@@ -183,6 +185,8 @@ def unwritten(problem: BaseException) -> str | None:
     if isinstance(problem, OSError):
         reason = problem.strerror or text or type(problem).__name__
         full = problem.errno in FULL
+    elif CUT_SHORT.search(text):
+        reason, full = "torch could not write the whole file", True
     elif SAID.search(text):
         reason, full = text[:200], False
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +18,10 @@ HELD = ("finished run", "exists already", "holds a run already", "finished", "is
 
 @dataclass
 class Tally:
-    """Points tried, disc states that differed, and what was wrong: a line each, by point."""
+    """Points tried, those at which it died, disc states that differed, and what was wrong."""
 
     points: int = 0
+    killed: int = 0
     states: int = 0
     found: dict[str, list[str]] = field(default_factory=dict)
 
@@ -83,7 +85,7 @@ class Trial:
         tally = Tally()
         for at in points:
             judge.copy(self.prepared, self.root)
-            self.run(at=at)
+            tally.killed += self.run(at=at).code == -signal.SIGKILL
             tally.points += 1
             self.afterwards(f"{self.name}, killed at {at}, {self._where(at)}", tally)
         return tally

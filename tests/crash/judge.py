@@ -19,6 +19,7 @@ TIMES = {
     "created", "finished", "time", "seconds", "latency_ms", "pid", "process", "started", "spent",
     "train_runtime", "train_samples_per_second", "train_steps_per_second", "checksum", "sha256",
 }  # fmt: skip
+NANOSECONDS = 10**17  # of a file's time, which manifests hold beside its hash
 DRAWN = (".pdf", ".svg", ".png", ".html")  # there, and not empty
 LOGS = ("log.jsonl", "code", "output.txt", "progress.json", "python.draft")
 CHECKPOINTS = "checkpoints"  # of the Trainer, of which the model beside them is made
@@ -79,7 +80,9 @@ def _bits(value: Any) -> Any:
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _timeless(v) for k, v in value.items() if k not in TIMES}
-    return [_timeless(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_timeless(part) for part in value]
+    return None if isinstance(value, int) and value > NANOSECONDS else value
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

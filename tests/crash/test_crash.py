@@ -13,7 +13,7 @@ from tests.crash.cases import BROKEN, CASES
 from tests.crash.harness import Trial
 
 # case -> points of it that every run of the tests tries; `make verify` tries all of every case.
-SAMPLE = {"costs overwrite": 4, "upscale overwrite": 4, "train": 2, "table again": 3, "job": 2}
+SAMPLE = {"costs overwrite": 3, "upscale overwrite": 3, "table again": 4, "job": 2, "train": 1}
 SIGNALS = 10  # of each kind, a case
 
 
@@ -27,7 +27,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Trial:
 def test_the_harness_sees_what_is_lost(broken: Trial) -> None:
     """An action that writes in place, renames in two steps, and never sweeps its draft."""
     tally = broken.kills(range(1, len(broken.points) + 1))
-    assert tally.points > 8 and tally.states > 4
+    assert tally.killed == tally.points > 8 and tally.states > 4
     for words in ("left over", "the same command ends with", "lost meanwhile"):
         assert any(words in line for line in tally.faults), (words, tally.faults)
 
@@ -37,7 +37,9 @@ def test_a_sample_of_points(name: str, tmp_path: Path) -> None:
     trial = Trial(name, CASES[name], tmp_path)
     trial.prepare()
     drawn = np.random.default_rng(0).choice(len(trial.points), SAMPLE[name], replace=False)
-    assert not trial.kills(sorted(int(at) + 1 for at in drawn)).faults
+    tally = trial.kills(sorted(int(at) + 1 for at in drawn))
+    assert tally.killed >= tally.points - (name == "job")  # a thread of its own sees the job end
+    assert not tally.faults, "\n".join(tally.faults)
 
 
 @pytest.mark.verify

@@ -15,7 +15,7 @@ from tests.crash import disks, judge, kept
 from tests.crash.cases import CASES
 from tests.crash.harness import Tally, Trial
 
-SAMPLE = {"upscale overwrite": 3, "costs": 3, "train": 2}
+SAMPLE = {"upscale": 2, "costs": 2}
 SIZES = 12
 
 
