@@ -36,7 +36,8 @@ from workbench import revival
 from workbench.revival import Balance, Revival
 
 Progress = Callable[[int, int, str], None]
-Given, Made = ParamSpec("Given"), TypeVar("Made")
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 COLUMNS = ("run", "step", "loss", "eval_loss", "learning_rate")
 BETAS = (0.9, 0.95)
 IGNORED = -100  # label of a token whose loss does not count
