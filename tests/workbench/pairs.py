@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,13 @@ def _child(work: Callable[[], None], log: Path, delay: float) -> None:
 
 
 def together(
-    work: Callable[[], None], folder: Path, delays: Sequence[float]
+    works: Sequence[Callable[[], None]], folder: Path, delays: Sequence[float]
 ) -> list[tuple[int | None, str]]:
-    """Exit code and output of processes that do `work`, each after its delay in seconds."""
+    """Exit code and output of a process a work, each after its delay in seconds."""
     logs = [folder / f"output-{number}.txt" for number in range(len(delays))]
     started = [
         _context().Process(target=_child, args=(work, log, delay))
-        for log, delay in zip(logs, delays, strict=True)
+        for work, log, delay in zip(works, logs, delays, strict=True)
     ]
     for process in started:
         process.start()
@@ -139,17 +139,19 @@ def _or_refused(work: Callable[[], Any]) -> Any:
 class Case:
     """What both processes do in a folder of their own, in which MODEL, GROWN and TEXTS lie.
 
-    before: commands that were run there earlier, one after another.
+    before: commands that were run there earlier, one after another; other: what the second does
+    where that is not the same.
     """
 
     words: tuple[str, ...]
     before: tuple[tuple[str, ...], ...] = ()
     python: Callable[[str, str, str], None] | None = None
+    other: tuple[str, ...] = ()
 
-    def work(self) -> Callable[[], None]:
+    def works(self) -> list[Callable[[], None]]:
         if self.python is not None:
-            return partial(self.python, "model", "texts.jsonl", "out")
-        return partial(midus, *self.words)
+            return [partial(self.python, "model", "texts.jsonl", "out")] * 2
+        return [partial(midus, *self.words), partial(midus, *(self.other or self.words))]
 
 
 def _case(line: str, *before: str) -> Case:
@@ -157,6 +159,13 @@ def _case(line: str, *before: str) -> Case:
 
 
 SIZES = ("--num-keys", "4", "--top-k", "2", "--latent-dim", "4")
+
+
+def _two(line: str, what: str, other: str, *before: str) -> Case:
+    """The same line but for a part of it."""
+    return replace(_case(line, *before), other=tuple(line.replace(what, other).split()))
+
+
 _TRAIN = "train grown --data texts.jsonl --steps 4 --batch-size 2 -o out"
 CASES = {
     "importance": _case("importance model --data texts.jsonl -o out"),
@@ -189,6 +198,15 @@ CASES = {
     "train": _case(_TRAIN),
     "train --overwrite": _case(f"{_TRAIN} --overwrite", _TRAIN.replace("--steps 4", "--steps 2")),
     "figures": _case("figures out --format svg", "importance model --data texts.jsonl -o out"),
+    "two trainings": _two(f"{_TRAIN} --lr 1e-3", "1e-3", "3e-3"),
+    "two trainings --overwrite": _two(f"{_TRAIN} --lr 1e-3 --overwrite", "1e-3", "3e-3", _TRAIN),
+    "two importances --overwrite": _two(
+        "importance model --data texts.jsonl --limit 9 -o out --overwrite", "9", "17"
+    ),
+    "two upscalings": _two(
+        "upscale model -o out --num-keys 4 --top-k 2 --latent-dim 4", "dim 4", "dim 5"
+    ),
+    "two memories": _two("memory grown --data texts.jsonl --limit 9 -o out", "9", "17"),
     "sweep by Python": Case((), python=swept),
     "training by Python": Case((), python=trained),
     "conversion": Case((), python=converted),
@@ -224,7 +242,7 @@ def made(folder: Path) -> Path:
 def _done(work: Callable[[], None], folder: Path) -> float:
     """Work done alone, and its seconds."""
     begun = time.monotonic()
-    ((code, output),) = together(partial(_in, folder, work), folder.parent, [0.0])
+    ((code, output),) = together([partial(_in, folder, work)], folder.parent, [0.0])
     assert code == 0, output
     return time.monotonic() - begun
 
@@ -244,7 +262,7 @@ class Pairs:
         self.folder = folder
         (folder / "made").mkdir()
         self.made = made(folder / "made")
-        self.known: dict[str, tuple[dict[str, str], float]] = {}
+        self.known: dict[tuple[str, int], tuple[dict[str, str], float]] = {}
 
     def prepared(self, name: str, place: Path) -> Path:
         template = self.folder / "before" / name.replace(" ", "-")
@@ -255,35 +273,42 @@ class Pairs:
         shutil.copytree(template, place)
         return place
 
-    def alone(self, name: str) -> tuple[dict[str, str], float]:
-        """What the case leaves when nothing disturbs it, and the seconds that it takes."""
-        if name not in self.known:
-            place = self.prepared(name, self.folder / "alone" / name.replace(" ", "-"))
-            seconds = _done(CASES[name].work(), place)
-            self.known[name] = digest(place), seconds
-        return self.known[name]
+    def alone(self, name: str, which: int = 0) -> tuple[dict[str, str], float]:
+        """What a process of the case leaves when nothing disturbs it, and how long it takes."""
+        which *= bool(CASES[name].other)
+        if (name, which) not in self.known:
+            at = self.folder / "alone" / f"{name.replace(' ', '-')}-{which}"
+            place = self.prepared(name, at)
+            seconds = _done(CASES[name].works()[which], place)
+            self.known[name, which] = digest(place), seconds
+        return self.known[name, which]
 
     def wrong(self, name: str, offset: float, number: int) -> list[str]:
         """What is wrong after a pair, the second process `offset` of the time later."""
-        expected, seconds = self.alone(name)
+        seconds = self.alone(name)[1]
         at = self.folder / "pairs" / str(number)
         at.mkdir(parents=True)
         place = self.prepared(name, at / "place")
         delays = [0.0, offset * seconds] if number % 2 else [offset * seconds, 0.0]
-        ended = together(partial(_in, place, CASES[name].work()), at, delays)
+        ended = together([partial(_in, place, work) for work in CASES[name].works()], at, delays)
         found = [problem for end in ended for problem in _said_wrong(*end)]
-        if not any(code == 0 for code, _ in ended):
-            found.append("neither process did its work")
         left = digest(place)
         found += [f"{path} is left" for path in left if _is_leftover(path)]
-        found += [
-            f"{path} is {'another' if path in left else 'missing'}"
-            for path in expected
-            if left.get(path) != expected[path]
-        ]
-        found += [f"{p} is more" for p in left if p not in expected and not _is_leftover(p)]
+        # Of two that worked one after the other the result is either's, whole.
+        results = [self.alone(name, i)[0] for i, (code, _) in enumerate(ended) if code == 0]
+        if results:
+            found += min((_differing(left, result) for result in results), key=len)
+        else:
+            found.append("neither process did its work")
         shutil.rmtree(at, ignore_errors=True)
         return found
+
+
+def _differing(left: dict[str, str], expected: dict[str, str]) -> list[str]:
+    return [
+        *(f"{path} is another" for path in expected if left.get(path, "") != expected[path]),
+        *(f"{path} is more" for path in left if path not in expected and not _is_leftover(path)),
+    ]
 
 
 def _said_wrong(code: int | None, output: str) -> list[str]:
@@ -292,7 +317,7 @@ def _said_wrong(code: int | None, output: str) -> list[str]:
         return ["a traceback"] if "Traceback" in output else []
     lines = [line for line in output.splitlines() if line.startswith("midus: ")]
     own = [line for line in lines if not line.startswith("midus: note:")]
-    told = ("is being written by process", "holds a", "holds files", "exists already")
+    told = ("is being written by process", " holds ", "exists already")
     if code != 2 or "Traceback" in output or len(own) != 1 or not any(t in own[0] for t in told):
         return [f"exit {code}: {output[-300:]}"]
     return []
