@@ -114,16 +114,24 @@ def _hub_rows(data: str, limit: int | None, split: str | None, found: Found) -> 
     name, _, config = data.removeprefix("hf:").partition(":")
     if not name:
         raise DataError('"hf:" needs a dataset\'s name, for example "hf:roneneldan/TinyStories"')
+    # The library would read the files of a folder here under either kind of name.
+    if Path(name).exists() or importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
+        raise DataError(
+            f'"{data}" names no dataset of the hub; give owner/name after "hf:", and a file or '
+            'folder of this machine without "hf:"'
+        )
     try:
         from datasets import get_dataset_split_names, load_dataset
     except ImportError as error:
         raise DataError(f"{data} needs the datasets library: pip install datasets") from error
     try:
         if split is None:
-            names = get_dataset_split_names(name, config or None)
+            names = get_dataset_split_names(name, config or None, trust_remote_code=False)
             usual = [s for s in ("test", "validation", "train") if s in names]
             split = (usual or names)[0]
-        stream = load_dataset(name, config or None, split=split, streaming=True)
+        stream = load_dataset(
+            name, config or None, split=split, streaming=True, trust_remote_code=False
+        )
         entries = streamed(stream, limit, found)
     # The library raises a dozen kinds of its own, of aiohttp's and of the hub's.
     except Exception as error:

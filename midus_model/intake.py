@@ -16,9 +16,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from kernels.errors import ModelError
+from midus_model.trust import ADAPTER, check_adapter
 
-ADAPTER = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WANTED = "give a folder, a hub id, a shipped name, or a loaded causal language model"
 # wrappers whose forward pass is that of the module they hold, and where they hold it
 WRAPPERS = {
@@ -191,11 +190,14 @@ def with_adapter(place: str, load_base: Callable[[str], Any]) -> Any:
 
     Raises ModelError where one of the two, or peft, is missing or does not fit.
     """
-    if not (Path(place) / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"the adapter {place!r} has no {ADAPTER_WEIGHTS}; save it as safetensors")
+    check_adapter(Path(place))
     model = load_base(str(adapter_base(place)))
     try:
-        info = model.load_adapter(place, ignore_mismatched_sizes=True)  # refused below
+        info = model.load_adapter(
+            place,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below
+        )
     except ImportError as error:
         raise ModelError(f"{place!r} holds an adapter, which needs peft: pip install peft") from (
             error

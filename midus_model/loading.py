@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
+from midus_model import trust
 from midus_model.config import SUPPORTED_BASES
-from midus_model.intake import ADAPTER, adapter_base, check_loaded, taken, with_adapter
+from midus_model.intake import adapter_base, check_loaded, taken, with_adapter
 from midus_model.packaged import PACKAGED, packaged_folder
 from midus_model.placement import (
     dtype_of,
@@ -27,6 +28,7 @@ from midus_model.placement import (
     resolve_device,
     resolve_dtype,
 )
+from midus_model.trust import ADAPTER, reason
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
@@ -44,8 +46,14 @@ def resolve(name: str | Path) -> str:
     path = Path(os.path.expanduser(name))  # which leaves an unknown user's as it is
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
-            raise ModelError(f"{path} holds no config.json; give a Hugging Face model directory")
+            packed = sorted(path.glob("*.gguf"))
+            hint = f"; {packed[0].name} is {trust.gguf_hint(packed[0])}" if packed else ""
+            raise ModelError(
+                f"{path} holds no config.json; give a Hugging Face model directory{hint}"
+            )
         return os.path.abspath(path)  # found from another working directory too
+    if path.suffix == ".gguf" and path.is_file():
+        raise ModelError(f"{path} is {trust.gguf_hint(path)}")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
         raise ModelError(
             f"no model at {str(name)!r}; give a directory, a hub id, or one of "
@@ -108,6 +116,7 @@ def load(
         loaded.name_or_path = loaded.config.name_or_path = place
         return loaded
     config = _read_config(place, str(model))
+    trust.check_weights(place, str(model), getattr(config, "transformers_weights", None))
     placed = _placed(target, device_map)
     if wanted is None:
         halved = config.dtype == torch.float16 and _on_cpu(placed)
@@ -160,6 +169,7 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 **more,
@@ -169,7 +179,8 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
         _forget(folder)
         if isinstance(error, MidusError):
             raise
-        raise ModelError(f"the weights of {name!r} cannot be read: {_line(error)}") from error
+        said = trust.weights_reason(error, place)
+        raise ModelError(f"the weights of {name!r} cannot be read: {said}") from error
     if folder is not None:
         weakref.finalize(loaded, _forget, folder)
     return loaded
@@ -207,21 +218,26 @@ def _cast(model: Any, target: Any) -> Any:
     try:
         return model.to(target)
     except (ValueError, RuntimeError) as error:  # a quantised model stays as it was read
-        raise ModelError(f"the model cannot be brought to {target}: {_line(error)}") from error
+        raise ModelError(f"the model cannot be brought to {target}: {reason(error)}") from error
 
 
 def load_tokenizer(model: str | Path) -> Any:
     """The tokenizer that lies beside a model's weights; raises ModelError where there is none.
 
-    Of an adapter that has none, its base's.
+    Of an adapter that has none, its base's. Code of the folder's own is never run.
     """
     place = resolve(model)
+    code = trust.own_code(Path(place), "tokenizer_config.json", "AutoTokenizer")
     try:
-        return AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # of its files, too, that lack what they should hold
-        if (base := adapter_base(place)) is not None:
+        if not code and (base := adapter_base(place)) is not None:
             return load_tokenizer(base)
-        raise ModelError(f"{str(model)!r} has no tokenizer: {_line(error)}") from error
+        said = reason(error, code)
+        raise ModelError(f"{str(model)!r} has no tokenizer: {said}") from error
+    trust.say_unused(code, str(model), f"a {type(tokenizer).__name__} of transformers")
+    tokenizer.init_kwargs.pop("auto_map", None)  # what is saved of it asks for no code either
+    return tokenizer
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:
@@ -233,21 +249,38 @@ def _read_config(place: str, name: str) -> PreTrainedConfig:
     path = Path(place) / "config.json"
     if path.is_file():
         _check_family(_read_json(path), name)
+    config = read_config(place, name)
+    _check_family(config.to_dict(), name)
+    return config
+
+
+def read_config(place: str, name: str) -> PreTrainedConfig:
+    """The configuration in a folder, or of a hub id, of whatever family transformers knows.
+
+    Code that it names is not run, and said to be not. Raises ModelError where it cannot be read,
+    or asks for what is never fetched.
+    """
+    path, code = Path(place) / "config.json", trust.own_code(Path(place), "config.json")
+    if path.is_file():
+        trust.check_config(_read_json(path), name)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except MidusError:
         raise
     except Exception as error:  # fields that do not fit raise kinds of huggingface_hub's own
-        raise ModelError(f"the model {name!r} cannot be opened: {_line(error)}") from error
-    _check_family(config.to_dict(), name)
+        raise ModelError(f"the model {name!r} cannot be opened: {reason(error, code)}") from error
+    if not path.is_file():  # on the hub, where it is read only now
+        trust.check_config(config.__dict__ | config.to_dict(), name)
+    trust.say_unused(code, name, f"transformers' own {config.model_type}")
+    config.__dict__.pop("auto_map", None)  # what is saved of it asks for no code either
     return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (UnicodeDecodeError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} is no valid JSON: {_line(error)}") from error
+    except (UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path} is no valid JSON: {reason(error)}") from error
 
 
 def _check_family(config: dict[str, Any], name: str) -> None:
@@ -255,14 +288,11 @@ def _check_family(config: dict[str, Any], name: str) -> None:
     if kind not in (*SUPPORTED_BASES, "midus"):
         raise UnsupportedArchitecture(
             f"{name!r} is of model type {kind!r}; supported are {', '.join(SUPPORTED_BASES)}, midus"
+            f"{'; code that it names is never run' if config.get('auto_map') else ''}"
         )
     architectures = config.get("architectures") or []
-    if architectures and not any(a.endswith("ForCausalLM") for a in architectures):
+    names = architectures if isinstance(architectures, list) else [architectures]
+    if names and not any(str(kind).endswith("ForCausalLM") for kind in names):
         raise ModelError(
-            f"{name!r} is a {architectures[0]}, no causal language model; give a ...ForCausalLM"
+            f"{name!r} is a {names[0]}, no causal language model; give a ...ForCausalLM"
         )
-
-
-def _line(error: Exception) -> str:
-    """An error that may have many lines in one, its beginning."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

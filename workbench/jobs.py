@@ -155,7 +155,8 @@ class Job:
     # ------------------------------------------------------------ the process
 
     def _run(self) -> subprocess.Popen[bytes]:
-        line = [sys.executable, "-m", "workbench.cli", *self.about["arguments"]]
+        # -P: nothing is imported from the folder that the server was started in.
+        line = [sys.executable, "-P", "-m", "workbench.cli", *self.about["arguments"]]
         packages = str(Path(workbench.__file__).resolve().parents[1])  # a checkout, not installed
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH", "")]))
         told = str((self._folder / "progress.json").resolve())

@@ -264,7 +264,7 @@ def main() -> None:
     train_files, heldout = split(standard_library())
     write_heldout(heldout)
     if (options.work / "tokenizer.json").exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.work)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.work, trust_remote_code=False)
     else:
         tokenizer = train_tokenizer(list(train_files.values()))
         tokenizer.save_pretrained(options.work)

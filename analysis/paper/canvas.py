@@ -47,6 +47,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "midus",
 }
+PLAIN = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
 METADATA = {
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
@@ -59,8 +60,14 @@ LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """matplotlib's settings are global: hold them only while drawing, one thread at a time."""
-    with LOCK, matplotlib.rc_context(STYLE):
+    """matplotlib's settings are global: hold them only while drawing, one thread at a time.
+
+    Its defaults first: a matplotlibrc in the working directory would else change a figure, or have
+    its texts run through LaTeX.
+    """
+    with LOCK, matplotlib.rc_context():
+        matplotlib.rcParams.update(PLAIN)
+        matplotlib.rcParams.update(STYLE)
         yield
 
 
