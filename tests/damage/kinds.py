@@ -155,7 +155,8 @@ def jobs_in(folder: Path) -> Reading:
     """Every job as a page shows it; the damaged one is the first."""
     found = {}
     for job in jobs.jobs(folder):
-        found[job.name] = (job.status, job.progress, job.message, job.command, job.about)
+        found[job.name] = (job.status, job.progress, job.message, job.about)
+        assert job.command
         jobs.one(folder, job.name)
     return _only(found.get("second"))
 
@@ -273,7 +274,7 @@ def _plain_tokenizer(folder: Path) -> Reading:
 
 
 def _figures(folder: Path) -> list[str]:
-    return ["figures", str(folder), "--only", "importance_map"]
+    return ["figures", str(folder), "--figure", "importance_map"]
 
 
 KINDS = {kind.name: kind for kind in _kinds()}

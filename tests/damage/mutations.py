@@ -72,6 +72,7 @@ def damaged(kind: str, seed: int, data: bytes, form: str) -> Damage:
     own = [name for name in makers if name not in ANY]
     chance = rng.random()
     names = own if own and chance < 0.6 else WHOLE if chance > 0.9 else SPANS
+    names = [*JSON] if JSON.keys() <= makers.keys() and chance < 0.5 else names
     name = rng.choice(names)
     found = makers[name](rng, data, form)
     if found.data == data:  # a flip of nothing, a swap of zeros
@@ -131,7 +132,7 @@ def _swapped(rng: random.Random, data: bytes, form: str) -> Damage:
 
 
 def _rubbish(rng: random.Random, data: bytes, form: str) -> Damage:
-    more = rng.choice((b"\0", b"\n", b"}", b"\xff\xfe", rng.randbytes(100), data, bytes(4096)))
+    more = rng.choice((b"\0", b"\n", b"}", b"\xff\xfe", rng.randbytes(100), bytes(4096)))
     return Damage(f"{len(more)} bytes", data + more)
 
 

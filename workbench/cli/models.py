@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -154,6 +153,7 @@ def _scored(chosen: Any) -> Any:
     import pandas as pd
 
     from kernels.errors import HeadError
+    from kernels.reading import read_json
     from midus_model.sites import head_pairs
     from workbench.runs import MANIFEST, RunFolder
 
@@ -162,7 +162,7 @@ def _scored(chosen: Any) -> Any:
             "--budget importance needs scores: give --heads a ranking.json of midus rank"
         )
     path, pairs = Path(chosen), head_pairs(chosen)
-    content = json.loads(path.read_text())
+    content = read_json(path)
     scores = content.get("scores") if isinstance(content, dict) else None
     if scores is None and (path.parent / MANIFEST).is_file():
         run = RunFolder.open(path.parent)
@@ -202,11 +202,13 @@ def _blocks(text: str | None) -> Any:
 
 
 def _tokenizer(model: str) -> Any:
-    from kernels.errors import ModelError
+    from kernels.errors import DamagedTokenizer, ModelError
     from midus_model import load_tokenizer
 
     try:
         return load_tokenizer(model)
+    except DamagedTokenizer:  # what is written would lack it
+        raise
     except ModelError:  # token ids can be worked with too
         return None
 
