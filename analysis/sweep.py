@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from analysis.array_files import load_arrays, save_arrays
 from analysis.distributed import agreed, is_main, rank_and_size, reduced, share
 from analysis.documents import Documents
 from analysis.engine import Progress, batches
@@ -306,15 +303,9 @@ class _Checkpoint:
     def read(self) -> tuple[Totals, int]:
         if not self.path.exists():
             return {}, 0
-        try:
-            with safe_open(self.path, framework="np") as file:
-                known = file.metadata() or {}
-                if known.get("identity") == self.identity:
-                    return {name: file.get_tensor(name) for name in file.keys()}, int(known["done"])  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise DataError(
-                f"the checkpoint {self.path} is damaged ({error}); remove it to begin anew"
-            ) from error
+        totals, known = load_arrays(self.path)
+        if known.get("identity") == self.identity:
+            return totals, int(known["done"])
         raise DataError(
             f"the checkpoint {self.path} belongs to another measurement (model, documents, "
             "options, memory_budget or number of processes differ); give another path, or remove "
@@ -324,18 +315,5 @@ class _Checkpoint:
     def write(self, totals: Totals, done: int, last: bool) -> None:
         if not last and time.monotonic() - self.written < SAVE_SECONDS:
             return
-        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {name: np.array(array, order="C") for name, array in totals.items()}
-            save_file(arrays, draft, {"identity": self.identity, "done": str(done)})
-            draft.replace(self.path)
-        except OSError as error:
-            raise DataError(
-                f"cannot write the checkpoint {self.path}: {error.strerror or error}; "
-                "give another path"
-            ) from error
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
+        save_arrays(self.path, totals, {"identity": self.identity, "done": str(done)})
         self.written = time.monotonic()

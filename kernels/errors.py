@@ -41,3 +41,15 @@ class IncomparableTables(MidusError):
 
 class RunError(MidusError):
     """A run folder that cannot be written, or cannot be read."""
+
+
+class Diverged(RunError):
+    """A training whose loss, gradient or weights are no longer finite numbers.
+
+    step: the optimiser step at which that was seen, 0 before the first; checkpoint: the folder of
+    the last one saved before it, all finite, or None.
+    """
+
+    def __init__(self, message: str, *, step: int = 0, checkpoint: str | None = None) -> None:
+        super().__init__(message)
+        self.step, self.checkpoint = step, checkpoint

@@ -3,6 +3,7 @@
 from kernels.errors import (
     DamagedTokenizer,
     DataError,
+    Diverged,
     HeadError,
     IncomparableTables,
     MidusError,
@@ -15,6 +16,7 @@ from kernels.errors import (
 __all__ = [
     "DamagedTokenizer",
     "DataError",
+    "Diverged",
     "HeadError",
     "IncomparableTables",
     "MidusError",

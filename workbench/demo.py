@@ -46,19 +46,23 @@ def run_demo(
         device, dtype: of the models, as `midus_model.load` takes them.
         progress: called as progress(done, total, text).
 
-    Raises RunError where a run of other parameters lies at `output`.
+    Raises RunError where a run of other parameters or inputs lies at `output`, and Diverged where
+    a training does.
     """
     if steps is not None:
         recipe = replace(recipe, steps=steps)
     placed = {"device": device, "dtype": dtype}
     parameters = recipe.parameters() | {k: value for k, value in placed.items() if value}
-    run = RunFolder.begin(output, "demo", command, parameters, overwrite=overwrite)
+    study = Study(recipe, progress, **placed)
+    run = RunFolder.begin(
+        output, "demo", command, parameters, inputs=study.inputs(), overwrite=overwrite
+    )
     if run.done:
         return run
     began = time.monotonic()
     with run:
         run.resume()
-        summary = Study(run, recipe, progress, **placed).run()
+        summary = study.run(run)
         run.finish({**summary, "seconds": round(time.monotonic() - began, 1)})
     return run
 

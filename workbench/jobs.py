@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 import workbench
+from kernels import files
 from kernels.errors import RunError
 from workbench.progress import PLACE
 from workbench.runs import MANIFEST, check_place, free_place
@@ -201,9 +202,7 @@ class Job:
         return self._folder / "output.txt"
 
     def _write(self) -> None:
-        draft = self._folder / f".job.{os.getpid()}.{threading.get_ident()}.tmp"
-        draft.write_text(json.dumps(self.about, indent=1), encoding="utf-8")
-        draft.replace(self._folder / "job.json")
+        files.write_json(self._folder / "job.json", self.about)
 
     def _code(self) -> int | None:
         """The exit code, where a server was there to see it; that of an earlier start is none."""

@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kernels import files
 from midus_model import SHIPPED, load, load_tokenizer
 from midus_model.bench.report import fill_in
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
 from workbench.study_page import page
-from workbench.training import save_model
+from workbench.training.saving import save_model
 
 STUDY_DIR = Path(__file__).resolve().parent / "study"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "amplification.md"
@@ -30,11 +31,15 @@ STUDY = Recipe(
 
 def make(work: Path, recipe: Recipe, progress: Any = None) -> RunFolder:
     """Run the recipe in `work`; a run of the same recipe there is gone on with."""
-    run = RunFolder.begin(work, "study", ["python", "-m", "workbench.make_study"],
-                          recipe.parameters())  # fmt: skip
+    study = Study(recipe, progress)
+    run = RunFolder.begin(
+        work, "study", ["python", "-m", "workbench.make_study"], recipe.parameters(),
+        inputs=study.inputs(),
+    )  # fmt: skip
     if not run.done:
-        run.resume()
-        Study(run, recipe, progress).run(html=False)
+        with run:
+            run.resume()
+            study.run(run, html=False)
     return run
 
 
@@ -43,14 +48,13 @@ def ship(run: RunFolder, study: Path = STUDY_DIR, model_dir: Path = SHIPPED["pic
     model = load(run.path / "models" / "midus")
     save_model(model.half(), load_tokenizer("pico"), model_dir)
     (model_dir / "README.md").write_text(card(run), encoding="utf-8")
-    shutil.rmtree(study, ignore_errors=True)
-    shutil.copytree(
-        run.path, study, ignore=shutil.ignore_patterns("models", "training", "log.jsonl")
-    )
-    shipped = RunFolder.open(study)
-    shipped.manifest["models"] = {}
-    shipped.add_model("before", "pico")
-    shipped.add_model("after", "pico-midus")
+    left = shutil.ignore_patterns("models", "training", "log.jsonl")
+    with files.replacing(study) as draft:
+        shutil.copytree(run.path, draft, ignore=left)
+        shipped = RunFolder.open(draft)
+        shipped.manifest["models"] = {}
+        shipped.add_model("before", "pico")
+        shipped.add_model("after", "pico-midus")
 
 
 def card(run: RunFolder) -> str:

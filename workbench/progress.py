@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from kernels import files
+from kernels.errors import RunError
 
 Report = Callable[[int, int, str], None]
 PLACE = "MIDUS_PROGRESS"  # environment variable: the file's path
@@ -26,7 +28,6 @@ def written(report: Report) -> Report:
 
 
 def _writer(report: Report, target: Path) -> Report:
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     last: dict[str, float] = {}
 
     def write(done: int, total: int, text: str) -> None:
@@ -38,8 +39,8 @@ def _writer(report: Report, target: Path) -> Report:
         if now - last["time"] < EVERY and done < total:
             return
         last["time"] = now
-        with suppress(OSError):
-            draft.write_text(json.dumps({**last, "text": text}), encoding="utf-8")
-            draft.replace(target)
+        if target.parent.is_dir():  # a removed job's folder stays removed
+            with suppress(RunError):
+                files.write_json(target, {**last, "text": text}, sync=False)
 
     return write

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from analysis import (
     amplification,
@@ -35,12 +33,18 @@ from analysis import (
 )
 from analysis.documents import Document, Documents, documents
 from analysis.ties import best_first
+from kernels.errors import Diverged
 from midus_model import load, load_tokenizer, upscale
 from midus_model.optim import new_parameter_names
 from workbench import choice
 from workbench.drawing import draw
+from workbench.inputs import inputs_of
 from workbench.runs import RunFolder
-from workbench.training import bf16_of, evaluate, save_model, train, training_device
+from workbench.summary import summarise
+from workbench.training.evaluation import evaluate
+from workbench.training.saving import save_model
+from workbench.training.settings import bf16_of, training_device
+from workbench.training.train import train
 
 Progress = Callable[[int, int, str], None]
 
@@ -111,25 +115,37 @@ def _excerpt(item: Document, length: int) -> Document:
 
 
 class Study:
-    """One run of the recipe in a run folder; `run()` does what is not done yet."""
+    """One run of the recipe; `run(folder)` does what is not done yet in a run folder."""
+
+    folder: RunFolder
 
     def __init__(
         self,
-        folder: RunFolder,
         recipe: Recipe,
         progress: Progress | None = None,
         device: str | None = None,
         dtype: str | None = None,
     ):
-        self.folder, self.recipe, self.progress = folder, recipe, progress
+        self.recipe, self.progress = recipe, progress
         self.device, self.dtype = device, dtype
         self.trained_on = training_device(device or "auto")
         self.bf16 = bf16_of(dtype or "auto", self.trained_on)
         self.stage = 0
         self.stages = 9 + 2 * recipe.baseline + recipe.evidence + bool(recipe.choice_seeds)
 
-    def run(self, html: bool = True) -> dict[str, Any]:
-        """Every step in order; returns the summary, which is also written to the manifest."""
+    def inputs(self) -> dict[str, str]:
+        """What the study is made of, by hash, for its run folder."""
+        first, second = self.measured
+        texts = {"the ranking's half": first, "the measured half": second}
+        texts |= {"heldout": self.heldout, "training": self.training_texts}
+        return inputs_of({self.recipe.base: self.base}, texts)
+
+    def run(self, folder: RunFolder, html: bool = True) -> dict[str, Any]:
+        """Every step in order; returns the summary, which is also written to the manifest.
+
+        A training that diverges ends the study: every later step compares its model.
+        """
+        self.folder = folder
         self._ranking()
         self._importance("importance_before", lambda: self.base)
         self._train("midus")
@@ -227,21 +243,24 @@ class Study:
         self, model: Any, name: str, lr: float, seed: int, steps: int, evaluated: bool = True
     ) -> pd.DataFrame:
         """Train a model in place on the recipe's rows; the log."""
-        recipe = self.recipe
-        return train(
-            model,
-            self.training_texts,
-            self.folder.path / "training" / name,
-            steps=steps,
-            batch_size=recipe.batch_size,
-            lr=lr,
-            eval_documents=self.measured[1] if evaluated else None,
-            seed=seed,
-            device=self.trained_on,
-            bf16=self.bf16,
-            run=name,
-            progress=self.progress,
-        )
+        try:
+            return train(
+                model,
+                self.training_texts,
+                self.folder.path / "training" / name,
+                steps=steps,
+                batch_size=self.recipe.batch_size,
+                lr=lr,
+                eval_documents=self.measured[1] if evaluated else None,
+                seed=seed,
+                device=self.trained_on,
+                bf16=self.bf16,
+                run=name,
+                progress=self.progress,
+            )
+        except Diverged as error:
+            self.folder.log("diverged", arm=name, step=error.step, message=str(error))
+            raise
 
     def _trained(self, method: str) -> bool:
         return self.folder.has_table("training") and method in set(
@@ -403,63 +422,3 @@ def losses(models: dict[str, Any], texts: dict[str, Documents]) -> pd.DataFrame:
         "versions": tables.versions(),
     }
     return table
-
-
-def summarise(folder: RunFolder) -> dict[str, Any]:
-    """The numbers a reader wants first, each read off the run's own tables."""
-    loss = folder.load_table("losses").set_index(["model", "data"])["loss"]
-    log = folder.load_table("training")
-    table = folder.load_table("amplification")
-    table = table.iloc[best_first(table["score"])]
-    up, down = table["ci_low"] > 0, table["ci_high"] < 0
-    chosen = {tuple(pair) for pair in table.attrs.get("chosen") or []}
-    is_chosen = pd.Series(
-        [(int(r.layer), int(r.head)) in chosen for r in table.itertuples()], index=table.index
-    )
-    usage = folder.load_table("memory_usage")
-    before, after = (_total(folder.load_table(f"costs_{side}")) for side in ("before", "after"))
-    base = folder.manifest["parameters"]["base"]
-    summary: dict[str, Any] = {
-        "loss_new_before": loss[base, "new"],
-        "loss_new_after": loss["midus", "new"],
-        "loss_heldout_before": loss[base, "heldout"],
-        "loss_heldout_after": loss["midus", "heldout"],
-        "steps": log.loc[log["run"] == "midus", "step"].max(),
-        "heads": len(table),
-        "top": folder.manifest["parameters"]["top"],
-        "amplified": up.sum(),
-        "weakened": down.sum(),
-        "chosen": is_chosen.sum(),
-        "chosen_amplified": (up & is_chosen).sum(),
-        "most_amplified": [
-            {key: row[key] for key in ("layer", "head", "score", "ci_low", "ci_high")}
-            for row in table.head(5).to_dict("records")
-        ],
-        "slots": usage["slots"].max(),
-        "coverage": {
-            str(layer): value for layer, value in usage.groupby("layer")["coverage"].mean().items()
-        },
-        "parameters_before": before["parameters"],
-        "parameters_after": after["parameters"],
-        "parameters_added": after["parameters"] - before["parameters"],
-        "flops_per_token_before": before["flops_per_token"],
-        "flops_per_token_after": after["flops_per_token"],
-    }
-    if ("llama-pro", "new") in loss.index:
-        summary["loss_new_baseline"] = loss["llama-pro", "new"]
-        summary["loss_heldout_baseline"] = loss["llama-pro", "heldout"]
-        summary["parameters_baseline"] = _total(folder.load_table("costs_baseline"))["parameters"]
-    return _plain(summary)
-
-
-def _total(table: pd.DataFrame) -> dict[str, float]:
-    return table[table["component"] == "total"].iloc[0].to_dict()
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's, for JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return value.item() if isinstance(value, np.generic | torch.Tensor) else value

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from kernels.errors import MidusError, RunError
+from workbench.inputs import differences
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -55,6 +56,7 @@ class RunFolder:
         command: Sequence[str] | None = None,
         parameters: Mapping[str, Any] | None = None,
         *,
+        inputs: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> RunFolder:
         """A new run folder. One that finished is replaced only with `overwrite`.
@@ -68,7 +70,7 @@ class RunFolder:
             _clear(place, overwrite)
         elif place.is_dir() and any(place.iterdir()):
             raise RunError(f"{place} holds files and is no run folder; give another folder")
-        manifest = _new_manifest(kind, command, parameters)
+        manifest = _new_manifest(kind, command, parameters) | {"inputs": dict(inputs or {})}
         run = cls(place, manifest)
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -91,16 +93,19 @@ class RunFolder:
         command: Sequence[str] | None = None,
         parameters: Mapping[str, Any] | None = None,
         *,
+        inputs: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> RunFolder:
         """The run that lies at `path` if it was asked the same, to be gone on with; else a new one.
 
-        Raises RunError where a run of another kind or with other parameters lies there, unless
-        `overwrite`.
+        inputs: what it is made of, by hash, as `workbench.inputs.inputs_of` has it.
+
+        Raises RunError where a run of another kind, with other parameters or of other inputs lies
+        there, unless `overwrite`.
         """
         place = Path(path).expanduser()
         if overwrite or not (place / MANIFEST).exists():
-            return cls.create(place, kind, command, parameters, overwrite=overwrite)
+            return cls.create(place, kind, command, parameters, inputs=inputs, overwrite=overwrite)
         run = cls.open(place)
         asked = json.loads(json.dumps(dict(parameters or {})))
         was = run.manifest["parameters"]
@@ -108,6 +113,7 @@ class RunFolder:
         if run.kind != kind or differing:
             what = f"other {', '.join(differing)}" if run.kind == kind else f"kind {run.kind!r}"
             raise RunError(f"{place} holds a run with {what}; give another folder, or --overwrite")
+        run.check_inputs(inputs or {})
         check_place(place)
         return run
 
@@ -198,6 +204,15 @@ class RunFolder:
         line = json.dumps({"time": _now(), "event": event, **values}, ensure_ascii=False)
         with (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Raises RunError, saying which, where these are not what the run was begun with."""
+        differing = differences(self.manifest.get("inputs", {}), inputs)
+        if differing:
+            raise RunError(
+                f"{self.path} was begun with other inputs ({differing}); restore them, give "
+                "another folder, or --overwrite to start again"
+            )
 
     def resume(self) -> None:
         """Mark a run that is gone on with as running."""

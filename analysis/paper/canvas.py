@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, MaxNLocator
 
 from analysis import figure_data as data
+from kernels import files
 from kernels.errors import MidusError
 
 COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
@@ -208,16 +208,10 @@ def save(
     if unknown or not formats or isinstance(formats, str):
         raise MidusError(f"formats must be a list out of pdf, svg, png; got {formats!r}")
     stem = path.with_suffix("") if path.suffix[1:] in METADATA else path
-    stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for form in formats:
         target = stem.with_name(f"{stem.name}.{form}")
-        partial = stem.with_name(f".{stem.name}.{os.getpid()}.{form}.partial")
-        try:
-            with style():
-                figure.savefig(partial, format=form, dpi=PNG_DPI, metadata=METADATA[form])
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with files.replacing(target) as draft, style():
+            figure.savefig(draft, format=form, dpi=PNG_DPI, metadata=METADATA[form])
         written.append(target)
     return written

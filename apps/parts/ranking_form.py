@@ -11,6 +11,7 @@ import streamlit as st
 
 from apps.parts import access, placing
 from apps.parts.access import Run
+from kernels import files
 from kernels.errors import DataError
 from workbench import jobs
 
@@ -117,15 +118,10 @@ def _place(workspace: Path, file: Any) -> Path:
 
 
 def _keep(place: Path, content: bytes) -> None:
-    draft = place.with_suffix(".partial")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        draft.replace(place)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {place}: {error.strerror}; start with --runs FOLDER"
-        ) from error
+        files.write_file(place, content, error=DataError)
+    except DataError as error:
+        raise DataError(f"{error}, by starting with --runs FOLDER") from error
 
 
 def _how(what: str) -> list[str]:

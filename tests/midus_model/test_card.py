@@ -16,7 +16,7 @@ from peft import LoraConfig
 from midus_model import load, load_tokenizer, upscale
 from midus_model.card import CARD, MARK, base_name, card, write_card
 from tests.models import tiny
-from workbench.training import save_model
+from workbench.training.saving import save_model
 
 SMALL = {"num_keys": 4, "top_k": 3, "latent_dim": 8}
 

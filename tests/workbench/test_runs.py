@@ -37,7 +37,7 @@ def test_manifest_holds_what_the_contract_says(tmp_path):
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert set(manifest) == {
         "schema", "midus", "kind", "status", "created", "command", "parameters", "versions",
-        "models", "tables", "figures", "summary",
+        "inputs", "models", "tables", "figures", "summary",
     }  # fmt: skip
     assert manifest["schema"] == 1 and manifest["status"] == "running"
 

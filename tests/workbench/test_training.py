@@ -17,7 +17,10 @@ from kernels.errors import DataError, MidusError, RunError
 from midus_model import load, param_groups, upscale
 from midus_model.keys import halves, imbalance, loads, memories_of, queries_of
 from midus_model.optim import new_parameter_names
-from workbench.training import PackedRows, evaluate, train, usage_log
+from workbench.training.evaluation import evaluate
+from workbench.training.log import usage_log
+from workbench.training.rows import PackedRows
+from workbench.training.train import train
 
 CONTEXT = 16
 

@@ -11,6 +11,7 @@ import typer
 
 from workbench.cli import common, options
 from workbench.cli.measure import Metric
+from workbench.inputs import inputs_of
 
 
 @common.reports
@@ -63,7 +64,7 @@ def amplify(
     from analysis.distributed import is_main
     from analysis.dose import CONTROLS, GAINS, dose_response
 
-    _check_target(save, overwrite)
+    replaces = _check_target(save, output, overwrite)
     given = within(dose_response)
     loaded = placed.load(model)
     louder = amplified(loaded, common.parse_heads(heads), gain)
@@ -77,15 +78,17 @@ def amplify(
     placed.tell(loaded, texts=texts)
     asked |= given
     asked |= {"gains": (*GAINS, gain) if dose else (1, gain), "controls": CONTROLS if dose else ()}
-    with common.begin(output, "amplify", model, parameters, overwrite) as run:
+    made_of = inputs_of({model: loaded}, {texts.name: texts})
+    with common.begin(output, "amplify", model, parameters, made_of, overwrite) as run:
+        run.add_model("before", model)
         if not run.has_table("dose_response"):
             with common.progress() as progress:
                 found = dose_response(loaded, list(louder.gains), texts, progress=progress, **asked)
             run.save_table("dose_response", found)
-            run.add_model("before", model)
         if save is not None and is_main():
-            louder.save(save, overwrite=overwrite)
+            # Entered first: an interrupted command is known by it to have begun that model.
             run.add_model("after", os.path.relpath(save.resolve(), run.path.resolve()))
+            louder.save(save, overwrite=replaces)
         table = run.load_table("dose_response")
         run.finish(_summary(table, gain))
         _print_effect(table, gain)
@@ -96,18 +99,38 @@ def amplify(
             typer.echo(f"The model is in {save}. Next: midus importance {shlex.quote(str(save))}")
 
 
-def _check_target(save: Path | None, overwrite: bool) -> None:
-    """Raises RunError before anything is measured for a model that could not be kept."""
+def _check_target(save: Path | None, output: Path | None, overwrite: bool) -> bool:
+    """Whether a model at `save` is to be replaced: asked for, or begun by this very command.
+
+    Raises RunError before anything is measured for a model that could not be kept.
+    """
     from kernels.errors import RunError
     from workbench.runs import check_place
 
     if save is None:
-        return
+        return overwrite
     check_place(save)
-    if save.exists() and not (overwrite and (save / "config.json").is_file()):
+    replaces = overwrite or _began(output, save)
+    if save.exists() and not (replaces and (save / "config.json").is_file()):
         raise RunError(
             f"{save} exists already; give another folder, or --overwrite if it is a model"
         )
+    return replaces
+
+
+def _began(output: Path | None, save: Path) -> bool:
+    """Whether the unfinished run at `output` was about to write, or wrote, the model at `save`."""
+    from kernels.errors import RunError
+    from workbench.runs import RunFolder
+
+    if output is None:
+        return False
+    try:
+        run = RunFolder.open(output)
+    except RunError:
+        return False
+    after = run.manifest["models"].get("after")
+    return not run.done and after is not None and (run.path / after).resolve() == save.resolve()
 
 
 def _chosen_at(table: Any, gain: float) -> dict[str, Any]:

@@ -51,7 +51,10 @@ def stop(message: str, code: int = 2) -> NoReturn:
 
 
 def reports(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose errors are one line and exit code 2, and whose interruption is 130."""
+    """A command whose errors are one line and exit code 2, and whose interruption is 130.
+
+    A training that diverges was asked for rightly: 1.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -65,11 +68,11 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
                 130,
             )
         except Exception as error:
-            from kernels.errors import MidusError
+            from kernels.errors import Diverged, MidusError
 
             if settings["debug"] or not isinstance(error, MidusError | OSError):
                 raise
-            stop(str(error) or type(error).__name__)
+            stop(str(error) or type(error).__name__, 1 if isinstance(error, Diverged) else 2)
 
     return run
 
@@ -207,9 +210,16 @@ def parse_bytes(text: str | None) -> int | None:
 
 @contextmanager
 def begin(
-    output: Path | None, kind: str, name: str, parameters: dict[str, Any], overwrite: bool
+    output: Path | None,
+    kind: str,
+    name: str,
+    parameters: dict[str, Any],
+    inputs: dict[str, str],
+    overwrite: bool,
 ) -> Iterator[Any]:
     """A new run, or the unfinished one at `output` that was asked the same, to be gone on with.
+
+    `inputs` is what it is made of, as `workbench.inputs.inputs_of` has it.
 
     Of several processes the first has the run folder; the others work in a folder that is thrown
     away and print nothing, but keep their checkpoints in the run's.
@@ -231,7 +241,7 @@ def begin(
             barrier()
             yield run
         return
-    run = RunFolder.begin(place, kind, None, parameters, overwrite=overwrite)
+    run = RunFolder.begin(place, kind, None, parameters, inputs=inputs, overwrite=overwrite)
     if run.done:
         raise RunError(f"{place} holds a run already; give another folder, or --overwrite")
     run.resume()
@@ -279,16 +289,3 @@ def _left_out(place: Path) -> Iterator[str]:
             continue
         if isinstance(attrs, dict) and "table" in attrs and (line := left_out(attrs)):
             yield f"{path.stem}: {line}"
-
-
-def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:
-    """Where a run goes: the folder asked for, or a free one in runs/. Writes nothing."""
-    from kernels.errors import RunError
-    from workbench.runs import MANIFEST, check_place
-
-    place = output or free_folder(command, name)
-    check_place(place)
-    if place.is_dir() and not overwrite and any(place.iterdir()):
-        what = "a run" if (place / MANIFEST).is_file() else "files"
-        raise RunError(f"{place} holds {what} already; give another folder, or --overwrite")
-    return place

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import common, options
+from workbench.inputs import inputs_of
 
 Method = Annotated[
     str,
@@ -99,7 +100,8 @@ def importance(
     models = {side: placed.load(name) for side, name in names.items()}
     texts = read(data, model=models["before"], split=split, limit=limit)
     placed.tell(*models.values(), texts=texts, gradients=method not in FORWARD)
-    with common.begin(output, "importance", model, parameters, overwrite) as run:
+    made_of = inputs_of({name: models[side] for side, name in names.items()}, {texts.name: texts})
+    with common.begin(output, "importance", model, parameters, made_of, overwrite) as run:
         with common.progress() as progress:
             tables = _importances(run, names, models, texts, progress, given)
             if after is not None:
@@ -206,7 +208,8 @@ def rank(
     loaded = placed.load(model)
     texts = read(data, model=loaded, split=split, limit=limit)
     placed.tell(loaded, texts=texts, gradients=method not in FORWARD)
-    with common.begin(output, "rank", model, parameters, overwrite) as run:
+    made_of = inputs_of({model: loaded}, {texts.name: texts})
+    with common.begin(output, "rank", model, parameters, made_of, overwrite) as run:
         with common.progress() as progress:
             if not run.has_table("ranking"):
                 run.save_table("ranking", rank_heads(loaded, texts, progress=progress, **given))
@@ -267,11 +270,14 @@ def roles(
     loaded = placed.load(model)
     texts = read(data, model=loaded, split=split, limit=limit)
     placed.tell(loaded, texts=texts)
-    with common.begin(output, "roles", model, parameters, overwrite) as run:
-        with common.progress() as progress:
-            table = head_roles(loaded, texts, seed=seed, progress=progress, **given)
-        run.save_table("roles", table)
+    made_of = inputs_of({model: loaded}, {texts.name: texts})
+    with common.begin(output, "roles", model, parameters, made_of, overwrite) as run:
         run.add_model("before", model)
+        if not run.has_table("roles"):
+            with common.progress() as progress:
+                table = head_roles(loaded, texts, seed=seed, progress=progress, **given)
+            run.save_table("roles", table)
+        table = run.load_table("roles")
         if beside is not None:
             measured = beside.load_table("importance_before")
             run.save_table("role_importance", by_role(table, measured))

@@ -76,7 +76,7 @@ def upscale(
     from midus_model import upscale as deeper
     from midus_model.placement import held_bytes
     from workbench.runs import check_place
-    from workbench.training import save_model
+    from workbench.training.saving import save_model
 
     check_place(output)
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
@@ -301,13 +301,18 @@ def train(
     from kernels.errors import MidusError
     from midus_model import load
     from midus_model.optim import new_parameter_names
-    from workbench import training
+    from workbench.inputs import inputs_of
     from workbench.runs import RunFolder, check_place
+    from workbench.training.log import usage_log
+    from workbench.training.rows import PackedRows
+    from workbench.training.saving import save_model
+    from workbench.training.settings import bf16_of, training_device
+    from workbench.training.train import train as trained
 
     place = output or common.free_folder("train", model)
     check_place(place)
-    device = training.training_device(placed.device)
-    bf16 = training.bf16_of(placed.dtype, device)
+    device = training_device(placed.device)
+    bf16 = bf16_of(placed.dtype, device)
     loaded = load(model, dtype="float32")  # the Trainer takes it to the device
     params = params or ("new" if new_parameter_names(loaded) else "all")
     if lr <= 0:
@@ -322,19 +327,23 @@ def train(
     held: dict[str, Any] = {"data": eval_data, "split": eval_split, "limit": eval_limit}
     texts = read(**source, model=loaded)
     held_texts = read(**held, model=loaded) if eval_data else None
-    training.PackedRows(texts, 1, seed)  # too little text is refused before a folder is made
+    PackedRows(texts, 1, seed)  # too little text is refused before a folder is made
     if steps < 1 or batch_size < 1:
         raise MidusError(f"--steps {steps} and --batch-size {batch_size} must be at least 1")
     parameters = {"model": model, **source, **asked, "eval": held}
     parameters |= options.parameters(placed, read)
     _tell_training(loaded, texts.context, batch_size, params, device, bf16)
-    run = RunFolder.begin(place, "train", None, parameters, overwrite=overwrite)
+    texts_read = {texts.name: texts}
+    if held_texts is not None:
+        texts_read[f"{held_texts.name} (held out)"] = held_texts
+    made_of = inputs_of({model: loaded}, texts_read)
+    run = RunFolder.begin(place, "train", None, parameters, inputs=made_of, overwrite=overwrite)
     if run.done:
         typer.echo(f"{place} holds this training, finished")
         return
     with run, common.progress() as progress:
         run.resume()
-        log = training.train(
+        log = trained(
             loaded,
             texts,
             place / "training",
@@ -346,9 +355,9 @@ def train(
             bf16=bf16,
             **asked,
         )
-        training.save_model(loaded, texts.tokenizer, place / "models" / "trained")
+        save_model(loaded, texts.tokenizer, place / "models" / "trained")
         if log_usage:
-            run.save_table("usage_log", training.usage_log(log))
+            run.save_table("usage_log", usage_log(log))
         run.save_table("training", log)
         run.add_model("after", "models/trained")
         run.finish(_training_summary(log))
@@ -358,10 +367,10 @@ def train(
 def _tell_training(
     model: Any, context: int, rows: int, params: str, device: Any, bf16: bool
 ) -> None:
-    from workbench import training
+    from workbench.training.settings import needed_bytes
 
     rows = -(-rows // int(os.environ.get("WORLD_SIZE", "1")))
-    needs = training.needed_bytes(model, context, rows, params)
+    needs = needed_bytes(model, context, rows, params)
     options.tell(model, needs, ", computed in bfloat16" if bf16 else "", device)
 
 

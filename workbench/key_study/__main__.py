@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kernels import files
 from kernels.errors import MidusError, RunError
 from midus_model.bench.report import around, fill_in
 from workbench.key_study import report
@@ -47,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
                 around(page, name)
         setting = Setting(seeds=given.seeds, steps=given.steps, windows=given.windows)
         found = run(setting, given.out, trainings=not given.coverage_only)
-        given.docs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        (given.docs / ROWS).write_text(text, encoding="utf-8")
+        files.write_json(given.docs / ROWS, found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))
@@ -62,14 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(setting: Setting, out: Path, *, trainings: bool = True) -> dict[str, Any]:
     """What is not measured yet, row by row; everything found so far."""
+    work = out / "training"
+    experiment = Experiment(setting, work, _say)
     folder = RunFolder.begin(
-        out, "key-study", ["python", "-m", "workbench.key_study"], setting.parameters()
-    )
+        out, "key-study", ["python", "-m", "workbench.key_study"], setting.parameters(),
+        inputs=experiment.inputs(),
+    )  # fmt: skip
     folder.resume()
     with folder:
         found = _kept(folder.path / ROWS)
-        work = folder.path / "training"
-        experiment = Experiment(setting, work, _say)
         for part, row_of, key in _jobs(experiment, trainings):
             if any(all(row[name] == key[name] for name in key) for row in found[part]):
                 continue

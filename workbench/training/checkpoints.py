@@ -1,0 +1,129 @@
+"""Checkpoints of a training: whose they are, whether they are whole, and which are kept.
+
+A checkpoint is sealed once it is written: `sha256.json` in it has every file's checksum. One
+without, or with a file that is not as it was saved, is not loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kernels.errors import RunError
+from midus_model.files import write_json, writing
+from workbench.inputs import differences
+
+SEAL = "sha256.json"
+KEPT = 2  # checkpoints, so that a damaged one has one before it
+
+
+def claim(place: Path, about: dict[str, Any], resume: bool) -> None:
+    """Make `place` this training's own: its description beside the checkpoints.
+
+    Raises RunError where checkpoints of another training lie there, or of one that is not known.
+    """
+    path, folder = place / "training.json", place / "checkpoints"
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif by_step(folder):
+        differing = differences(_described(path), json.loads(json.dumps(about)))
+        if differing:
+            raise RunError(
+                f"{place} holds checkpoints of another training (other {differing}); give another "
+                "folder, or --overwrite to start again"
+            )
+    write_json(path, about)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"{path}, which says what the checkpoints beside it are of, is missing or damaged; "
+            "restore it, give another folder, or --overwrite to start again"
+        ) from error
+
+
+def by_step(folder: Path) -> list[Path]:
+    """Every checkpoint, whole or not, the newest last."""
+    found = [(re.fullmatch(r"checkpoint-([0-9]+)", path.name), path) for path in folder.glob("*")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest sealed checkpoint, not looked into."""
+    return next((path for path in reversed(by_step(folder)) if (path / SEAL).is_file()), None)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint all of whose files are as they were saved; warns of those passed."""
+    every = by_step(folder)
+    for path in reversed(every):
+        problem = fault(path)
+        if problem is None:
+            return path
+        warnings.warn(f"the checkpoint {path} is not used: {problem}", stacklevel=2)
+    if every:
+        warnings.warn(
+            f"no checkpoint in {folder} is whole: the training starts at the beginning",
+            stacklevel=2,
+        )
+    return None
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the checksums of all files of a checkpoint, the last thing that is written of it."""
+    sums = {name: _sha256(checkpoint / name) for name in sorted(_files(checkpoint))}
+    write_json(checkpoint / SEAL, sums)
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by name of the first file; None where it is whole."""
+    if not (checkpoint / SEAL).is_file():
+        return f"its saving was not finished (it has no {SEAL})"
+    try:
+        sums = dict(json.loads((checkpoint / SEAL).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return f"{SEAL} is damaged"
+    there = _files(checkpoint)
+    for name in sorted(there | sums.keys()):
+        if name not in there:
+            return f"{name} is missing"
+        if name not in sums:
+            return f"{name} was not saved with it"
+        try:
+            same = (checkpoint / name).is_file() and _sha256(checkpoint / name) == sums[name]
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+        if not same:
+            return f"{name} is damaged (its checksum differs)"
+    return None
+
+
+def prune(folder: Path) -> None:
+    """Remove all but the newest checkpoints. By step: a clock may be set back while one trains."""
+    for path in by_step(folder)[:-KEPT]:
+        (path / SEAL).unlink(missing_ok=True)  # first, so that half of one is never taken for whole
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _files(checkpoint: Path) -> set[str]:
+    """Everything in a checkpoint but folders, its seal, and hidden files, by its path there."""
+    return {
+        path.relative_to(checkpoint).as_posix()
+        for path in checkpoint.rglob("*")
+        if not path.name.startswith(".") and (path.is_symlink() or not path.is_dir())
+    } - {SEAL}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
