@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60  # for one mutation; the slowest kind takes two
+SECONDS = 60  # of the processor for one mutation; the slowest kind takes two
+SILENCE = 600  # without a word until the process is ended; other work may hold up a machine
 MEMORY = 3 << 30  # bytes of address space beyond those of the libraries
 GROWTH = 600 << 20  # bytes that one reading may hold at its peak
 LONGEST = 1000  # characters of a message
@@ -61,7 +62,7 @@ def _limit() -> None:
     status = Path("/proc/self/status").read_text().splitlines()
     size = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmSize"))
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-    signal.signal(signal.SIGALRM, _hang)
+    signal.signal(signal.SIGPROF, _hang)
 
 
 def _hang(*_: Any) -> None:
@@ -86,13 +87,13 @@ def _one(kind: Any, seed: int, samples: Path, work: Path, expected: Any) -> dict
     before = _listing(work)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     held = _memory("VmRSS")
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         verdict, why = _read(kind, place, expected)
     except Hang:
         verdict, why = "wrong", f"it took more than {SECONDS} s"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     if verdict != "wrong" and _memory("VmHWM") - held > GROWTH:
         verdict, why = "wrong", f"it held {(_memory('VmHWM') - held) >> 20} MB"
     if verdict != "wrong" and not kind.writes and _listing(work) != before:
@@ -223,7 +224,7 @@ def _done(todo: dict[str, range], found: dict[str, Any]) -> None:
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
     """What it says; it is ended where it says nothing for too long."""
     assert process.stdout is not None
-    while select.select([process.stdout], [], [], 3 * SECONDS)[0]:
+    while select.select([process.stdout], [], [], SILENCE)[0]:
         line = process.stdout.readline()
         if not line:
             return

@@ -108,6 +108,13 @@ def table_in(folder: Path, name: str) -> Reading:
     return _only(table.to_json(double_precision=15), table.attrs)
 
 
+def older_table(folder: Path) -> Reading:
+    """A table in two files; its attrs, which no checksum covers, say what it is."""
+    table = tables.load(folder / "planted")
+    shown = table.to_json(double_precision=15)
+    return Reading(digest(shown), digest(shown, table.attrs))
+
+
 def rows_in(folder: Path) -> Reading:
     """Some rows of a table of slots."""
     found = RunFolder.open(folder).load_table("memory_slots")
@@ -133,7 +140,7 @@ def sweep_in(folder: Path) -> Reading:
 
 def training_in(folder: Path) -> Reading:
     """Weights and log of a training that goes on from its checkpoints."""
-    from workbench.training import train
+    from workbench.training.train import train
 
     model = samples.deeper()
     table = train(model, samples.texts(), folder, **samples.TRAINING)
@@ -243,6 +250,8 @@ def _kinds() -> list[Kind]:
     found += [
         Kind("table", "run", "tables/importance_before.parquet", "bytes", SEALED, table, _figures),
         Kind("slots", "run", "tables/memory_slots.parquet", "bytes", SEALED, rows_in),
+        Kind("older table", "older", "planted.parquet", "bytes", SEALED, older_table),
+        Kind("older table's attrs", "older", "planted.json", "json", FOREIGN, older_table),
         Kind("manifest", "run", "manifest.json", "json", SEALED, run_in, _figures),
         Kind("sweep", "sweep", "kept.safetensors", "safetensors", SEALED, sweep_in),
         Kind("ranking", "run", "ranking.json", "json", FOREIGN, heads_in),
@@ -257,6 +266,7 @@ def _kinds() -> list[Kind]:
     for file, form in (
         ("model.safetensors", "safetensors"), ("optimizer.pt", "bytes"), ("scheduler.pt", "bytes"),
         ("rng_state.pth", "bytes"), ("trainer_state.json", "json"), ("config.json", "json"),
+        ("sha256.json", "json"),
     ):  # fmt: skip
         at = f"checkpoints/checkpoint-4/{file}"
         found.append(Kind(f"training's {file}", "training", at, form, SEALED, training_in))

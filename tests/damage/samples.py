@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from tests.apps.planted import plant_run
 from tests.models import tiny
 from workbench.jobs import FOLDER
 from workbench.runs import RunFolder
-from workbench.training import save_model, train
+from workbench.training.saving import save_model
+from workbench.training.train import train
 
 TEXTS = [
     f"def f{n}(x):\n    return x + {n}  # caf\u00e9\n" + "for i in range(3):\n    print(i)\n" * 2
@@ -65,6 +67,7 @@ def make(root: Path) -> None:
     _models(root)
     _data(root / "data")
     _run(root / "run")
+    _older(root / "older", root / "run")
     _sweep(root / "sweep")
     _training(root / "training")
     _jobs(root / "jobs")
@@ -142,6 +145,16 @@ def _run(folder: Path) -> None:
         run.write_json("ranking.json", {"heads": heads, "scores": scores})
         run.finish({"heads": 16})
     shutil.rmtree(planted)
+
+
+def _older(folder: Path, run: Path) -> None:
+    """A table as it was once written, in two files."""
+    folder.mkdir()
+    table = RunFolder.open(run).load_table("importance_before")
+    attrs, table.attrs = table.attrs, {}
+    table.to_parquet(folder / "planted.parquet", index=False)
+    checksum = hashlib.sha256((folder / "planted.parquet").read_bytes()).hexdigest()
+    (folder / "planted.json").write_text(json.dumps(attrs | {"parquet_sha256": checksum}))
 
 
 class Killed(Exception):
