@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from analysis.tables import display_name
-from kernels import files
+from kernels import files, locks
 from kernels.errors import HeadError, MidusError, ModelError
 from midus_model import (
     blocks,
@@ -124,9 +124,13 @@ class Amplified:
         amplified.json, which names the model, the heads and their gains.
 
         Raises ModelError where something lies at `path` (unless it is a model and `overwrite`),
-        where nothing can be written, or where `folded` does.
+        where nothing can be written, or where `folded` does; RunError where another process writes.
         """
         place = Path(path).expanduser()
+        with locks.hold(place):
+            return self._save(place, overwrite)
+
+    def _save(self, place: Path, overwrite: bool) -> Path:
         if place.exists() and not (overwrite and (place / "config.json").is_file()):
             raise ModelError(
                 f"{place} exists already; give another folder, or overwrite=True if it is a model"

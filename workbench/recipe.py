@@ -146,6 +146,7 @@ class Study:
         A training that diverges ends the study: every later step compares its model.
         """
         self.folder = folder
+        self.folder.add_model("before", self.recipe.base)
         self._ranking()
         self._importance("importance_before", lambda: self.base)
         self._train("midus")
@@ -163,6 +164,7 @@ class Study:
             self._choice()
         self._stage("drawing figures")
         draw(self.folder, html=html)
+        self._forget_training()
         summary = summarise(self.folder)
         self.folder.finish(summary)
         return summary
@@ -196,8 +198,8 @@ class Study:
         )
 
     def model(self, method: str) -> Any:
-        place = self.folder.path / "models" / method
-        return load(place, device=self.device, dtype=self.dtype)
+        label = "after" if method == "midus" else "baseline"
+        return load(self.folder.model_path(label), device=self.device, dtype=self.dtype)
 
     # ------------------------------------------------------------ steps
 
@@ -226,7 +228,8 @@ class Study:
     def _train(self, method: str) -> None:
         self._stage(f"training {method}")
         recipe, place = self.recipe, self.folder.path / "models" / method
-        if place.is_dir() and self._trained(method):
+        label = "after" if method == "midus" else "baseline"
+        if label in self.folder.manifest["models"] and self._trained(method):
             return
         heads = None if recipe.memory_heads == "all" else self.folder.load_table("ranking")
         model = upscaled(self.base, recipe, method, heads)
@@ -234,10 +237,13 @@ class Study:
         lr = recipe.lr_midus if method == "midus" else recipe.lr_llama_pro
         log = self._trained_on(model, method, lr, recipe.seed, recipe.steps)
         save_model(model, self.training_texts.tokenizer or load_tokenizer(recipe.base), place)
+        self.folder.add_model(label, f"models/{method}")
         self._add_log(log)
-        self.folder.add_model("before", recipe.base)
-        self.folder.add_model("after" if method == "midus" else "baseline", f"models/{method}")
-        shutil.rmtree(self.folder.path / "training")
+        self._forget_training()
+
+    def _forget_training(self) -> None:
+        """Remove the checkpoints of what is trained, measured and entered."""
+        shutil.rmtree(self.folder.path / "training", ignore_errors=True)
 
     def _trained_on(
         self, model: Any, name: str, lr: float, seed: int, steps: int, evaluated: bool = True
@@ -348,6 +354,7 @@ class Study:
         for arm, seed in arms[len(rows) :]:
             rows.append(self._arm(arm, seed))
             self.folder.save_table("choice", choice.choice_table(rows, self._texts))
+            self._forget_training()
         table = self.folder.load_table("choice")
         self.folder.save_table("choice_contrast", choice.choice_contrast(table))
 
@@ -364,7 +371,6 @@ class Study:
         self._trained_on(model, f"{arm}-{seed}", recipe.lr_midus, seed, steps, evaluated=False)
         before = self.folder.load_table("importance_before")
         row = choice.arm_row(arm, seed, model, heads, self._texts, before)
-        shutil.rmtree(self.folder.path / "training")
         return row
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import workbench
 from kernels.errors import MidusError, ModelError, RunError
+from workbench.records import read_object
 from workbench.runs import MANIFEST, RunFolder
 
 STUDY = Path(workbench.__file__).resolve().parent / "study"
@@ -135,7 +135,8 @@ class Run:
             return None
         inside = self.folder / str(where)
         if inside.is_dir():
-            return given().check_model(str(inside))
+            found = RunFolder(self.folder, self.manifest).model_path(label)
+            return given().check_model(found)
         name = given().check_model(str(where))
         if name in NAMED_MODELS or Path(name).is_dir():
             return name
@@ -246,7 +247,6 @@ def _checkpoints(root: Path) -> Iterator[Path]:
 
 def _is_model(path: Path) -> bool:
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "model_type" in read_object(path / "config.json")
+    except (OSError, RunError):
         return False
-    return isinstance(config, dict) and "model_type" in config

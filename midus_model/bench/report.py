@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kernels import files
+from kernels import files, locks
 
 SCHEMA = 1
 SHOWN = ("op", "direction", "tokens", "batch", "context", "dtype", "slots", "bank_grad")
@@ -141,5 +141,6 @@ def around(path: Path, name: str) -> tuple[str, str]:
 
 def fill_in(path: Path, name: str, text: str) -> None:
     """Put a table between the markers `<!-- results:NAME -->` and `<!-- /results -->`."""
-    before, after = around(path, name)
-    files.write_file(path, f"{before}\n\n{text}\n{after}")
+    with locks.hold(path, wait=True):  # the other tables are another's to fill in
+        before, after = around(path, name)
+        files.write_file(path, f"{before}\n\n{text}\n{after}")

@@ -69,6 +69,7 @@ def test_round_trip_keeps_everything_in_one_file(tmp_path: Path) -> None:
         back = tables.load(tmp_path / "new" / spelling)
         same(back, made)
         assert isinstance(back["by_document"][0], list)
+        assert table_files.load_attrs(tmp_path / "new" / spelling) == made.attrs
     assert [p.name for p in path.parent.iterdir()] == ["pico-0.5.parquet"]
     assert made.attrs["documents"][0]["id"] == "é"  # saving leaves the table alone
     assert pd.read_parquet(path).attrs == made.attrs  # and pandas alone reads them too
@@ -200,6 +201,7 @@ def test_tables_of_other_programs_and_other_schemas_are_refused(tmp_path: Path) 
 def test_an_older_pair_still_opens(tmp_path: Path) -> None:
     path = pair(tmp_path, table())
     same(tables.load(path), table())
+    assert table_files.load_attrs(path) == table().attrs
     found = tables.load_rows(path, {"kind": "memory"})
     assert found["block"].tolist() == [0, 1] and found.attrs == table().attrs
 

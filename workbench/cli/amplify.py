@@ -87,8 +87,10 @@ def amplify(
             run.save_table("dose_response", found)
         if save is not None and is_main():
             # Entered first: an interrupted command is known by it to have begun that model.
-            run.add_model("after", os.path.relpath(save.resolve(), run.path.resolve()))
+            where = os.path.relpath(save.resolve(), run.path.resolve())
+            run.add_model("after", where)
             louder.save(save, overwrite=replaces)
+            run.add_model("after", where, made=True)
         table = run.load_table("dose_response")
         run.finish(_summary(table, gain))
         _print_effect(table, gain)
@@ -110,6 +112,7 @@ def _check_target(save: Path | None, output: Path | None, overwrite: bool) -> bo
     if save is None:
         return overwrite
     check_place(save)
+    common.hold(save)
     replaces = overwrite or _began(output, save)
     if save.exists() and not (replaces and (save / "config.json").is_file()):
         raise RunError(

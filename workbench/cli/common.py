@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -60,7 +59,8 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         _quiet()
         try:
-            command(*args, **{name: at_home(value) for name, value in kwargs.items()})
+            with _holding:
+                command(*args, **{name: at_home(value) for name, value in kwargs.items()})
         except KeyboardInterrupt:
             stop(
                 "interrupted; the same command goes on where a run folder holds what was done, "
@@ -75,6 +75,16 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
             stop(str(error) or type(error).__name__, 1 if isinstance(error, Diverged) else 2)
 
     return run
+
+
+_holding = ExitStack()  # what the command that runs holds
+
+
+def hold(place: str | os.PathLike[str]) -> None:
+    """Hold a folder until the command ends; RunError where another process writes it."""
+    from kernels import locks
+
+    _holding.enter_context(locks.hold(place))
 
 
 def at_home(value: Any) -> Any:
@@ -216,17 +226,20 @@ def begin(
     parameters: dict[str, Any],
     inputs: dict[str, str],
     overwrite: bool,
+    *,
+    finished: bool = False,
 ) -> Iterator[Any]:
     """A new run, or the unfinished one at `output` that was asked the same, to be gone on with.
 
-    `inputs` is what it is made of, as `workbench.inputs.inputs_of` has it.
+    `inputs` is what it is made of, as `workbench.inputs.inputs_of` has it. One that is finished is
+    refused, or given as it is with `finished`.
 
     Of several processes the first has the run folder; the others work in a folder that is thrown
     away and print nothing, but keep their checkpoints in the run's.
     """
     from analysis.distributed import barrier, is_main, rank_and_size
     from kernels.errors import RunError
-    from workbench.runs import RunFolder
+    from workbench.runs import RunFolder, written_at
 
     if output is None and rank_and_size()[1] > 1:
         raise RunError("several processes need one run folder: give it with --output")
@@ -235,16 +248,19 @@ def begin(
         barrier()
         with tempfile.TemporaryDirectory() as folder, _silent():
             copied = Path(folder) / place.name  # with the tables that are there already
-            shutil.copytree(place, copied, ignore=shutil.ignore_patterns("partial", "models"))
+            begun = written_at(place, overwrite)
+            left = shutil.ignore_patterns("partial", "models", "training", ".*")
+            shutil.copytree(begun, copied, ignore=left)
             run = RunFolder.open(copied)
-            run.shared = place
+            run.shared = begun
             barrier()
             yield run
         return
     run = RunFolder.begin(place, kind, None, parameters, inputs=inputs, overwrite=overwrite)
-    if run.done:
+    if run.done and not finished:
         raise RunError(f"{place} holds a run already; give another folder, or --overwrite")
-    run.resume()
+    if not run.done:
+        run.resume()
     barrier()  # the others copy what is there
     barrier()
     with run:
@@ -281,11 +297,8 @@ def closing(place: Path) -> None:
 def _left_out(place: Path) -> Iterator[str]:
     """What the measurements of a run folder left out to keep to a time, a line each."""
     from analysis.estimates import left_out
+    from analysis.table_files import load_attrs
 
-    for path in sorted(place.rglob("*.json")):
-        try:
-            attrs = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(attrs, dict) and "table" in attrs and (line := left_out(attrs)):
+    for path in sorted((place / "tables").glob("*.parquet")):
+        if line := left_out(load_attrs(path)):
             yield f"{path.stem}: {line}"

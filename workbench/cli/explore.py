@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -49,7 +50,16 @@ def explore(
         if not folder.is_dir():
             raise RunError(f"--models is {folder}, which is no folder; give one of checkpoints")
     line = command(explorer(), run or [], runs, models or [], port, headless)
-    raise typer.Exit(subprocess.call(line))
+    _become(line)
+
+
+def _become(line: list[str]) -> NoReturn:
+    """Go on as the server: signals reach it, its exit code is ours, and nothing outlives it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform == "win32":  # which would start another process and end this one
+        raise typer.Exit(subprocess.call(line))
+    os.execv(line[0], line)
 
 
 def explorer() -> Path:

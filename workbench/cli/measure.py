@@ -141,12 +141,12 @@ def _importances(
             if in_time and tables:
                 all_heads(tables["after"], "--after")
                 given = given | {"within": tables["after"].attrs["within"]}
+            run.add_model(side, names[side])
             kept = common.checkpoint(run, table)
             found = head_importance(
                 models[side], texts, progress=progress, checkpoint=kept, **given
             )
             run.save_table(table, found)
-            run.add_model(side, names[side])
         tables[side] = run.load_table(table)
     return tables
 
@@ -210,10 +210,10 @@ def rank(
     placed.tell(loaded, texts=texts, gradients=method not in FORWARD)
     made_of = inputs_of({model: loaded}, {texts.name: texts})
     with common.begin(output, "rank", model, parameters, made_of, overwrite) as run:
+        run.add_model("before", model)
         with common.progress() as progress:
             if not run.has_table("ranking"):
                 run.save_table("ranking", rank_heads(loaded, texts, progress=progress, **given))
-                run.add_model("before", model)
             table = run.load_table("ranking")
             if evidence:
                 _trust(run, loaded, texts, table, progress, asked, within)

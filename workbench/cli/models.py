@@ -79,6 +79,7 @@ def upscale(
     from workbench.training.saving import save_model
 
     check_place(output)
+    common.hold(output)
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise RunError(
             f"{output} exists already; give another folder, or --overwrite if it is a model"
@@ -298,19 +299,20 @@ def train(
 
     Example: `midus train runs/deeper --data packages --split train --limit 400 -o runs/trained`
     """
+    from analysis.distributed import is_main
     from kernels.errors import MidusError
     from midus_model import load
     from midus_model.optim import new_parameter_names
     from workbench.inputs import inputs_of
-    from workbench.runs import RunFolder, check_place
+    from workbench.runs import check_place
     from workbench.training.log import usage_log
     from workbench.training.rows import PackedRows
     from workbench.training.saving import save_model
     from workbench.training.settings import bf16_of, training_device
     from workbench.training.train import train as trained
 
-    place = output or common.free_folder("train", model)
-    check_place(place)
+    if output is not None:
+        check_place(output)
     device = training_device(placed.device)
     bf16 = bf16_of(placed.dtype, device)
     loaded = load(model, dtype="float32")  # the Trainer takes it to the device
@@ -337,31 +339,30 @@ def train(
     if held_texts is not None:
         texts_read[f"{held_texts.name} (held out)"] = held_texts
     made_of = inputs_of({model: loaded}, texts_read)
-    run = RunFolder.begin(place, "train", None, parameters, inputs=made_of, overwrite=overwrite)
-    if run.done:
-        typer.echo(f"{place} holds this training, finished")
-        return
-    with run, common.progress() as progress:
-        run.resume()
-        log = trained(
-            loaded,
-            texts,
-            place / "training",
-            eval_documents=held_texts,
-            run=Path(model).name,
-            resume=not overwrite,
-            progress=progress,
-            device=device,
-            bf16=bf16,
-            **asked,
-        )
-        save_model(loaded, texts.tokenizer, place / "models" / "trained")
+    with common.begin(output, "train", model, parameters, made_of, overwrite, finished=True) as run:
+        if run.done:
+            typer.echo(f"{run.path} holds this training, finished")
+            return
+        with common.progress() as progress:
+            log = trained(
+                loaded,
+                texts,
+                Path(run.shared) / "training",
+                eval_documents=held_texts,
+                run=Path(model).name,
+                progress=progress,
+                device=device,
+                bf16=bf16,
+                **asked,
+            )
+        if is_main():
+            save_model(loaded, texts.tokenizer, run.path / "models" / "trained")
+        run.add_model("after", "models/trained")
         if log_usage:
             run.save_table("usage_log", usage_log(log))
         run.save_table("training", log)
-        run.add_model("after", "models/trained")
         run.finish(_training_summary(log))
-    _print_training(log, place)
+        _print_training(log, run.path)
 
 
 def _tell_training(

@@ -7,7 +7,6 @@ a training from its checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from kernels.errors import MidusError, RunError
 from midus_model.bench.report import around, fill_in
 from workbench.key_study import report
 from workbench.key_study.measure import STARTS, TRAININGS, Experiment, Setting
+from workbench.records import read_object
 from workbench.runs import RunFolder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -101,9 +101,9 @@ def _kept(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"about": {}, "coverage": [], "training": []}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); remove it to begin anew") from error
+        return read_object(path)
+    except RunError as error:
+        raise RunError(f"{error}; remove it to begin anew") from error
 
 
 def _say(done: int, total: int, text: str) -> None:
