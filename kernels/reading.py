@@ -7,6 +7,8 @@ of every kind, Rust's panics among them, which are not even an `Exception`.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,32 +16,51 @@ from typing import Any
 
 from kernels.errors import MidusError
 
-DEEPEST = 64  # levels of a JSON document; what is written has a few, and copying recurses
+LARGEST = 64 * 2**20  # bytes of a JSON file
+DEEPEST = 100  # levels: what draws or copies a value goes down in it by itself
 LONGEST = 200  # characters of what a library says
+TOO_DEEP = f"nested deeper than {DEEPEST} levels"
 
 
-def read_json(path: Path) -> Any:
-    """What a file of JSON in UTF-8 holds.
+# ---------------------------------------------------------------- JSON
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a file of JSON in UTF-8 holds; every text in it can be shown.
 
     Raises OSError where it cannot be read, and ValueError, in one line, for all that it can be
-    wrong in: no UTF-8, no JSON, a key twice in one object, text that is no Unicode, nested too
-    deeply.
+    wrong in: no regular file, too large, no UTF-8, no JSON, a key twice in one object, nested
+    deeper than 100 levels, or a text that is none (half a surrogate pair).
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text, object_pairs_hook=_once)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is no UTF-8 text (byte {error.start})") from None
+        found = json.loads(_content(Path(path)), object_pairs_hook=_once)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    if text.count("[") + text.count("{") > DEEPEST:
-        _check_depth(found)
-    if "\\u" in text:
-        _check_unicode(found)
+    _check(found)
     return found
 
 
-TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
+def opened(path: Path) -> int:
+    """A regular file's descriptor; a pipe or a device is not waited for.
+
+    Raises OSError, and ValueError where it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("no regular file")
+    return descriptor
+
+
+def _content(path: Path) -> str:
+    with open(opened(path), "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"larger than {LARGEST:,} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 text (byte {error.start})") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -47,29 +68,39 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it has the key {twice[:40]!r} twice in one object")
+        raise ValueError(f"the key {twice[:40]!r} twice in one object")
     return found
 
 
-def _check_depth(found: Any) -> None:
-    level = [found]
-    for _ in range(DEEPEST + 1):
-        inside = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [one for part in inside for one in part if isinstance(one, dict | list)]
-        if not level:
-            return
-    raise ValueError(TOO_DEEP)
+def _check(found: Any) -> None:
+    level, depth = [found], 0
+    while level:
+        if depth > DEEPEST:
+            raise ValueError(TOO_DEEP)
+        deeper: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                deeper += value.keys()
+                deeper += value.values()
+            elif isinstance(value, list):
+                deeper += value
+            elif isinstance(value, str):
+                _check_text(value)
+        level, depth = deeper, depth + 1
 
 
-def _check_unicode(found: Any) -> None:
+def _check_text(value: str) -> None:
     try:
-        json.dumps(found, ensure_ascii=False).encode()
+        value.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("it holds text that is no Unicode") from None
+        raise ValueError("a text that is no Unicode (half a surrogate pair)") from None
+
+
+# ---------------------------------------------------------------- what libraries raise
 
 
 @contextmanager
-def in_one_line(line: Callable[[Exception | BaseException], MidusError]) -> Iterator[None]:
+def in_one_line(line: Callable[[BaseException], MidusError]) -> Iterator[None]:
     """Turns whatever a library raises, a panic of Rust's too, into the error that `line` makes.
 
     For calls of libraries alone: around our own code it would hide our faults. Our own errors, and
@@ -94,4 +125,6 @@ def said(error: BaseException) -> str:
         text = f"it has no {text}"
     elif isinstance(error, RecursionError):
         text = TOO_DEEP
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
     return (text or type(error).__name__)[:LONGEST]

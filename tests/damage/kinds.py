@@ -257,7 +257,7 @@ def _kinds() -> list[Kind]:
         Kind("ranking", "run", "ranking.json", "json", FOREIGN, heads_in),
         Kind("tuning", "tuning", "tuning.json", "json", FOREIGN, tuning_in),
         Kind("benchmark", "bench", "benchmark.json", "json", FOREIGN, bench_in),
-        Kind("study", "study", "keys.json", "json", FOREIGN, study_in),
+        Kind("study", "study", "keys.json", "json", SEALED, study_in),
     ]
     for file, form in (
         ("job.json", "json"), ("progress.json", "json"), ("code", "text"), ("output.txt", "text"),

@@ -19,6 +19,7 @@ from midus_model import SHIPPED, load, upscale
 from tests.apps.planted import plant_run
 from tests.models import tiny
 from workbench.jobs import FOLDER
+from workbench.records import sealed
 from workbench.runs import RunFolder
 from workbench.training.saving import save_model
 from workbench.training.train import train
@@ -201,9 +202,9 @@ def _jobs(folder: Path) -> None:
     for name in ("first", "second"):
         place = folder / FOLDER / name
         place.mkdir(parents=True)
-        about = {"arguments": ["importance", "pico"], "pid": 1, "created": 1.0, "started": 2.0,
+        about = {"arguments": ["importance", "pico"], "pid": 1, "process": "none", "started": 2.0,
                  "cancelled": False}  # fmt: skip
-        told = {"done": 3, "total": 9, "first": 0, "time": 20.0, "began": 10.0, "text": "sweep"}
+        told = {"done": 3, "total": 9, "first": 0, "spent": 10.0, "text": "sweep"}
         (place / "job.json").write_text(json.dumps(about, indent=1))
         (place / "progress.json").write_text(json.dumps(told))
         (place / "output.txt").write_text("a line\nmidus: note: n\nmidus: it failed\n")
@@ -225,4 +226,5 @@ def _small_files(root: Path) -> None:
     (root / "bench" / "benchmark.json").write_text(json.dumps(about))
     (root / "study").mkdir()
     kept = Path(__file__).parents[2] / "docs" / "keys.json"
-    shutil.copy(kept, root / "study" / "keys.json")
+    rows = json.loads(kept.read_text(encoding="utf-8"))
+    (root / "study" / "keys.json").write_text(json.dumps(sealed(rows)))
