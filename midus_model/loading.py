@@ -122,7 +122,8 @@ def load(
         return loaded
     config = _read_config(place, str(model))
     trust.check_weights(place, str(model), getattr(config, "transformers_weights", None))
-    check_sizes(place, config, str(model))
+    with _LOADING:  # a model is made without weights, which patches torch too
+        check_sizes(place, config, str(model))
     placed = _placed(target, device_map)
     if wanted is None:
         halved = config.dtype == torch.float16 and _on_cpu(placed)

@@ -78,28 +78,29 @@ def _one(kind: Any, seed: int, samples: Path, work: Path, expected: Any) -> dict
     """The verdict on one mutation."""
     from tests.damage.mutations import damaged
 
-    place = work / "copy"
-    shutil.rmtree(place, ignore_errors=True)
-    _copied(samples, kind, place)
-    (path,) = place.glob(kind.file)
-    damage = damaged(kind.name, seed, path.read_bytes(), kind.form)
-    damage.put(path)
-    before = _listing(work)
+    read, asked = (work / name / "copy" for name in ("read", "asked"))
+    for place in (read, asked):
+        shutil.rmtree(place.parent, ignore_errors=True)
+        _copied(samples, kind, place)
+        (path,) = place.glob(kind.file)
+        damage = damaged(kind.name, seed, path.read_bytes(), kind.form)
+        damage.put(path)
+    before = _listing(read.parent)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     held = _memory("VmRSS")
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        verdict, why = _read(kind, place, expected)
+        verdict, why = _read(kind, read, expected)
     except Hang:
         verdict, why = "wrong", f"it took more than {SECONDS} s"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     if verdict != "wrong" and _memory("VmHWM") - held > GROWTH:
         verdict, why = "wrong", f"it held {(_memory('VmHWM') - held) >> 20} MB"
-    if verdict != "wrong" and not kind.writes and _listing(work) != before:
-        verdict, why = "wrong", f"it wrote {sorted(_listing(work) ^ before)[0]}"
+    if verdict != "wrong" and not kind.writes and _listing(read.parent) != before:
+        verdict, why = "wrong", f"it wrote {sorted(_listing(read.parent) ^ before)[0]}"
     if verdict in ("refused", "equal") and kind.command is not None and seed % 5 == 0:
-        verdict, why = _command(kind, place, verdict, why)
+        verdict, why = _command(kind, asked, verdict, why)
     return {"kind": kind.name, "seed": seed, "damage": damage.label, "verdict": verdict, "why": why}
 
 
@@ -166,12 +167,12 @@ def _memory(what: str) -> int:
     return next(int(line.split()[1]) << 10 for line in status if line.startswith(what))
 
 
-def _listing(work: Path) -> set[tuple[str, int, int]]:
-    """Every file below the working folder, and when it was written."""
+def _listing(folder: Path) -> set[tuple[str, int, int]]:
+    """Every file below a folder, and when it was written."""
     found = set()
-    for path in work.rglob("*"):
+    for path in folder.rglob("*"):
         about = path.lstat()
-        found.add((str(path.relative_to(work)), about.st_size, about.st_mtime_ns))
+        found.add((str(path.relative_to(folder)), about.st_size, about.st_mtime_ns))
     return found
 
 
