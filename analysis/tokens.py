@@ -218,6 +218,12 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
+def decoded(tokenizer: Any, ids: Sequence[int], **how: Any) -> str:
+    """The text of tokens; DataError where a damaged tokenizer cannot say it."""
+    with in_one_line(_unread):
+        return str(tokenizer.decode(list(ids), **how))
+
+
 def token_names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Tokens as the tokenizer writes them, quoted; numbers where it has no words for them."""
     convert = getattr(tokenizer, "convert_ids_to_tokens", None)

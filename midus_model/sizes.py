@@ -38,7 +38,9 @@ def check_sizes(place: str, config: Any, name: str) -> None:
     if layers > len(stored):  # each has a tensor at least; counted before they are made
         raise _too_large(name, f"{layers:,} blocks", f"{len(stored):,} tensors")
     with in_one_line(
-        lambda error: ModelError(f"no model can be made of the config.json of {name!r}: {said(error)}")
+        lambda error: ModelError(
+            f"no model can be made of the config.json of {name!r}: {said(error)}"
+        )
     ):
         with torch.device("meta"), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -19,6 +19,7 @@ import torch
 
 import analysis
 from analysis import tables
+from analysis.tokens import decoded
 from midus_model import load, load_config, load_tokenizer
 from tests.damage import samples
 from workbench import jobs
@@ -83,7 +84,7 @@ def tokenizer_in(folder: Path) -> Reading:
     docs = analysis.documents(samples.TEXTS, model=folder)
     chats = analysis.documents(samples.QUESTIONS, model=folder, chat=True)
     ids = [item.ids.tolist() for item in [*docs, *chats]]
-    names = [tokenizer.decode(item.ids) for item in docs]
+    names = [decoded(tokenizer, item.ids.tolist()) for item in docs]
     str(docs)
     return Reading(digest(ids, names, docs.context), digest(ids, names, docs.context))
 
@@ -218,7 +219,10 @@ def _kinds() -> list[Kind]:
         Kind("shard", "sharded", "model-00001-of-*.safetensors", "safetensors", FOREIGN, model_in),
     ]
     adapted = partial(model_in, inner="adapter")
-    for file, form in (("adapter_config.json", "json"), ("adapter_model.safetensors", "safetensors")):
+    for file, form in (
+        ("adapter_config.json", "json"),
+        ("adapter_model.safetensors", "safetensors"),
+    ):
         found.append(Kind(file, "adapted", f"adapter/{file}", form, FOREIGN, adapted))
     for folder, file, form in (
         ("model", "tokenizer.json", "json"),
@@ -230,7 +234,15 @@ def _kinds() -> list[Kind]:
     ):
         reads = tokenizer_in if folder == "model" else _plain_tokenizer
         found.append(
-            Kind(file, folder, file, form, FOREIGN, reads, lambda at: ["documents", "--model", str(at)])
+            Kind(
+                file,
+                folder,
+                file,
+                form,
+                FOREIGN,
+                reads,
+                lambda at: ["documents", "--model", str(at)],
+            )
         )
     for file, form, rule in (
         ("plain.txt", "text", FOREIGN),
@@ -270,9 +282,7 @@ def _kinds() -> list[Kind]:
     ):  # fmt: skip
         at = f"checkpoints/checkpoint-4/{file}"
         found.append(Kind(f"training's {file}", "training", at, form, SEALED, training_in))
-    found.append(
-        Kind("training.json", "training", "training.json", "json", SEALED, training_in)
-    )
+    found.append(Kind("training.json", "training", "training.json", "json", SEALED, training_in))
     return found
 
 
@@ -280,7 +290,7 @@ def _plain_tokenizer(folder: Path) -> Reading:
     tokenizer = load_tokenizer(folder)
     docs = analysis.documents(samples.TEXTS, model=folder)
     ids = [item.ids.tolist() for item in docs]
-    return _only(ids, [tokenizer.decode(item.ids) for item in docs])
+    return _only(ids, [decoded(tokenizer, item.ids.tolist()) for item in docs])
 
 
 def _figures(folder: Path) -> list[str]:

@@ -36,6 +36,7 @@ VALUES: tuple[Any, ...] = (  # of JSON, and of no JSON that Python reads as one
     None, True, False, 0, -1, 1, 2, 0.5, -3.7, 1e308, 10**18, 10**400, float("nan"), float("inf"),
     "", "text", "0", "../../outside", "/etc/passwd", "\ud800", "\0", "x" * 100_000,
     [], {}, [None], [[]], [1, 2, 3], {"a": None}, ["text"], [0] * 1000,
+    {"type": "FixedLength", "length": 0}, {"type": "Strip", "content": "e", "start": 9, "stop": 9},
 )  # fmt: skip
 
 
@@ -243,7 +244,9 @@ def _twice(rng: random.Random, data: bytes, form: str) -> Damage:
         return _flips(rng, data, form)
     key = keys[int(place * len(keys))]
     value = json.dumps(rng.choice(VALUES))
-    return Damage(key[:40], f"{text[: at + 1]}{json.dumps(key)}: {value}, {text[at + 1 :]}".encode())
+    return Damage(
+        key[:40], f"{text[: at + 1]}{json.dumps(key)}: {value}, {text[at + 1 :]}".encode()
+    )
 
 
 def _more(rng: random.Random, data: bytes, form: str) -> Damage:
@@ -340,7 +343,9 @@ def _tensor(rng: random.Random, data: bytes, form: str) -> Damage:
     elif what == "overlap":
         entry["data_offsets"] = header[other]["data_offsets"]
     elif what == "dtype":
-        entry["dtype"] = rng.choice(("F16", "BF16", "I32", "F64", "U8", "nonsense", None, "F8_E4M3"))
+        entry["dtype"] = rng.choice(
+            ("F16", "BF16", "I32", "F64", "U8", "nonsense", None, "F8_E4M3")
+        )
     elif what == "shape":
         shape = entry["shape"]
         entry["shape"] = rng.choice(
