@@ -1,7 +1,7 @@
 """Files that may be damaged: JSON with one kind of error, and the errors of libraries as a line.
 
-`tokenizers`, `safetensors`, `pyarrow` and `transformers` say what is wrong with a file by exceptions
-of every kind, Rust's panics among them, which are not even an `Exception`.
+`tokenizers`, `safetensors` and `transformers` say what is wrong with a file by exceptions of every
+kind, Rust's panics among them, which are not even an `Exception`.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,10 @@ from midus_model.trust import ADAPTER, reason
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
+WEIGHTS = {  # sha256 of their model.safetensors
+    "pico": "d7e90494bab1e58f968ee6330c003226dfc87fa94e17d380ce9f8483799c46cd",
+    "pico-midus": "df89d738a68c1f0d2b9795cdc207787274ee774c25fc07169566cb65cef7ff7c",
+}
 # Transformers patches torch while it loads; two loads at once lose each other's tied weights.
 _LOADING = threading.Lock()
 TOKENIZER = (  # one of these lies in a folder that has a tokenizer
@@ -45,6 +51,7 @@ SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # over what there
 def resolve(name: str | Path) -> str:
     """Where `name` lies: the directory of a shipped or packaged model, that given, or a hub id."""
     if str(name) in SHIPPED:
+        _check_shipped(str(name))
         return str(SHIPPED[str(name)])
     if str(name) in PACKAGED:
         return str(packaged_folder(str(name)))
@@ -65,6 +72,22 @@ def resolve(name: str | Path) -> str:
             f"{', '.join([*SHIPPED, *PACKAGED])}"
         )
     return str(name)
+
+
+@cache
+def _check_shipped(name: str) -> None:
+    """Raises ModelError where a shipped model's weights are not those that were shipped."""
+    path = SHIPPED[name] / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the shipped model {name!r} has no weights: {error.strerror}") from error
+    if found != WEIGHTS[name]:
+        raise ModelError(
+            f"the weights of the shipped model {name!r} are not as they were shipped (the checksum "
+            f"of {path} differs); install the package again"
+        )
 
 
 def config_place(name: str | Path) -> str:

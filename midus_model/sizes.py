@@ -37,16 +37,15 @@ def check_sizes(place: str, config: Any, name: str) -> None:
     layers = config.num_hidden_layers
     if layers > len(stored):  # each has a tensor at least; counted before they are made
         raise _too_large(name, f"{layers:,} blocks", f"{len(stored):,} tensors")
-    with in_one_line(
-        lambda error: ModelError(
-            f"no model can be made of the config.json of {name!r}: {said(error)}"
-        )
-    ):
-        with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with in_one_line(lambda error: _no_model(name, error)), torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     asked, held = sum(p.numel() for p in model.parameters()), sum(stored)
     if asked > MOST * held + SPARE:
         raise _too_large(name, f"{asked:,} weights", f"{held:,}")
+
+
+def _no_model(name: str, error: BaseException) -> ModelError:
+    return ModelError(f"no model can be made of the config.json of {name!r}: {said(error)}")
 
 
 def _too_large(name: str, asked: str, held: str) -> ModelError:

@@ -3,8 +3,9 @@
     python -m tests.damage.judge SAMPLES KIND:FIRST:COUNT ...
 
 prints a line of JSON for each mutation: kind, seed, damage, verdict ("equal", "refused", "other",
-or "wrong") and why. FIRST is the seed of the first; a mutation is repeated by kind and seed. The process that reads has
-little memory beyond what it began with; one that hangs or dies is told by its silence (`run`).
+or "wrong") and why. FIRST is the seed of the first; a mutation is repeated by kind and seed. The
+process that reads has little memory beyond what it began with; one that hangs or dies is told by
+its silence (`run`).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -164,7 +165,7 @@ def jobs_in(folder: Path) -> Reading:
     found = {}
     for job in jobs.jobs(folder):
         found[job.name] = (job.status, job.progress, job.message, job.about)
-        assert job.command
+        shlex.split(job.command)
         jobs.one(folder, job.name)
     return _only(found.get("second"))
 

@@ -292,7 +292,7 @@ def _edited(
     near = [place for place in places if place[0] is document]
     holder, key = rng.choice(near if near and rng.random() < 0.5 else places)
     label = f"{key!r:.40} {change(holder, key)}"
-    written = json.dumps(whole["whole"] if "whole" in whole else None)
+    written = json.dumps(whole.get("whole"))
     if form == "lines":
         lines = text.split("\n")
         lines[number] = written
