@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 import weakref
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -85,6 +85,11 @@ def hold(place: str | os.PathLike[str], *, wait: bool = False) -> Hold:
         if not wait:
             raise RunError(f"{shown} is being written by {lock}")
         time.sleep(POLL)
+
+
+def hold_for_all(place: str | os.PathLike[str]) -> AbstractContextManager[Hold | None]:
+    """`hold` for a job of several processes (torchrun, accelerate): the first holds for all."""
+    return nullcontext() if int(os.environ.get("RANK", "0")) else hold(place)
 
 
 # ---------------------------------------------------------------- within this process
@@ -257,4 +262,4 @@ def _holder(descriptor: int) -> str:
     return f"{who}; wait until it has ended, or give another folder"
 
 
-__all__ = ["INSIDE", "Hold", "hold"]
+__all__ = ["INSIDE", "Hold", "hold", "hold_for_all"]

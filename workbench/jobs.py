@@ -49,7 +49,8 @@ def start(arguments: Sequence[str], root: str | os.PathLike[str], name: str) -> 
     if not name or name.startswith("."):
         raise RunError(f"a job cannot be called {name!r}; give a name that begins with no dot")
     commands.checked(arguments)
-    job = Job(_claimed(Path(root), name), {"arguments": list(arguments)})
+    about = {"arguments": list(arguments), "started": time.time(), "cancelled": False}
+    job = Job(_claimed(Path(root), name, about), about)
     job.again()
     return job
 
@@ -157,9 +158,10 @@ class Job:
             locks.hold(self.folder).release()
             for name in ("progress.json", "code"):
                 (self._folder / name).unlink(missing_ok=True)
+            self.about |= {"started": time.time(), "cancelled": False, "pid": None}
+            self._write()  # before there is a process: no kill leaves one that is of no job
             process = self._run(line)
             self.about |= {"pid": process.pid, "process": processes.identity(process.pid)}
-            self.about |= {"started": time.time(), "cancelled": False}
             self._write()
         threading.Thread(target=self._reap, args=(process,), daemon=True).start()
 
@@ -178,13 +180,14 @@ class Job:
 
     def remove(self) -> None:
         """Delete its files and its run folder; RunError while it runs or another writes there."""
-        with _starting, locks.hold(self._folder, wait=True), locks.hold(self.folder):
+        with _starting, locks.hold(self._folder, wait=True):
             self._stop_if_running()
-            for folder in (self.folder, self._folder):
-                if folder.is_symlink():  # what it leads to is another's
-                    folder.unlink()
-                else:
-                    shutil.rmtree(folder, ignore_errors=True)
+            with locks.hold(self.folder):
+                for folder in (self.folder, self._folder):
+                    if folder.is_symlink():  # what it leads to is another's
+                        folder.unlink()
+                    else:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     # ------------------------------------------------------------ the process
 
@@ -193,8 +196,8 @@ class Job:
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH", "")]))
         environment = os.environ | {PLACE: self._told, "PYTHONPATH": path}
         with _fresh(self._log) as output:
-            return subprocess.Popen(  # -P: nothing is imported from the server's own folder
-                [sys.executable, "-P", "-m", "workbench.cli", *line],
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "workbench.cli", *line],  # nothing from the cwd
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -217,12 +220,16 @@ class Job:
         if "started" in self.about or not read.damage:
             self.about, self.damage = read.about, read.damage
         pid, known = self.about.get("pid"), self.about.get("process")
-        if pid is None or known is None or processes.identity(pid) != known:
-            return None
-        with suppress(psutil.Error, OSError):
-            process = psutil.Process(pid)
-            if os.getpgid(pid) == pid and processes.has_variable(process, PLACE, self._told):
-                return process
+        if pid is None:  # whoever started it ended before it could say which process it is
+            found = processes.with_variable(PLACE, self._told)
+        else:
+            found = [pid] if known is not None and processes.identity(pid) == known else []
+        for number in found:
+            with suppress(psutil.Error, OSError):
+                process = psutil.Process(number)
+                leads = os.getpgid(number) == number
+                if leads and processes.has_variable(process, PLACE, self._told):
+                    return process
         return None
 
     def _stop_if_running(self) -> None:
@@ -273,22 +280,27 @@ class Job:
         return said[-1][:LONGEST_TEXT] if said else ""
 
 
-def _claimed(root: Path, name: str) -> Path:
-    """A new folder for a job's files; neither a job nor a run of its name is there yet."""
+def _claimed(root: Path, name: str, about: dict[str, Any]) -> Path:
+    """A new folder for a job's files, job.json in it; there is neither a job nor a run so called.
+
+    One without job.json is of nobody: who made it was killed.
+    """
     number = 1
     while True:
         place = free_place(root, name if number == 1 else f"{name}-{number}")
         check_place(place)
         folder = root / FOLDER / place.name
         try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:  # that job's run folder is still to come, or will never be
-            number += 1
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locks.hold(folder, wait=True):
+                if not os.path.lexists(folder / "job.json"):
+                    write_json(folder / "job.json", about, sync=False)
+                    return folder
         except OSError as error:
             raise RunError(
                 f"cannot write to {folder}: {error.strerror}; give another folder"
             ) from error
+        number += 1  # that job's run folder is still to come, or will never be
 
 
 def _fresh(path: Path) -> Any:

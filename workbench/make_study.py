@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kernels import files
+from kernels import files, locks
+from kernels.errors import MidusError
 from midus_model import SHIPPED, load, load_tokenizer
 from midus_model.bench.report import fill_in
 from workbench.recipe import Recipe, Study
@@ -104,10 +105,14 @@ def main() -> None:
         if total == 0 or done in (total, 1) or done % max(1, total // 10) == 0:
             print(f"{text} {done}/{total}" if total else text, file=sys.stderr, flush=True)
 
-    run = make(options.work, recipe, say)
-    ship(run)
-    if PAGE.exists():  # in a checkout
-        fill_in(PAGE, "study", page(run))
+    try:
+        with locks.hold(STUDY_DIR), locks.hold(SHIPPED["pico-midus"]):
+            run = make(options.work, recipe, say)
+            ship(run)
+        if PAGE.exists():  # in a checkout
+            fill_in(PAGE, "study", page(run))
+    except MidusError as error:
+        parser.error(str(error))
     print(f"{STUDY_DIR} and {SHIPPED['pico-midus']} are made")
 
 

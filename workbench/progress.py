@@ -43,9 +43,10 @@ def _writer(report: Report, target: Path) -> Report:
         if not first and now - written < EVERY and done < total:
             return
         written = now
-        if target.parent.is_dir():  # a removed job's folder stays removed
-            with suppress(MidusError):
-                told = {**last, "spent": round(now - began, 3), "text": text}
-                write_json(target, told, sync=False)
+        if not target.parent.is_dir():  # a job that was removed is not made again
+            return
+        with suppress(MidusError):
+            told = {**last, "spent": round(now - began, 3), "text": text}
+            write_json(target, told, sync=False)
 
     return write

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -372,14 +372,10 @@ def holds_files(place: Path) -> bool:
 
 @contextmanager
 def _held(place: Path) -> Iterator[locks.Hold | None]:
-    """The folder's lock, let go where the block raises; of a job's processes the first has it."""
-    held = None if int(os.environ.get("RANK", "0")) else locks.hold(place)
-    try:
-        yield held
-    except BaseException:
-        if held is not None:
-            held.release()
-        raise
+    """The folder's lock, let go where the block raises."""
+    with ExitStack() as stack:
+        yield stack.enter_context(locks.hold_for_all(place))
+        stack.pop_all()
 
 
 def free_place(root: str | os.PathLike[str], stem: str) -> Path:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from kernels import locks
+from kernels.errors import RunError
 from midus_model.bench import report
 from midus_model.bench.rows import (
     Case,
@@ -68,6 +70,10 @@ def checked(arguments: Sequence[str] | None) -> argparse.Namespace:
                 report.around(given.markdown, f"{given.device}-{name}")
     except (OSError, ValueError) as error:
         made.error(f"{'--markdown' if isinstance(error, ValueError) else '--out'}: {error}")
+    try:
+        given.held = locks.hold(given.out)  # as long as the options live
+    except RunError as error:
+        made.error(f"--out: {error}")
     if given.tokens is None:
         longest = 8192 if given.device == "cpu" else 32768
         all_sizes = [size for size in (1, 16, 128, 512, 2048, 8192, 32768) if size <= longest]

@@ -169,12 +169,11 @@ def test_a_failure_after_the_sweep_loses_nothing(
     monkeypatch.undo()
     monkeypatch.setattr(ablation.Resumed, "resume", lambda *_: pytest.fail("measured again"))
     head_importance(model, data, checkpoint=path)
-    assert not path.exists()
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write the checkpoint"):
+    with pytest.raises(DataError, match="cannot write to"):
         head_importance(tiny("llama"), random_texts([12]), checkpoint=tmp_path / "file" / "kept")
 
 

@@ -10,9 +10,16 @@ from pathlib import Path
 
 MANIFEST = '{"schema": 1, "kind": "rank", "status": "done", "parameters": {}, "models": {}, ' \
            '"tables": [], "figures": [], "summary": {}}'  # fmt: skip
-# In place of Python in the jobs' commands: "done" at once, the run folder being the last word.
-COMMAND = f"#!/bin/sh\nfor last; do :; done\nmkdir -p \"$last\"\necho '{MANIFEST}' > \"$last/.m.tmp\"\n" \
-          'mv "$last/.m.tmp" "$last/manifest.json"\n'  # fmt: skip
+# In place of Python in the jobs' commands: done at once, a whole manifest in the run folder.
+COMMAND = f"""#!/bin/sh
+while [ $# -gt 0 ]; do
+  case "$1" in --output) out="$2" ;; --output=*) out="${{1#*=}}" ;; esac
+  shift
+done
+mkdir -p "$out"
+echo '{MANIFEST}' > "$out/draft"
+mv "$out/draft" "$out/manifest.json"
+"""
 SECONDS = 60
 
 

@@ -7,13 +7,13 @@ import importlib
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import MidusError
 from tests.crash.faults import Faults
 
 SECONDS = 240  # after which a command counts as stuck
@@ -34,8 +34,10 @@ class Ended:
     seconds: float
 
     @property
-    def killed(self) -> bool:
-        return self.code == -signal.SIGKILL
+    def complaints(self) -> list[str]:
+        """What it says is wrong, a line each, notes left out."""
+        own = [line for line in self.said.splitlines() if line.startswith("midus: ")]
+        return [line for line in own if not line.startswith("midus: note:")]
 
 
 def _context() -> Any:
@@ -47,6 +49,7 @@ def _context() -> Any:
 def run(
     command: list[str],
     root: Path,
+    said: Path,
     *,
     at: int = 0,
     kind: str = "kill",
@@ -55,15 +58,16 @@ def run(
 ) -> Ended:
     """Run a command in the folder `root`, with a fault at point `at` (0: none).
 
+    What it says goes to the file `said`, which lies elsewhere.
+
     `command` is that of `midus`, or begins with `module:function`. With `after` a signal is sent
     once so many seconds have gone by.
     """
-    out = root.with_name(f"{root.name}.said")
-    for name in (out, out.with_suffix(".points")):
+    for name in (said, said.with_suffix(".points")):
         name.unlink(missing_ok=True)
     os.environ.update(QUIET)
     process = _context().Process(
-        target=perform, args=(command, str(root), at, kind, finished and str(finished), str(out))
+        target=perform, args=(command, str(root), at, kind, finished and str(finished), str(said))
     )
     began = time.monotonic()
     process.start()
@@ -77,13 +81,13 @@ def run(
         process.kill()
         process.join()
         raise AssertionError(f"{' '.join(command)} did not end in {SECONDS} s")
-    said = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
     points: list[str] = []
     with contextlib.suppress(OSError, ValueError):
-        points = json.loads(out.with_suffix(".points").read_text(encoding="utf-8"))
-    code = process.exitcode
+        points = json.loads(said.with_suffix(".points").read_text(encoding="utf-8"))
+    text = said.read_text(encoding="utf-8", errors="replace")
+    ended = Ended(process.exitcode, points, text, time.monotonic() - began)
     process.close()
-    return Ended(code, points, said, time.monotonic() - began)
+    return ended
 
 
 def perform(
@@ -104,6 +108,9 @@ def perform(
         _perform(command)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except MidusError as error:  # of an action, which has no command line around it
+        print(f"midus: {error}", file=sys.stderr)
+        code = 2
     except BaseException:
         import traceback
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from analysis import tables
 from kernels.errors import MidusError
+from tests.crash.faults import RANDOM
 from workbench.runs import MANIFEST, SHIPPED, RunFolder
 
 # Times, and what is told apart by chance: equal runs differ in them.
 TIMES = {
-    "created", "finished", "time", "seconds", "latency_ms", "pid", "started", "boot", "host",
+    "created", "finished", "time", "seconds", "latency_ms", "pid", "process", "started", "spent",
     "train_runtime", "train_samples_per_second", "train_steps_per_second", "checksum", "sha256",
 }  # fmt: skip
 DRAWN = (".pdf", ".svg", ".png", ".html")  # there, and not empty
@@ -28,11 +29,18 @@ def state(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        if path.is_dir():
+        if path.is_dir() and not _left_to_the_next(path):
             found[f"{name}/"] = True
-        elif path.name not in LOGS:
+        elif path.is_file() and path.name not in LOGS and not _left_to_the_next(path):
             found[name] = _content(path)
     return found
+
+
+def _left_to_the_next(path: Path) -> bool:
+    """Of a job that is done: its lock, and a draft of the exit code; the next start takes them."""
+    names = path.parts[path.parts.index(".jobs") + 1 :] if ".jobs" in path.parts else ()
+    lock = path.name == ".mine.lock"
+    return lock or any(name.startswith(".code.") for name in names)
 
 
 def _content(path: Path) -> Any:
@@ -131,10 +139,7 @@ def digest(root: Path) -> str:
     """Of every byte below `root`, drafts' random names made equal: the same disc, the same end."""
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        name = str(path.relative_to(root))
-        if path.name.startswith("."):
-            name = f"{path.parent.relative_to(root)}/draft"
-        whole.update(name.encode())
+        whole.update(RANDOM.sub("*", str(path.relative_to(root))).encode())
         if path.is_file() and path.name not in LOGS:
             whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
@@ -144,3 +149,15 @@ def copy(source: Path, target: Path) -> None:
     """`target` as `source` is, whatever lay there."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)
+
+
+def drafts(root: Path) -> list[str]:
+    """Hidden files and folders below `root`, which nobody may leave there; jobs' folder is none."""
+    return [
+        str(path.relative_to(root)) for path in sorted(root.rglob(".*")) if path.name != ".jobs"
+    ]
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()

@@ -106,6 +106,7 @@ def _importance(arguments: Sequence[str]) -> None:
             around(given.markdown, place.type)
     except (OSError, ValueError) as error:
         parser.error(f"{'--markdown' if isinstance(error, ValueError) else '--out'}: {error}")
+    common.hold(given.out)
     if given.threads:
         torch.set_num_threads(given.threads)
     chosen, seconds = (cases.QUICK, 2.0) if given.quick else (cases.CASES, 20.0)

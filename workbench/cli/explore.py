@@ -84,7 +84,7 @@ def command(
 ) -> list[str]:
     """The command line that starts the explorer, bound to this machine, telling nobody."""
     # -P: nothing is imported from the folder that it is started in.
-    line = [sys.executable, "-P", "-m", "streamlit", "run", str(app)]
+    line = [sys.executable, "-P", str(Path(__file__).with_name("serve.py")), "run", str(app)]
     line += ["--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
     line += ["--server.headless", str(headless).lower()]
     line += ["--server.port", str(port)] if port is not None else []

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kernels import files
 from kernels.errors import MidusError, RunError
+from kernels.files import write_json
 from midus_model.bench.report import around, fill_in
 from workbench.key_study import report
 from workbench.key_study.measure import STARTS, TRAININGS, Experiment, Setting
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
                 around(page, name)
         setting = Setting(seeds=given.seeds, steps=given.steps, windows=given.windows)
         found = run(setting, given.out, trainings=not given.coverage_only)
-        files.write_json(given.docs / ROWS, found)
+        write_json(given.docs / ROWS, found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))

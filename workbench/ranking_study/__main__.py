@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from analysis.subject import loaded_with
-from kernels import files
 from kernels.errors import MidusError
+from kernels.files import write_json
 from midus_model.bench.report import around, fill_in
 from workbench.inputs import inputs_of
 from workbench.ranking_study import report
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             run.write_json("ranking.json", found)
             run.finish({"success_at_a_quarter": report.at_a_quarter(found)["success"]})
-        files.write_json(given.docs / "ranking.json", found)
+        write_json(given.docs / "ranking.json", found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))

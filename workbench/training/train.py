@@ -7,9 +7,11 @@ processes. Runs under torchrun and accelerate as the Trainer does.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
 import torch
@@ -18,6 +20,7 @@ from transformers import PrinterCallback
 
 from analysis import tables
 from analysis.documents import Documents
+from kernels import locks
 from kernels.errors import MidusError, ModelError
 from midus_model import param_groups
 from midus_model.placement import is_offloaded
@@ -33,7 +36,23 @@ from workbench.training.saving import write_model
 from workbench.training.settings import at_least_one, cadence, trainer_arguments, training_device
 from workbench.training.trainer import ContinualTrainer, Reporter
 
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
+
+def _held(train: Callable[Given, Made]) -> Callable[Given, Made]:
+    """`train`, its folder held by one training at a time."""
+
+    @functools.wraps(train)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        place: Any = args[2] if len(args) > 2 else kwargs["output_dir"]
+        with locks.hold_for_all(place):
+            return train(*args, **kwargs)
+
+    return run
+
+
+@_held
 def train(
     model: Any,
     documents: Documents,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kernels import locks
 from midus_model.bench.device import lines
 from midus_model.bench.device.plan import NAMES, STAGES
 from midus_model.bench.device.runner import Runner
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error(f"--deadline is {given.deadline:g}; it must be a number of seconds, 5 or more")
     try:
         given.out.mkdir(parents=True, exist_ok=True)
+        held = locks.hold(given.out)
         lines.read(given.out / lines.NAME)
     except (OSError, ValueError) as error:
         made.error(f"--out: {error}")
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad = [name for name, status in ended.items() if status in ("failed", "timeout")]
     print(f"{time.monotonic() - begun:.0f} s of {deadline:.0f}"
           + (f"; failed: {', '.join(bad)}" if bad else ""), flush=True)  # fmt: skip
+    held.release()
     return 1 if bad else 0
 
 
