@@ -155,11 +155,9 @@ def _command(kind: Any, place: Path, verdict: str, why: str) -> tuple[str, str]:
     lines = [line for line in done.stderr.splitlines() if line and "midus: note:" not in line]
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         return "wrong", f"command: {_where(done.exception)}"
-    if done.exit_code == 2 and len(lines) == 1 and lines[0].startswith("midus: "):
-        return (verdict, why) if verdict == "refused" else ("wrong", f"command: {lines[0]}")
-    if done.exit_code == 0:
-        # What the command does not need it need not refuse.
-        return verdict, why
+    refused = done.exit_code == 2 and len(lines) == 1 and lines[0].startswith("midus: ")
+    if refused or done.exit_code == 0:  # what a command does not need it need not refuse
+        return ("refused" if refused else verdict), why
     return "wrong", f"command: exit {done.exit_code}, {lines[:2]}"
 
 
