@@ -13,7 +13,7 @@ import torch
 from analysis.rows import Dropped, Row
 from analysis.tokens import Encoder, Placed, token_names
 from analysis.windows import Document
-from kernels.errors import DataError, MidusError
+from kernels.errors import DamagedTokenizer, DataError, MidusError
 
 MAX_CONTEXT = 1024
 TOKENIZER_BATCH = 64
@@ -79,6 +79,8 @@ class Reader:
         """The tokenizer, or None: token ids can be measured without one."""
         try:
             return self.tokenizer
+        except DamagedTokenizer:
+            raise
         except MidusError:
             return None
 

@@ -25,6 +25,7 @@ from pandas.api.types import is_object_dtype
 
 from kernels import files
 from kernels.errors import DataError, MidusError
+from kernels.reading import read_json, said
 
 SCHEMA = 1  # of the attrs
 MAGIC, HEAD, TAIL = b"PAR1", 4, 8  # first bytes; last bytes: the footer's length, and MAGIC
@@ -311,11 +312,10 @@ def _described(sidecar: Path, parquet: Path) -> dict[str, Any]:
             "is beside it; give the path that the table was saved under"
         )
     try:
-        attrs = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        line = str(error).splitlines()[0]
+        attrs = read_json(sidecar)
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{sidecar} is damaged ({line}); make the table again or restore both files"
+            f"{sidecar} is damaged ({said(error)}); make the table again or restore both files"
         ) from error
     if not isinstance(attrs, dict) or "schema" not in attrs or PAIR_CHECKSUM not in attrs:
         raise DataError(
@@ -329,8 +329,8 @@ def _described(sidecar: Path, parquet: Path) -> dict[str, Any]:
 def _is_pair(sidecar: Path) -> bool:
     """Whether a .json describes a table, and is no other file of that name."""
     try:
-        return PAIR_CHECKSUM in json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return PAIR_CHECKSUM in read_json(sidecar)
+    except (OSError, ValueError, TypeError):
         return False
 
 

@@ -15,6 +15,10 @@ class ModelError(MidusError):
     """A model directory that is missing, damaged, or no supported causal language model."""
 
 
+class DamagedTokenizer(ModelError):
+    """A tokenizer that lies there and cannot be read; where there is none, token ids still can."""
+
+
 class UnsupportedArchitecture(ModelError):
     """A causal language model of a family that the workbench does not know."""
 

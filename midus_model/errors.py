@@ -1,6 +1,7 @@
 """Every error a user can cause; they are defined in `kernels.errors`."""
 
 from kernels.errors import (
+    DamagedTokenizer,
     DataError,
     Diverged,
     HeadError,
@@ -13,6 +14,7 @@ from kernels.errors import (
 )
 
 __all__ = [
+    "DamagedTokenizer",
     "DataError",
     "Diverged",
     "HeadError",

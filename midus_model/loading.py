@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
+from kernels.errors import DamagedTokenizer, ModelError, UnsupportedArchitecture
+from kernels.reading import in_one_line, read_json
 from midus_model import trust
 from midus_model.config import SUPPORTED_BASES
 from midus_model.intake import adapter_base, check_loaded, taken, with_adapter
@@ -28,18 +30,28 @@ from midus_model.placement import (
     resolve_device,
     resolve_dtype,
 )
+from midus_model.sizes import check_sizes
 from midus_model.trust import ADAPTER, reason
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
+WEIGHTS = {  # sha256 of their model.safetensors
+    "pico": "d7e90494bab1e58f968ee6330c003226dfc87fa94e17d380ce9f8483799c46cd",
+    "pico-midus": "df89d738a68c1f0d2b9795cdc207787274ee774c25fc07169566cb65cef7ff7c",
+}
 # Transformers patches torch while it loads; two loads at once lose each other's tied weights.
 _LOADING = threading.Lock()
+TOKENIZER = (  # one of these lies in a folder that has a tokenizer
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # over what there is
 
 
 def resolve(name: str | Path) -> str:
     """Where `name` lies: the directory of a shipped or packaged model, that given, or a hub id."""
     if str(name) in SHIPPED:
+        _check_shipped(str(name))
         return str(SHIPPED[str(name)])
     if str(name) in PACKAGED:
         return str(packaged_folder(str(name)))
@@ -60,6 +72,22 @@ def resolve(name: str | Path) -> str:
             f"{', '.join([*SHIPPED, *PACKAGED])}"
         )
     return str(name)
+
+
+@cache
+def _check_shipped(name: str) -> None:
+    """Raises ModelError where a shipped model's weights are not those that were shipped."""
+    path = SHIPPED[name] / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the shipped model {name!r} has no weights: {error.strerror}") from error
+    if found != WEIGHTS[name]:
+        raise ModelError(
+            f"the weights of the shipped model {name!r} are not as they were shipped (the checksum "
+            f"of {path} differs); install the package again"
+        )
 
 
 def config_place(name: str | Path) -> str:
@@ -117,6 +145,8 @@ def load(
         return loaded
     config = _read_config(place, str(model))
     trust.check_weights(place, str(model), getattr(config, "transformers_weights", None))
+    with _LOADING:  # a model is made without weights, which patches torch too
+        check_sizes(place, config, str(model))
     placed = _placed(target, device_map)
     if wanted is None:
         halved = config.dtype == torch.float16 and _on_cpu(placed)
@@ -163,7 +193,7 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
         more = {"device_map": placed, "offload_folder": tempfile.mkdtemp(prefix="midus-offload-")}
     folder = more.get("offload_folder")
     try:
-        with _LOADING:
+        with _LOADING, in_one_line(lambda error: _unread(error, place, name)):
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 place,
                 config=config,
@@ -175,15 +205,17 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
                 **more,
             )
         check_loaded(info, name)
-    except Exception as error:  # files that do not fit raise kinds of every sort
+    except BaseException:  # an interruption too leaves no folder behind
         _forget(folder)
-        if isinstance(error, MidusError):
-            raise
-        said = trust.weights_reason(error, place)
-        raise ModelError(f"the weights of {name!r} cannot be read: {said}") from error
+        raise
     if folder is not None:
         weakref.finalize(loaded, _forget, folder)
     return loaded
+
+
+def _unread(error: BaseException, place: str, name: str) -> ModelError:
+    why = trust.weights_reason(error, place)
+    return ModelError(f"the weights of {name!r} cannot be read: {why}")
 
 
 def _forget(folder: str | None) -> None:
@@ -222,19 +254,31 @@ def _cast(model: Any, target: Any) -> Any:
 
 
 def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer that lies beside a model's weights; raises ModelError where there is none.
+    """The tokenizer that lies beside a model's weights.
 
     Of an adapter that has none, its base's. Code of the folder's own is never run.
+
+    Raises ModelError where there is none that can be used, DamagedTokenizer where it cannot be
+    read.
     """
     place = resolve(model)
+    found = [file for file in TOKENIZER if (Path(place) / file).is_file()]
+    if not found and (base := adapter_base(place)) is not None:
+        return load_tokenizer(base)
     code = trust.own_code(Path(place), "tokenizer_config.json", "AutoTokenizer")
-    try:
+
+    def line(error: BaseException) -> ModelError:
+        why = reason(error, code)
+        if not found or code or isinstance(error, ImportError):
+            return ModelError(f"{str(model)!r} has no tokenizer: {why}")
+        return DamagedTokenizer(
+            f"the tokenizer of {str(model)!r} cannot be read: {why}; restore {', '.join(found)}"
+        )
+
+    with in_one_line(line):  # of files that lack what they should hold, of every kind
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # of its files, too, that lack what they should hold
-        if not code and (base := adapter_base(place)) is not None:
-            return load_tokenizer(base)
-        said = reason(error, code)
-        raise ModelError(f"{str(model)!r} has no tokenizer: {said}") from error
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise line(ValueError(f"model_max_length is {tokenizer.model_max_length!r:.40}"))
     trust.say_unused(code, str(model), f"a {type(tokenizer).__name__} of transformers")
     tokenizer.init_kwargs.pop("auto_map", None)  # what is saved of it asks for no code either
     return tokenizer
@@ -263,12 +307,10 @@ def read_config(place: str, name: str) -> PreTrainedConfig:
     path, code = Path(place) / "config.json", trust.own_code(Path(place), "config.json")
     if path.is_file():
         trust.check_config(_read_json(path), name)
-    try:
+    with in_one_line(  # fields that do not fit raise kinds of huggingface_hub's own
+        lambda error: ModelError(f"the model {name!r} cannot be opened: {reason(error, code)}")
+    ):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except MidusError:
-        raise
-    except Exception as error:  # fields that do not fit raise kinds of huggingface_hub's own
-        raise ModelError(f"the model {name!r} cannot be opened: {reason(error, code)}") from error
     if not path.is_file():  # on the hub, where it is read only now
         trust.check_config(config.__dict__ | config.to_dict(), name)
     trust.say_unused(code, name, f"transformers' own {config.model_type}")
@@ -278,9 +320,12 @@ def read_config(place: str, name: str) -> PreTrainedConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} is no valid JSON: {reason(error)}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is no configuration: it is no JSON object; restore it")
+    return found
 
 
 def _check_family(config: dict[str, Any], name: str) -> None:

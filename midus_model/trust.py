@@ -6,7 +6,6 @@ cause. No loading call of this project trusts remote code; see SECURITY.md.
 
 from __future__ import annotations
 
-import json
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from kernels.errors import ModelError
+from kernels.reading import read_json, said
 
 SAFE, SAFE_INDEX = ".safetensors", ".safetensors.index.json"
 WEIGHTS, INDEX = f"model{SAFE}", f"model{SAFE_INDEX}"
@@ -122,8 +122,8 @@ def _check_quantiser(value: Any, name: str) -> None:
 def own_code(folder: Path, file: str, key: str | None = None) -> str:
     """The classes that `auto_map` in one of a folder's files names, as a text; "" for none."""
     try:
-        found = json.loads((folder / file).read_text(encoding="utf-8"))["auto_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = read_json(folder / file)["auto_map"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return ""
     if key is not None and isinstance(found, dict):
         found = found.get(key)
@@ -141,18 +141,18 @@ def say_unused(code: str, name: str, instead: str) -> None:
         )
 
 
-def reason(error: Exception, code: str = "") -> str:
+def reason(error: BaseException, code: str = "") -> str:
     """An error of transformers in one line, its beginning; without its advice to trust a folder.
 
     `code`: what the folder names as its own.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
     if "trust_remote" + "_code" in text or "contains custom code" in text:
         return f"it needs code of its own{f' ({code})' if code else ''}, which is never run"
-    return text[:200]
+    return said(error)
 
 
-def weights_reason(error: Exception, name: str) -> str:
+def weights_reason(error: BaseException, name: str) -> str:
     """As `reason`, of weights; of a hub's repository without safetensors, how to convert them."""
     if "use_safetensors" not in str(error):
         return reason(error)
@@ -207,11 +207,11 @@ def _check_hub(name: str, explicit: Any) -> None:
 def _indexed(path: Path) -> list[str]:
     """The files that an index of weights names, each right beside it."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         files = sorted(set(index["weight_map"].values()), key=str)
         if not isinstance(index["metadata"], dict):
             raise TypeError("metadata is no object")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is no index of weights: {reason(error)}") from error
     for file in files:
         _check_file(file, str(path), (SAFE,))
@@ -274,9 +274,20 @@ def check_adapter(folder: Path) -> None:
         if pickled.is_file():
             how = _pickled(pickled, _tensors(pickled, folder / ADAPTER_WEIGHTS))
         raise ModelError(f"the adapter {str(folder)!r} {how}")
-    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    if config.get("megatron_config"):
+    if adapter_config(folder).get("megatron_config"):
         raise ModelError(
             f"the adapter {str(folder)!r} was made for Megatron, whose modules it would import; "
             "give one made for the Hugging Face model"
         )
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder says of it. Raises ModelError where that cannot be read."""
+    path = folder / ADAPTER
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {said(error)}; restore it") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is damaged: it is no JSON object; restore it")
+    return found

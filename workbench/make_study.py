@@ -2,6 +2,7 @@
 
 `python -m workbench.make_study` runs the demo's recipe at greater length, with LLaMA Pro trained
 on the same rows beside MIDUS, and writes `workbench/study/` and `midus_model/pico_midus/`.
+The checksum of new weights is entered in `midus_model.loading.WEIGHTS`.
 Interrupted, it goes on from where it was.
 """
 

@@ -6,8 +6,6 @@ Manifests of earlier versions (schema 1) have none and are read as they are.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,12 +15,11 @@ from typing import Any
 
 from kernels import files
 from kernels.errors import RunError
-from workbench.records import read_object
+from workbench.records import CHECK, digest, read_object, sealed
 
 SCHEMA = 2
 READ = (1, SCHEMA)
 MANIFEST = "manifest.json"
-CHECK = "sha256"
 # What each field is, and what lies in it where that is a text.
 KINDS: dict[str, type] = {
     "kind": str, "status": str, "parameters": dict, "models": dict, "tables": list,
@@ -61,8 +58,7 @@ def new(
 
 def write(place: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest in the folder `place`; RunError where it cannot be written."""
-    plain = json.loads(json.dumps(manifest)) | {"schema": SCHEMA}
-    files.write_json(place / MANIFEST, plain | {CHECK: _digest(plain)})
+    files.write_json(place / MANIFEST, sealed({**manifest, "schema": SCHEMA}))
 
 
 def read(place: Path) -> dict[str, Any]:
@@ -82,8 +78,8 @@ def read(place: Path) -> dict[str, Any]:
             f"{place} was made by midus {manifest.get('midus', 'of another version')} (run schema "
             f"{manifest['schema']}, this one reads {SCHEMA}); open it with that version"
         )
-    digest = manifest.pop(CHECK, None)
-    if digest != (_digest(manifest) if digest or manifest["schema"] > 1 else None):
+    known = manifest.pop(CHECK, None)
+    if known != (digest(manifest) if known or manifest["schema"] > 1 else None):
         raise RunError(f"{path} is damaged (the checksum differs); {then}")
     missing = [field for field in FIELDS if field not in manifest]
     if missing:
@@ -98,11 +94,6 @@ def read(place: Path) -> dict[str, Any]:
 def now() -> str:
     """The time as manifests and logs have it: UTC, ISO 8601, seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _are_texts(values: Any) -> bool:

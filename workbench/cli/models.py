@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -156,6 +155,7 @@ def _scored(chosen: Any) -> Any:
     import pandas as pd
 
     from kernels.errors import HeadError
+    from kernels.reading import read_json
     from midus_model.sites import head_pairs
     from workbench.runs import MANIFEST, RunFolder
 
@@ -164,7 +164,7 @@ def _scored(chosen: Any) -> Any:
             "--budget importance needs scores: give --heads a ranking.json of midus rank"
         )
     path, pairs = Path(chosen), head_pairs(chosen)
-    content = json.loads(path.read_text())
+    content = read_json(path)
     scores = content.get("scores") if isinstance(content, dict) else None
     if scores is None and (path.parent / MANIFEST).is_file():
         run = RunFolder.open(path.parent)
@@ -204,11 +204,13 @@ def _blocks(text: str | None) -> Any:
 
 
 def _tokenizer(model: str) -> Any:
-    from kernels.errors import ModelError
+    from kernels.errors import DamagedTokenizer, ModelError
     from midus_model import load_tokenizer
 
     try:
         return load_tokenizer(model)
+    except DamagedTokenizer:  # what is written would lack it
+        raise
     except ModelError as error:  # token ids can be worked with too
         warnings.warn(f"{error}; the new model is saved without a tokenizer", stacklevel=2)
         return None

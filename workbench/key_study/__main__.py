@@ -18,7 +18,7 @@ from kernels.files import write_json
 from midus_model.bench.report import around, fill_in
 from workbench.key_study import report
 from workbench.key_study.measure import STARTS, TRAININGS, Experiment, Setting
-from workbench.records import read_object
+from workbench.records import read_sealed, sealed
 from workbench.runs import RunFolder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -78,7 +78,7 @@ def run(setting: Setting, out: Path, *, trainings: bool = True) -> dict[str, Any
             if not found["about"]:
                 found["about"] = experiment.about()
                 found["about"]["tokens"] = found[part][0]["tokens"]
-            folder.write_json(ROWS, found)
+            folder.write_json(ROWS, sealed(found))
             shutil.rmtree(work, ignore_errors=True)
         folder.finish({part: len(found[part]) for part in ("coverage", "training")})
     return found
@@ -101,7 +101,7 @@ def _kept(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"about": {}, "coverage": [], "training": []}
     try:
-        return read_object(path)
+        return dict(read_sealed(path))
     except RunError as error:
         raise RunError(f"{error}; remove it to begin anew") from error
 

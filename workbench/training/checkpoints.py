@@ -19,6 +19,7 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 
 from kernels.errors import RunError
+from kernels.reading import read_json
 from midus_model.files import write_json, writing
 from workbench.inputs import differences
 
@@ -48,8 +49,8 @@ def claim(place: Path, about: dict[str, Any], resume: bool) -> None:
 
 def _described(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(
             f"{path}, which says what the checkpoints beside it are of, is missing or damaged; "
             "restore it, give another folder, or --overwrite to start again"
@@ -110,8 +111,8 @@ def fault(checkpoint: Path) -> str | None:
     if not (checkpoint / SEAL).is_file():
         return f"its saving was not finished (it has no {SEAL})"
     try:
-        sums = dict(json.loads((checkpoint / SEAL).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        sums = dict(read_json(checkpoint / SEAL))
+    except (OSError, ValueError, TypeError):
         return f"{SEAL} is damaged"
     there = _files(checkpoint)
     for name in sorted(there | sums.keys()):
