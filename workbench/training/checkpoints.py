@@ -19,8 +19,8 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 
 from kernels.errors import RunError
+from kernels.files import write_json, writing
 from kernels.reading import read_json
-from midus_model.files import write_json, writing
 from workbench.inputs import differences
 
 SEAL = "sha256.json"

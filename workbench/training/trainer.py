@@ -11,8 +11,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from analysis.documents import Documents
+from kernels.files import writing
 from midus_model import param_groups
-from midus_model.files import writing
 from midus_model.placement import counting_device
 from workbench.revival import Balance
 from workbench.training import checkpoints
