@@ -40,9 +40,9 @@ def best_slots(
         return best.softmax(-1), slots
     best, slots, right = _of_positive(scores, k)
     if not right.all():
-        rows = (~right).nonzero(as_tuple=True)
-        best[rows], others = _of_any(scores[:, *rows].neg_(), k)
-        slots[rows] = others.to(slots.dtype)
+        head, token = (~right).nonzero(as_tuple=True)
+        best[head, token], others = _of_any(scores[:, head, token].neg_(), k)
+        slots[head, token] = others.to(slots.dtype)
     return best.softmax(-1), slots
 
 
