@@ -106,7 +106,8 @@ def trained(model: str, texts: str, place: str) -> None:
     from workbench.training import train
 
     loaded, read = load(model), documents(texts, model=model)
-    _or_refused(partial(train, loaded, read, place, steps=4, batch_size=2, train="all"))
+    given = {"steps": 30, "save_every": 1, "batch_size": 2, "train": "all"}
+    _or_refused(partial(train, loaded, read, place, **given))
 
 
 def converted(model: str, _: str, place: str) -> None:
@@ -166,7 +167,7 @@ def _two(line: str, what: str, other: str, *before: str) -> Case:
     return replace(_case(line, *before), other=tuple(line.replace(what, other).split()))
 
 
-_TRAIN = "train grown --data texts.jsonl --steps 4 --batch-size 2 -o out"
+_TRAIN = "train grown --data texts.jsonl --steps 30 --save-every 1 --batch-size 2 -o out"
 CASES = {
     "importance": _case("importance model --data texts.jsonl -o out"),
     "importance --after": _case("importance model --after grown --data texts.jsonl -o out"),
@@ -196,7 +197,7 @@ CASES = {
         "upscale model -o out --num-keys 3 --top-k 2 --latent-dim 4",
     ),
     "train": _case(_TRAIN),
-    "train --overwrite": _case(f"{_TRAIN} --overwrite", _TRAIN.replace("--steps 4", "--steps 2")),
+    "train --overwrite": _case(f"{_TRAIN} --overwrite", _TRAIN.replace("--steps 30", "--steps 2")),
     "figures": _case("figures out --format svg", "importance model --data texts.jsonl -o out"),
     "two trainings": _two(f"{_TRAIN} --lr 1e-3", "1e-3", "3e-3"),
     "two trainings --overwrite": _two(f"{_TRAIN} --lr 1e-3 --overwrite", "1e-3", "3e-3", _TRAIN),
