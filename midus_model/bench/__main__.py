@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from midus_model.bench import report
+from midus_model.bench.parser import Parser
 from midus_model.bench.rows import (
     Case,
     Machine,
@@ -29,7 +30,7 @@ OPS = ("product_key_select", "latent_bag", "headwise_memory", "block")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="midus bench", description=__doc__)
+    made = Parser(prog="midus bench", description=__doc__)
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--shape", choices=list(SHAPES), default="llama-3.2-1b")
     made.add_argument("--dtype", choices=list(DTYPES), action="append", help="default: both")

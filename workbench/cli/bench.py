@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import typer
 
@@ -67,23 +65,17 @@ def _device(arguments: Sequence[str]) -> None:
         raise typer.Exit(code)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its errors are one line, as those of every command."""
-
-    def error(self, message: str) -> NoReturn:
-        common.stop(f"{message}; see {self.prog} --help")
-
-
 def _importance(arguments: Sequence[str]) -> None:
     import torch
 
     from midus_model import resolve_device
+    from midus_model.bench.parser import Parser
     from midus_model.bench.report import around, fill_in
     from midus_model.bench.verify import WrongResult
     from workbench import importance_bench
     from workbench.importance_bench import cases, report
 
-    parser = _Parser(prog="midus bench importance", description=importance_bench.__doc__)
+    parser = Parser(prog="midus bench importance", description=importance_bench.__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute or two, rough")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, or cuda:1; default: cpu")
     parser.add_argument("--dtype", choices=("auto", "float32"), default="auto",

@@ -19,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from analysis.escapes import terminal
 from workbench.progress import written
 
 settings = {"debug": False}
@@ -43,10 +44,19 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies 
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 
 
+def say(text: str, err: bool = False) -> None:
+    """A line on the terminal; what comes in names from outside shows and does nothing."""
+    typer.echo(terminal(text), err=err)
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    say(f"midus: {' '.join(message.split())}", err=True)
+
+
 def stop(message: str, code: int = 2) -> NoReturn:
     """One line on stderr, and the exit code."""
-    line = " ".join(message.split())
-    typer.echo(f"midus: {line}", err=True)
+    complain(message)
     raise typer.Exit(code)
 
 
