@@ -6,11 +6,14 @@ matplotlib needs none: `analysis.paper` takes mathematics out of every text that
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 
 # Controls, and what turns the direction of the text after it: it would hide or rearrange a line.
 _TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_MARKDOWN = frozenset("\\`*_{}[]()<>#+-.!|~$:&=^")
+_MARKDOWN = frozenset("\\`*_{}[]()<>#+-.!|~$:&=^@")
+# Streamlit makes icons of these after Markdown is read, escaped or not; a word joiner parts them.
+_ICON = re.compile(r":(?=[\w+-]+:|material/)")
 
 
 def terminal(text: str) -> str:
@@ -37,14 +40,16 @@ def markdown(text: str) -> str:
     >>> markdown("$x$ :red[y]")
     '\\$x\\$ \\:red\\[y\\]'
     """
-    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in one_line(" ".join(text.split())))
+    shown = _ICON.sub(":\u2060", one_line(" ".join(text.split())))
+    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in shown)
 
 
 def plotly(text: str) -> str:
     """Text for plotly, which knows tags and a few entities, quotes not among them."""
     shown = html.escape(visible(text), quote=False)
-    # A dollar at both ends is LaTeX to plotly; %{ begins a template.
-    return shown.replace("%{", "%\u200b{").replace("\n", "<br>")
+    shown = shown.replace("%{", "%\u200b{")  # the beginning of a template
+    # What stands between two dollars is LaTeX where the page has MathJax, as notebooks do.
+    return shown.replace("$", "&#36;").replace("\n", "<br>")
 
 
 def visible(text: str) -> str:

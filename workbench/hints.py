@@ -23,12 +23,13 @@ def typed(command: str, *words: object) -> str:
     return f"{program()} {command} {shlex.join(map(str, words))}".rstrip()
 
 
-def of_run(run: Any) -> list[str]:
+def of_run(place: Path) -> list[str]:
     """What can be done with a run folder: its figures, where it has any, and the explorer."""
     from workbench.drawing import drawable
+    from workbench.runs import RunFolder
 
-    figures = [typed("figures", run.path)] if drawable(run) else []
-    return [*figures, typed("explore", "--run", run.path)]
+    figures = [typed("figures", place)] if drawable(RunFolder.open(place)) else []
+    return [*figures, typed("explore", "--run", place)]
 
 
 def deeper(model: Any, name: str, ranking: Path) -> list[str]:

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import figure_data as data
+from analysis.escapes import plotly as escaped
 
 CLEAR = "rgba(0,0,0,0)"
 FAINT = "rgba(128,128,128,0.28)"
@@ -118,11 +119,6 @@ def _settle_legend(figure: go.Figure, room: float) -> int:
             lines, at = lines + 1, 0.0
         at += entry
     return 19 * (lines - 1)
-
-
-def escaped(text: str) -> str:
-    """Text as plotly draws it: it knows tags and a few entities, quotes not among them."""
-    return html.escape(text, quote=False).replace("%{", "%\u200b{").replace("\n", "<br>")
 
 
 def room_of(shown: Iterable[str], size: float = 12) -> int:

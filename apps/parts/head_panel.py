@@ -37,7 +37,7 @@ def show(run: Run, table: pd.DataFrame, side: str, row: pd.Series) -> None:
         whose = page.escape(figure_data.model_name(table, side))
         st.markdown(
             f"**{page.escape(row['block'])}, head {row['head']}** "
-            f"in {whose} (block {row['layer']}, {row['kind']})"
+            f"in {whose} (block {row['layer']}, {page.escape(row['kind'])})"
         )
         _numbers(row, count, table)
         role = _role(run, side, row)
@@ -65,7 +65,7 @@ def _numbers(row: pd.Series, count: int, table: pd.DataFrame) -> None:
     interval.metric(
         "Interval",
         tables.interval(row["ci_low"], row["ci_high"]),
-        help=figure_data.interval_words(table),
+        help=page.escape(figure_data.interval_words(table)),
     )
     rank.metric("Rank", f"{row['rank']} of {count}")
     share.metric("Share", tables.percent(row["share"]), help="of the total of max(score, 0)")

@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from analysis.escapes import markdown as escape
 from apps.parts import access
 from kernels.errors import MidusError, RunError
 
@@ -46,11 +47,6 @@ def sentence(error: Exception) -> str:
     """An error's line as a sentence."""
     text = str(error).rstrip(".")
     return escape(f"{text[:1].upper()}{text[1:]}.")
-
-
-def escape(text: str) -> str:
-    """Text that shows as it is where Streamlit reads Markdown."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>$~|:" else c for c in text)
 
 
 def computed(text: str) -> None:

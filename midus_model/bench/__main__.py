@@ -30,7 +30,11 @@ OPS = ("product_key_select", "latent_bag", "headwise_memory", "block")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = Parser(prog="midus bench", description=__doc__)
+    made = Parser(
+        prog="midus bench",
+        description="Verify every memory op, time it against its peers, and write a table.",
+        epilog="Example: midus bench --quick",
+    )
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--shape", choices=list(SHAPES), default="llama-3.2-1b")
     made.add_argument("--dtype", choices=list(DTYPES), action="append", help="default: both")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
 from workbench.cli.measure import Metric
 
@@ -91,9 +91,12 @@ def amplify(
         _print_effect(table, gain)
         if dose:
             _print_curves(table)
-        typer.echo(f"Saved in {run.path}")
+        kept = []
         if save is not None:
-            typer.echo(f"The model is in {save}. Next: midus importance {shlex.quote(str(save))}")
+            common.say(f"The model is in {save}")
+            words = options.words(data=data, split=split, limit=limit, metric=metric)
+            kept = [hints.typed("importance", save, *words, *read.words)]
+        common.closing(run.path, *kept)
 
 
 def _check_target(save: Path | None, overwrite: bool) -> None:
@@ -128,7 +131,7 @@ def _summary(table: Any, gain: float) -> dict[str, Any]:
 
 def _print_effect(table: Any, gain: float) -> None:
     found, attrs = _summary(table, gain), table.attrs
-    typer.echo(
+    common.say(
         f"{attrs['metric']} of {attrs['model']} ({attrs['unit']}) with {found['heads']} heads at "
         f"gain {gain:g}: {found['before']:.4f} before, {found['after']:.4f} after; change "
         f"{found['change']:+.4f}, 95% {found['ci_low']:+.4f} to {found['ci_high']:+.4f}"

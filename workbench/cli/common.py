@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from analysis.escapes import terminal
+from workbench import hints
 from workbench.progress import written
 
 settings = {"debug": False}
@@ -96,9 +96,7 @@ def at_home(value: Any) -> Any:
 
 def _quiet() -> None:
     """Warnings as one line each; no bars and no chatter of the libraries."""
-    warnings.showwarning = lambda message, *args, **kwargs: typer.echo(
-        f"midus: note: {' '.join(str(message).split())}", err=True
-    )
+    warnings.showwarning = lambda message, *args, **kwargs: complain(f"note: {message}")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from transformers.utils import logging as transformers_logging
@@ -122,7 +120,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -138,14 +136,14 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
 
         def report(done: int, total: int, text: str) -> None:
             if total == 0:  # a stage begins; what follows tells its own steps
-                console.print(text, highlight=False)
+                console.print(terminal(text), highlight=False, markup=False, emoji=False)
                 state["total"] = None
-                bar.reset(task, total=None, description=text)
+                bar.reset(task, total=None, description=terminal(text))
                 return
             if total != state["total"]:
                 state["total"] = total
                 bar.reset(task, total=total)
-            bar.update(task, completed=done, description=text)
+            bar.update(task, completed=done, description=terminal(text))
 
         yield written(report)
 
@@ -156,7 +154,7 @@ def _plain_progress() -> Callable[[int, int, str], None]:
 
     def report(done: int, total: int, text: str) -> None:
         if total == 0:
-            typer.echo(text, err=True)
+            say(text, err=True)
             told.clear()
             return
         tenth = 10 * done // total
@@ -168,15 +166,19 @@ def _plain_progress() -> Callable[[int, int, str], None]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout, numbers to the right."""
+    """A table on stdout, numbers to the right; nothing in it is markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    def plain(text: str) -> Text:
+        return Text(terminal(text))
+
+    table = Table(title=plain(title), title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(plain(column), justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     # A pipe has no width of its own: eighty columns would cut the numbers.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
@@ -270,12 +272,14 @@ def checkpoint(run: Any, table: str) -> Path:
     return Path(run.shared) / "partial" / f"{table}.safetensors"
 
 
-def closing(place: Path) -> None:
-    """The last lines of a command that leaves a run folder; what a time budget left out is last."""
-    quoted = shlex.quote(str(place))
-    typer.echo(f"Saved in {place}. Next: midus figures {quoted}, or midus explore --run {quoted}")
+def closing(place: Path, *commands: str) -> None:
+    """The last lines of a command that leaves a run folder; what a time budget left out is last.
+
+    commands: what is next, before what can be done with any run folder.
+    """
+    say(f"Saved in {place}. {hints.line(*commands, *hints.of_run(place))}")
     for line in _left_out(place):
-        typer.echo(line)
+        say(line)
 
 
 def _left_out(place: Path) -> Iterator[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
 
 CALIBRATION_WINDOWS = 256
@@ -97,8 +97,9 @@ def upscale(
         calibration=_calibration(base, calibration, read),
         seed=seed,
     )
-    save_model(new, _tokenizer(model), output)
-    _print_blocks(base, new, output)
+    tokenizer = _tokenizer(model)
+    save_model(new, tokenizer, output)
+    _print_blocks(base, new, output, tokenizer is not None)
 
 
 def _num_keys(num_keys: int | None, slots: int | None) -> int:
@@ -211,7 +212,7 @@ def _tokenizer(model: str) -> Any:
         return None
 
 
-def _print_blocks(base: Any, new: Any, output: Path) -> None:
+def _print_blocks(base: Any, new: Any, output: Path, reads_text: bool) -> None:
     from midus_model import blocks as blocks_of
     from midus_model.card import CARD
 
@@ -224,12 +225,11 @@ def _print_blocks(base: Any, new: Any, output: Path) -> None:
     ]
     columns = ["block", "kind", "source layer", "heads", "slots", "k", "r"]
     common.print_table("Inserted blocks", columns, rows)
-    typer.echo(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
-    where = shlex.quote(str(output))
-    typer.echo(
-        f"Next: midus train {where} --data packages --split train --steps 200; "
-        f"how to load it elsewhere says {output / CARD}"
-    )
+    common.say(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
+    common.say(f"How to load it elsewhere says {output / CARD}")
+    if reads_text:
+        words = ("--data", "packages", "--split", "train", "--steps", 200)
+        common.say(hints.line(hints.typed("train", output, *words)))
 
 
 def _heads(heads: list[int] | None) -> str:
@@ -328,7 +328,7 @@ def train(
     _tell_training(loaded, texts.context, batch_size, params, device, bf16)
     run = RunFolder.begin(place, "train", None, parameters, overwrite=overwrite)
     if run.done:
-        typer.echo(f"{place} holds this training, finished")
+        common.say(f"{place} holds this training, finished")
         return
     with run, common.progress() as progress:
         run.resume()
@@ -383,4 +383,5 @@ def _print_training(log: Any, place: Path) -> None:
     common.print_table(
         "Training (nats/token)", ["step", "loss", "held-out loss", "learning rate"], rows
     )
-    typer.echo(f"The model is in {place / 'models' / 'trained'}, the log in {place / 'tables'}")
+    common.say(f"The model is in {place / 'models' / 'trained'}, the log in {place / 'tables'}")
+    common.closing(place)

@@ -25,7 +25,11 @@ DEADLINE = 540.0
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = Parser(prog="midus bench device", description=__doc__)
+    made = Parser(
+        prog="midus bench device",
+        description=__doc__,
+        epilog="Example: midus bench device --out benchmark-device",
+    )
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--deadline", type=float, help="seconds for the whole run; default: 540")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
