@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model.config import SUPPORTED_BASES
 from midus_model.intake import ADAPTER, adapter_base, check_loaded, taken, with_adapter
+from midus_model.ordinary import odd_entry
 from midus_model.packaged import PACKAGED, packaged_folder
 from midus_model.placement import (
     dtype_of,
@@ -45,6 +46,8 @@ def resolve(name: str | Path) -> str:
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{path} holds no config.json; give a Hugging Face model directory")
+        if (odd := odd_entry(path)) is not None:
+            raise ModelError(f"{odd}, not a file; give a model directory of files alone")
         return os.path.abspath(path)  # found from another working directory too
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
         raise ModelError(

@@ -19,12 +19,21 @@ from analysis.paper import fonts
 from tests.analysis.figure_tables import costs_table, training_log
 
 NAMES = [
-    "$a$", "$", "a_$\\frac{1}$", "$\\undefined{x$", "_x_", "x^2", "\\alpha", "[red]", "[/]", "[a](b)",
-    "*bold*", "`code`", "<b>b</b>", "<a href='x'>y</a>", "&amp;", "&lt;", ":red[x]", ":smile:",
-    ":material/home:", "# head", "- item", "1. one", "| a | b |", "~~x~~", "http://x.y", "a@b.c",
+    "$a$", "$", "a_$\\frac{1}$", "$\\undefined{x$", "_x_", "x^2", "\\alpha", "[red]", "[/]",
+    "[a](b)", "*bold*", "`code`", "<b>b</b>", "<a href='x'>y</a>", "&amp;", "&lt;", ":red[x]",
+    ":smile:", ":material/home:", "# head", "- item", "1. one", "| a | b |", "~~x~~", "http://x.y", "a@b.c",
     "%{x}", "{0}", "-->", "é", "w" * 300, "(x", "{", "}", "%s",
 ]  # fmt: skip
-HIDDEN = ["a\x1b[31mred", "bell\x07", "nul\x00", "\udcff", "back\x08", "a\rb", "turn\u202e", "\u2028"]
+HIDDEN = [
+    "a\x1b[31mred",
+    "bell\x07",
+    "nul\x00",
+    "\udcff",
+    "back\x08",
+    "a\rb",
+    "turn\u202e",
+    "\u2028",
+]
 ANY = st.text(st.characters(), min_size=1, max_size=12)
 
 

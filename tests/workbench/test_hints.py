@@ -23,8 +23,8 @@ PACKAGES = ("kernels", "midus_model", "analysis", "workbench", "apps")
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 NAMED = re.compile(r"(?:^|[\s`(/])midus ([a-z]+)((?: [^`\n;,]*)?)")
 # What follows the name in plain sentences, in which no command is meant.
-PROSE = {"brings", "in", "the", "note", "and", "is", "has", "takes", "explorer", "itself", "again", "with",
-         "when"}  # fmt: skip
+PROSE = {"brings", "in", "the", "note", "and", "is", "has", "takes", "explorer", "itself",
+         "again", "with", "when"}  # fmt: skip
 
 
 def midus(*words: object) -> Any:
@@ -39,7 +39,9 @@ def texts() -> Iterator[tuple[str, str]]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            inside = {id(p) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for p in n.values}
+            inside = {
+                id(p) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for p in n.values
+            }
             for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "typed":
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", _typed(node)
@@ -128,7 +130,7 @@ def test_a_hint_is_quoted_and_named_as_the_shell_finds_it(
 ) -> None:
     monkeypatch.setattr(hints.shutil, "which", lambda name: "/usr/bin/midus")
     assert hints.typed("figures", tmp_path / "my run's $x") == (
-        f"midus figures {shlex.quote(str(tmp_path / 'my run' ))[:-1]}'\"'\"'s $x'"
+        f"midus figures {shlex.quote(str(tmp_path / 'my run'))[:-1]}'\"'\"'s $x'"
     )
     beside = tmp_path / "bin" / "midus"
     beside.parent.mkdir()

@@ -12,6 +12,8 @@ from workbench import hints
 from workbench.cli import common, options
 from workbench.cli.measure import Metric
 
+DRAWS = 8
+
 
 @common.reports
 @options.runs_model
@@ -33,10 +35,11 @@ def amplify(
         bool,
         typer.Option(
             "--dose",
-            help="Also gains from 0 to 2, and controls, as analysis.dose_response has them.",
+            help="Also gains from 0 to 2, and controls, as analysis.dose_response has them: 72 "
+            "forward passes over the text, or as --within holds.",
         ),
     ] = False,
-    draws: Annotated[int, typer.Option(help="Sets of random heads, with --dose.")] = 8,
+    draws: Annotated[int, typer.Option(help="Sets of random heads, with --dose.")] = DRAWS,
     save: Annotated[
         Path | None, typer.Option(help="Folder for a model with the gains in its weights.")
     ] = None,
@@ -63,6 +66,8 @@ def amplify(
     from analysis.distributed import is_main
     from analysis.dose import CONTROLS, GAINS, dose_response
 
+    if not dose:
+        options.unused("--dose", draws=draws != DRAWS)
     _check_target(save, overwrite)
     given = within(dose_response)
     loaded = placed.load(model)

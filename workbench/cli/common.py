@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -79,9 +79,24 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
 
             if settings["debug"] or not isinstance(error, MidusError | OSError):
                 raise
-            stop(str(error) or type(error).__name__)
+            stop(as_options(str(error), kwargs) or type(error).__name__)
 
     return run
+
+
+def as_options(text: str, given: Iterable[str]) -> str:
+    """A message of Python's arguments with the names that the command line has for them.
+
+    >>> as_options("top_k is 5; give limit=8, or heads= alone", ["top_k", "limit", "heads"])
+    '--top-k is 5; give --limit 8, or --heads alone'
+    """
+    for name in given:
+        option = "--" + name.replace("_", "-")
+        alone = rf"(?<![\w.-]){name}(?![\w(=])" if "_" in name else rf"^{name}(?= (?:is|has) )"
+        text = re.sub(alone, option, text)
+        text = re.sub(rf"(?<![\w.-]){name}=(?=[\d'\"])", f"{option} ", text)
+        text = re.sub(rf"(?<![\w.-]){name}=", option, text)
+    return text
 
 
 def at_home(value: Any) -> Any:
@@ -159,7 +174,7 @@ def _plain_progress() -> Callable[[int, int, str], None]:
             return
         tenth = 10 * done // total
         if total >= 10 and tenth > told.get(text, 0):
-            typer.echo(f"{text} {done}/{total}", err=True)
+            say(f"{text} {done}/{total}", err=True)
         told[text] = tenth
 
     return report

@@ -19,15 +19,23 @@ SHOULD = "Input should be "
 class Group(TyperGroup):
     """Commands whose misuse is one line on stderr and exit code 2; help looks as typer makes it."""
 
-    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
-        alone = options.pop("standalone_mode", True)
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        given = (args, prog_name, complete_var, False, windows_expand_args)
         try:
-            code = super().main(args, *more, standalone_mode=False, **options)
+            code = super().main(*given, **extra)
         except typer.TyperException as error:
-            if not alone:
+            if not standalone_mode:
                 raise
             code = self._told(error, sys.argv[1:] if args is None else args)
-        if not alone:
+        if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
 

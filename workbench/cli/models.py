@@ -14,6 +14,7 @@ from workbench import hints
 from workbench.cli import common, options
 
 CALIBRATION_WINDOWS = 256
+TOP_K, LATENT_DIM, EVAL_LIMIT = 32, 128, 40
 
 
 @common.reports
@@ -38,8 +39,8 @@ def upscale(
     slots: Annotated[
         int | None, typer.Option(help="Slots a block, N: a perfect square, in place of --num-keys.")
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = 32,
-    latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = 128,
+    top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = TOP_K,
+    latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = LATENT_DIM,
     budget: Annotated[
         str,
         typer.Option(
@@ -85,6 +86,13 @@ def upscale(
             f"{output} exists already; give another folder, or --overwrite if it is a model"
         )
     _check_choices(budget, key_init, calibration)
+    if calibration is None:
+        options.unused("--calibration", **dict.fromkeys(read.given, True))
+    if method == "llama-pro":
+        options.unused(
+            "--method midus", num_keys=num_keys is not None, slots=slots is not None,
+            top_k=top_k != TOP_K, latent_dim=latent_dim != LATENT_DIM, budget=budget != "uniform",
+        )  # fmt: skip
     base = placed.load(model)
     placed.tell(base, more=held_bytes(base))  # the new model holds the base's weights too
     new = deeper(
@@ -270,7 +278,7 @@ def train(
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data for the held-out loss.")] = None,
     eval_split: Annotated[str | None, typer.Option(help="Its split: train or test.")] = None,
-    eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = 40,
+    eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = EVAL_LIMIT,
     eval_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
     revive_every: Annotated[
@@ -302,6 +310,11 @@ def train(
     from workbench import training
     from workbench.runs import RunFolder, check_place
 
+    if eval_data is None:
+        options.unused(
+            "--eval-data", eval_split=eval_split is not None, eval_limit=eval_limit != EVAL_LIMIT,
+            log_usage=log_usage,
+        )  # fmt: skip
     place = output or common.free_folder("train", model)
     check_place(place)
     device = training.training_device(placed.device)

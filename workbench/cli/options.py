@@ -179,6 +179,19 @@ def words(**given: Any) -> list[str]:
     return found
 
 
+def unused(needs: str, **given: bool) -> None:
+    """Refuse options, by name whether they were given, that do nothing without `needs`."""
+    from kernels.errors import MidusError
+
+    found = ["--" + name.replace("_", "-") for name, asked in given.items() if asked]
+    if found:
+        them = "it" if len(found) == 1 else "them"
+        verb = "does" if len(found) == 1 else "do"
+        raise MidusError(
+            f"{', '.join(found)} {verb} nothing without {needs}; leave {them} out, or give that too"
+        )
+
+
 def parameters(*parts: Placed | Reader | Within) -> dict[str, Any]:
     """What a run's manifest says of its shared options."""
     return {name: value for part in parts for name, value in part.parameters.items()}
