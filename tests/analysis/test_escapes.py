@@ -21,8 +21,8 @@ from tests.analysis.figure_tables import costs_table, training_log
 NAMES = [
     "$a$", "$", "a_$\\frac{1}$", "$\\undefined{x$", "_x_", "x^2", "\\alpha", "[red]", "[/]",
     "[a](b)", "*bold*", "`code`", "<b>b</b>", "<a href='x'>y</a>", "&amp;", "&lt;", ":red[x]",
-    ":smile:", ":material/home:", "# head", "- item", "1. one", "| a | b |", "~~x~~", "http://x.y", "a@b.c",
-    "%{x}", "{0}", "-->", "é", "w" * 300, "(x", "{", "}", "%s",
+    ":smile:", ":material/home:", "# head", "- item", "1. one", "| a | b |", "~~x~~", "http://x.y",
+    "a@b.c", "%{x}", "{0}", "-->", "é", "w" * 300, "(x", "{", "}", "%s",
 ]  # fmt: skip
 HIDDEN = [
     "a\x1b[31mred",

@@ -347,7 +347,7 @@ def test_runs_that_cannot_be_read(tmp_path):
         refused(midus(*arguments), "made by midus 9.9")
     refused(midus("figures", tmp_path / "none"), "no run folder")
     run = RunFolder.create(tmp_path / "empty", "rank")
-    refused(midus("figures", run.path), "no tables to draw")
+    refused(midus("figures", run.path), "no table that a figure is drawn from")
     refused(midus("figures", run.path, "--format", "gif"), "--format is 'gif'")
     refused(midus("figures", run.path, "--figure", "pie"), "no figure 'pie'")
 

@@ -48,9 +48,8 @@ def texts() -> Iterator[tuple[str, str]]:
                 elif isinstance(node, ast.JoinedStr):
                     parts = [p.value if isinstance(p, ast.Constant) else "X" for p in node.values]
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", "".join(map(str, parts))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    if id(node) not in inside:
-                        yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
+                elif isinstance(node, ast.Constant) and id(node) not in inside:
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", str(node.value)
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         if path.name != "log.md":  # which tells of what was
             yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
