@@ -57,6 +57,15 @@ def visible(text: str) -> str:
     return "".join(c if c == "\n" or not _control(c) else _spelt(c) for c in text)
 
 
+def storable(name: str) -> str:
+    r"""A file's name as text that can be stored: bytes that are no UTF-8 spelt out.
+
+    >>> storable("a\udcff")
+    'a\\udcff'
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _control(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs")
 

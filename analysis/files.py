@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from analysis.containers import in_source, read_arrow, read_columns, read_entries, read_records
+from analysis.escapes import storable
 from analysis.rows import Found, NotText, Record, Row
 from kernels.errors import DataError
 from midus_model.ordinary import odd_kind
@@ -50,7 +51,7 @@ def read_path(path: Path, found: Found) -> None:
     if path.is_dir():
         _folder(path, found)
     else:
-        _file(path, path.name, found)
+        _file(path, storable(path.name), found)
 
 
 def _folder(root: Path, found: Found) -> None:
@@ -61,7 +62,7 @@ def _folder(root: Path, found: Found) -> None:
         if hidden or not path.is_file():
             continue
         try:
-            _file(path, relative.as_posix(), found)
+            _file(path, storable(relative.as_posix()), found)
         except NotText as error:
             found.passed.append(str(error))
     if not found.rows:

@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from pandas.api.types import is_object_dtype
 
+from analysis.escapes import storable
 from analysis.statistics import RESAMPLES, bootstrap_mean
 from kernels.errors import DataError, IncomparableTables, MidusError, ModelError
 
@@ -352,8 +353,8 @@ def display_name(model: Any) -> str:
     path = Path(name).expanduser()
     # Results travel: a name never carries a machine's folders along.
     if path.exists() or path.is_absolute() or name.startswith((".", "~")):
-        return path.resolve().name
-    return name
+        return storable(path.resolve().name)
+    return storable(name)
 
 
 def model_hash(model: torch.nn.Module) -> str:

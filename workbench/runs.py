@@ -252,6 +252,8 @@ class RunFolder:
 def check_place(path: str | os.PathLike[str]) -> None:
     """Raises RunError where no folder can be made at `path`. Makes nothing."""
     place = Path(path).expanduser()
+    if not str(place.absolute()).isprintable():
+        raise RunError(f"cannot write to {place}: the name holds what no text does; give another")
     for parent in (place, *place.absolute().parents):
         if parent.is_dir():
             if os.access(parent, os.W_OK | os.X_OK):
@@ -334,7 +336,9 @@ def _clear(place: Path, overwrite: bool) -> None:
 def _write_json(path: Path, content: Any) -> Path:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        # A file's name may hold bytes that are no UTF-8; so written, they are read as they were.
+        draft.write_bytes(text.encode("utf-8", "backslashreplace"))
         draft.replace(path)
     except OSError as error:
         raise RunError(_unwritable(path, error)) from error

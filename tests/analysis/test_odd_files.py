@@ -89,6 +89,24 @@ def test_a_folder_with_such_entries_and_a_loop_of_links_is_read(there: Path) -> 
     assert [item.id for item in documents(str(there), model="pico").items] == ["a.txt"]
 
 
+def test_a_name_that_is_no_utf8_goes_all_the_way(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff$a[red].txt")
+    (tmp_path / name).write_text("a text long enough to be measured here\n" * 40)
+    run = tmp_path / "run"
+    line = ["importance", "pico", "--data", str(tmp_path / name), "--method", "gradient"]
+    done = CliRunner().invoke(app, [*line, "--context", "64", "-o", str(run)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    opened = RunFolder.open(run)
+    assert opened.manifest["parameters"]["data"] == str(tmp_path / name)
+    assert opened.load_table("importance_before").attrs["data"] == "\\udcff$a[red].txt"
+    for odd in (os.fsdecode(b"run\xff"), "run\nrun", "run\x1b[31m"):
+        done = CliRunner().invoke(app, [*line, "-o", str(tmp_path / odd)])
+        assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, done.output
+        assert "what no text does" in done.stderr and not (tmp_path / odd).exists()
+    done = CliRunner().invoke(app, ["figures", str(run), "--format", "svg"])
+    assert done.exit_code == 0, (done.output, done.exception)
+
+
 @pytest.mark.parametrize("entry", ["tokenizer.json", "model.safetensors", "extra.json"])
 def test_a_model_s_folder_with_a_pipe(entry: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
