@@ -21,6 +21,7 @@ from analysis.containers import (
     read_entries,
     streamed,
 )
+from analysis.escapes import storable
 from analysis.files import read_path
 from analysis.rows import Dropped, Found, Row, ids_hash, text_hash
 from kernels.errors import DataError
@@ -101,7 +102,7 @@ def _named(data: str | os.PathLike[str], found: Found) -> str:
             f"{', '.join(SHIPPED)}; to measure a text itself give it in a list"
         )
     read_path(path, found)
-    return path.resolve().name
+    return storable(path.resolve().name)
 
 
 def is_hub(data: Any) -> bool:

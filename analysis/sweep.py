@@ -202,8 +202,7 @@ def _measured(
         if not is_out_of_memory(error):
             raise
         raise ModelError(
-            f"memory does not hold a batch of {len(indices)} windows; give a smaller "
-            "memory_budget, or documents with a smaller context"
+            f"memory does not hold a batch of {len(indices)} windows; a smaller context would do"
         ) from error
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.escapes import storable
 from analysis.statistics import RESAMPLES, bootstrap_mean
 from analysis.table_files import SCHEMA, json_attrs, load, load_rows, save
 from kernels.errors import IncomparableTables, MidusError, ModelError
@@ -183,8 +184,8 @@ def display_name(model: Any) -> str:
     path = Path(name).expanduser()
     # Results travel: a name never carries a machine's folders along.
     if path.exists() or path.is_absolute() or name.startswith((".", "~")):
-        return path.resolve().name
-    return name
+        return storable(path.resolve().name)
+    return storable(name)
 
 
 # A model's hash, and what it is good for: see `remembered_hash`.

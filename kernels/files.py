@@ -79,7 +79,8 @@ def write_json(
 ) -> Path:
     """Replace the file `target` by `content` as JSON; as `write_file`."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    return write_file(target, text, error=error, sync=sync)
+    # A file's name may hold bytes that are no UTF-8; so written, they are read as they were.
+    return write_file(target, text.encode("utf-8", "backslashreplace"), error=error, sync=sync)
 
 
 @contextmanager

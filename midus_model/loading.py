@@ -22,6 +22,7 @@ from kernels.reading import in_one_line, read_json
 from midus_model import trust
 from midus_model.config import SUPPORTED_BASES
 from midus_model.intake import adapter_base, check_loaded, taken, with_adapter
+from midus_model.ordinary import odd_entry
 from midus_model.packaged import PACKAGED, packaged_folder
 from midus_model.placement import (
     dtype_of,
@@ -63,6 +64,8 @@ def resolve(name: str | Path) -> str:
             raise ModelError(
                 f"{path} holds no config.json; give a Hugging Face model directory{hint}"
             )
+        if (odd := odd_entry(path)) is not None:
+            raise ModelError(f"{odd}, not a file; give a model directory of files alone")
         return os.path.abspath(path)  # found from another working directory too
     if path.suffix == ".gguf" and path.is_file():
         raise ModelError(f"{path} is {trust.gguf_hint(path)}")

@@ -356,6 +356,8 @@ class RunFolder:
 def check_place(path: str | os.PathLike[str]) -> None:
     """Raises RunError where no folder can be made at `path`. Makes nothing."""
     place = Path(path).expanduser()
+    if not str(place.absolute()).isprintable():
+        raise RunError(f"cannot write to {place}: the name holds what no text does; give another")
     for parent in (place, *place.absolute().parents):
         if parent.is_dir():
             if os.access(parent, os.W_OK | os.X_OK):

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import figure_data as data
+from analysis.escapes import plotly as escaped
 from kernels import files
 
 CLEAR = "rgba(0,0,0,0)"
@@ -111,11 +112,6 @@ def _settle_legend(figure: go.Figure, room: float) -> int:
             lines, at = lines + 1, 0.0
         at += entry
     return 19 * (lines - 1)
-
-
-def escaped(text: str) -> str:
-    """Text as plotly draws it: it knows tags and a few entities, quotes not among them."""
-    return html.escape(text, quote=False).replace("%{", "%\u200b{").replace("\n", "<br>")
 
 
 def room_of(shown: Iterable[str], size: float = 12) -> int:

@@ -88,7 +88,7 @@ def _open(job: jobs.Job) -> None:
     if names:
         st.session_state["run_name"], st.session_state["job_opened"] = names[0], True
     else:
-        st.toast(f"{job.name} left no run folder; see {job.folder}")
+        st.toast(page.escape(f"{job.name} left no run folder; see {job.folder}"))
 
 
 def _again(job: jobs.Job) -> None:

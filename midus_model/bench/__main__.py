@@ -13,6 +13,7 @@ import torch
 from kernels import locks
 from kernels.errors import RunError
 from midus_model.bench import report
+from midus_model.bench.parser import Parser
 from midus_model.bench.rows import (
     Case,
     Machine,
@@ -31,7 +32,11 @@ OPS = ("product_key_select", "latent_bag", "headwise_memory", "block")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="midus bench", description=__doc__)
+    made = Parser(
+        prog="midus bench",
+        description="Verify every memory op, time it against its peers, and write a table.",
+        epilog="Example: midus bench --quick",
+    )
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--shape", choices=list(SHAPES), default="llama-3.2-1b")
     made.add_argument("--dtype", choices=list(DTYPES), action="append", help="default: both")

@@ -175,8 +175,9 @@ def test_a_tilde_is_the_home_folder_wherever_it_stands(given: str, there: Path) 
     assert load("~/out").config.num_hidden_layers == 6
 
 
-def test_lines_of_what_is_next_can_be_pasted(there: Path) -> None:
-    done = midus("upscale", "a model", "-o", "a deeper one", *SMALL)
+def test_lines_of_what_is_next_can_be_pasted(there: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("workbench.hints.shutil.which", lambda name: "/usr/bin/midus")
+    done = midus("upscale", "pico", "-o", "a deeper one", *SMALL)
     line = done.stdout.split("Next: ")[1].splitlines()[0]
     assert shlex.split(line)[:3] == ["midus", "train", "a deeper one"]
     done = midus("memory", "pico-midus", "--limit", 1, "--context", 32, "-o", "my run's")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
 from workbench.cli.measure import Metric
 from workbench.inputs import inputs_of
+
+DRAWS = 8
 
 
 @common.reports
@@ -34,10 +36,11 @@ def amplify(
         bool,
         typer.Option(
             "--dose",
-            help="Also gains from 0 to 2, and controls, as analysis.dose_response has them.",
+            help="Also gains from 0 to 2, and controls, as analysis.dose_response has them: 72 "
+            "forward passes over the text, or as --within holds.",
         ),
     ] = False,
-    draws: Annotated[int, typer.Option(help="Sets of random heads, with --dose.")] = 8,
+    draws: Annotated[int, typer.Option(help="Sets of random heads, with --dose.")] = DRAWS,
     save: Annotated[
         Path | None, typer.Option(help="Folder for a model with the gains in its weights.")
     ] = None,
@@ -64,6 +67,8 @@ def amplify(
     from analysis.distributed import is_main
     from analysis.dose import CONTROLS, GAINS, dose_response
 
+    if not dose:
+        options.unused("--dose", draws=draws != DRAWS)
     replaces = _check_target(save, output, overwrite)
     given = within(dose_response)
     loaded = placed.load(model)
@@ -96,9 +101,12 @@ def amplify(
         _print_effect(table, gain)
         if dose:
             _print_curves(table)
-        typer.echo(f"Saved in {run.path}")
+        kept = []
         if save is not None:
-            typer.echo(f"The model is in {save}. Next: midus importance {shlex.quote(str(save))}")
+            common.say(f"The model is in {save}")
+            words = options.words(data=data, split=split, limit=limit, metric=metric)
+            kept = [hints.typed("importance", save, *words, *read.words)]
+        common.closing(run.path, *kept)
 
 
 def _check_target(save: Path | None, output: Path | None, overwrite: bool) -> bool:
@@ -154,7 +162,7 @@ def _summary(table: Any, gain: float) -> dict[str, Any]:
 
 def _print_effect(table: Any, gain: float) -> None:
     found, attrs = _summary(table, gain), table.attrs
-    typer.echo(
+    common.say(
         f"{attrs['metric']} of {attrs['model']} ({attrs['unit']}) with {found['heads']} heads at "
         f"gain {gain:g}: {found['before']:.4f} before, {found['after']:.4f} after; change "
         f"{found['change']:+.4f}, 95% {found['ci_low']:+.4f} to {found['ci_high']:+.4f}"

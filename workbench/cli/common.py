@@ -6,18 +6,19 @@ import functools
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from analysis.escapes import terminal
+from workbench import hints
 from workbench.progress import written
 
 settings = {"debug": False}
@@ -42,10 +43,19 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies 
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 
 
+def say(text: str, err: bool = False) -> None:
+    """A line on the terminal; what comes in names from outside shows and does nothing."""
+    typer.echo(terminal(text), err=err)
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    say(f"midus: {' '.join(message.split())}", err=True)
+
+
 def stop(message: str, code: int = 2) -> NoReturn:
     """One line on stderr, and the exit code."""
-    line = " ".join(message.split())
-    typer.echo(f"midus: {line}", err=True)
+    complain(message)
     raise typer.Exit(code)
 
 
@@ -72,7 +82,8 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
 
             if settings["debug"] or not isinstance(error, MidusError | OSError):
                 raise
-            stop(str(error) or type(error).__name__, 1 if isinstance(error, Diverged) else 2)
+            said = as_options(str(error), kwargs) or type(error).__name__
+            stop(said, 1 if isinstance(error, Diverged) else 2)
 
     return run
 
@@ -87,6 +98,21 @@ def hold(place: str | os.PathLike[str]) -> None:
     _holding.enter_context(locks.hold(place))
 
 
+def as_options(text: str, given: Iterable[str]) -> str:
+    """A message of Python's arguments with the names that the command line has for them.
+
+    >>> as_options("top_k is 5; give limit=8, or heads= alone", ["top_k", "limit", "heads"])
+    '--top-k is 5; give --limit 8, or --heads alone'
+    """
+    for name in given:
+        option = "--" + name.replace("_", "-")
+        alone = rf"(?<![\w.-]){name}(?![\w(=])" if "_" in name else rf"^{name}(?= (?:is|has) )"
+        text = re.sub(alone, option, text)
+        text = re.sub(rf"(?<![\w.-]){name}=(?=[\d'\"])", f"{option} ", text)
+        text = re.sub(rf"(?<![\w.-]){name}=", option, text)
+    return text
+
+
 def at_home(value: Any) -> Any:
     """A path that begins with ~ with the home folder put in: no shell does so after an =."""
     if isinstance(value, list):
@@ -99,9 +125,7 @@ def at_home(value: Any) -> Any:
 
 def _quiet() -> None:
     """Warnings as one line each; no bars and no chatter of the libraries."""
-    warnings.showwarning = lambda message, *args, **kwargs: typer.echo(
-        f"midus: note: {' '.join(str(message).split())}", err=True
-    )
+    warnings.showwarning = lambda message, *args, **kwargs: complain(f"note: {message}")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from transformers.utils import logging as transformers_logging
@@ -125,7 +149,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -141,14 +165,14 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
 
         def report(done: int, total: int, text: str) -> None:
             if total == 0:  # a stage begins; what follows tells its own steps
-                console.print(text, highlight=False)
+                console.print(terminal(text), highlight=False, markup=False, emoji=False)
                 state["total"] = None
-                bar.reset(task, total=None, description=text)
+                bar.reset(task, total=None, description=terminal(text))
                 return
             if total != state["total"]:
                 state["total"] = total
                 bar.reset(task, total=total)
-            bar.update(task, completed=done, description=text)
+            bar.update(task, completed=done, description=terminal(text))
 
         yield written(report)
 
@@ -159,27 +183,31 @@ def _plain_progress() -> Callable[[int, int, str], None]:
 
     def report(done: int, total: int, text: str) -> None:
         if total == 0:
-            typer.echo(text, err=True)
+            say(text, err=True)
             told.clear()
             return
         tenth = 10 * done // total
         if total >= 10 and tenth > told.get(text, 0):
-            typer.echo(f"{text} {done}/{total}", err=True)
+            say(f"{text} {done}/{total}", err=True)
         told[text] = tenth
 
     return report
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout, numbers to the right."""
+    """A table on stdout, numbers to the right; nothing in it is markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    def plain(text: str) -> Text:
+        return Text(terminal(text))
+
+    table = Table(title=plain(title), title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(plain(column), justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     # A pipe has no width of its own: eighty columns would cut the numbers.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
@@ -286,12 +314,14 @@ def checkpoint(run: Any, table: str) -> Path:
     return Path(run.shared) / "partial" / f"{table}.safetensors"
 
 
-def closing(place: Path) -> None:
-    """The last lines of a command that leaves a run folder; what a time budget left out is last."""
-    quoted = shlex.quote(str(place))
-    typer.echo(f"Saved in {place}. Next: midus figures {quoted}, or midus explore --run {quoted}")
+def closing(place: Path, *commands: str) -> None:
+    """The last lines of a command that leaves a run folder; what a time budget left out is last.
+
+    commands: what is next, before what can be done with any run folder.
+    """
+    say(f"Saved in {place}. {hints.line(*commands, *hints.of_run(place))}")
     for line in _left_out(place):
-        typer.echo(line)
+        say(line)
 
 
 def _left_out(place: Path) -> Iterator[str]:

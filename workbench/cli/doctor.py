@@ -65,10 +65,10 @@ def doctor(
         run.finish({"findings": [str(name) for name in table["finding"]]})
         for row in table.to_dict("records"):
             where = "" if isna(row["block"]) else f" (block {int(row['block'])})"
-            typer.echo(f"{row['finding']}{where}: {row['evidence']}")
-            typer.echo(f"    try: {row['advice']}")
+            common.say(f"{row['finding']}{where}: {row['evidence']}")
+            common.say(f"    try: {row['advice']}")
         if table.empty:
-            typer.echo(f"nothing found; looked for: {', '.join(table.attrs['checked'])}")
+            common.say(f"nothing found; looked for: {', '.join(table.attrs['checked'])}")
         for name, why in table.attrs["skipped"].items():
-            typer.echo(f"not looked for: {name} ({why})")
+            common.say(f"not looked for: {name} ({why})")
         common.closing(run.path)

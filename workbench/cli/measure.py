@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
 from workbench.inputs import inputs_of
 
@@ -229,7 +230,7 @@ def rank(
         )
         if evidence:
             _print_evidence(run.load_table("evidence"))
-        common.closing(run.path)
+        common.closing(run.path, *hints.deeper(loaded, model, run.path / "ranking.json"))
 
 
 @common.reports
@@ -359,4 +360,4 @@ def _print_scores(title: str, table: Any, more: dict[str, str] | None = None) ->
     left = len(table) - len(rows)
     common.print_table(title, columns, rows)
     if left > 0:
-        typer.echo(f"and {left} more")
+        common.say(f"and {left} more")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
 
 CALIBRATION_WINDOWS = 256
+TOP_K, LATENT_DIM, EVAL_LIMIT = 32, 128, 40
 
 
 @common.reports
@@ -38,8 +39,8 @@ def upscale(
     slots: Annotated[
         int | None, typer.Option(help="Slots a block, N: a perfect square, in place of --num-keys.")
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = 32,
-    latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = 128,
+    top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = TOP_K,
+    latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = LATENT_DIM,
     budget: Annotated[
         str,
         typer.Option(
@@ -86,6 +87,13 @@ def upscale(
             f"{output} exists already; give another folder, or --overwrite if it is a model"
         )
     _check_choices(budget, key_init, calibration)
+    if calibration is None:
+        options.unused("--calibration", **dict.fromkeys(read.given, True))
+    if method == "llama-pro":
+        options.unused(
+            "--method midus", num_keys=num_keys is not None, slots=slots is not None,
+            top_k=top_k != TOP_K, latent_dim=latent_dim != LATENT_DIM, budget=budget != "uniform",
+        )  # fmt: skip
     base = placed.load(model)
     placed.tell(base, more=held_bytes(base))  # the new model holds the base's weights too
     new = deeper(
@@ -98,8 +106,9 @@ def upscale(
         calibration=_calibration(base, calibration, read),
         seed=seed,
     )
-    save_model(new, _tokenizer(model), output)
-    _print_blocks(base, new, output)
+    tokenizer = _tokenizer(model)
+    save_model(new, tokenizer, output)
+    _print_blocks(base, new, output, tokenizer is not None)
 
 
 def _num_keys(num_keys: int | None, slots: int | None) -> int:
@@ -216,7 +225,7 @@ def _tokenizer(model: str) -> Any:
         return None
 
 
-def _print_blocks(base: Any, new: Any, output: Path) -> None:
+def _print_blocks(base: Any, new: Any, output: Path, reads_text: bool) -> None:
     from midus_model import blocks as blocks_of
     from midus_model.card import CARD
 
@@ -229,12 +238,11 @@ def _print_blocks(base: Any, new: Any, output: Path) -> None:
     ]
     columns = ["block", "kind", "source layer", "heads", "slots", "k", "r"]
     common.print_table("Inserted blocks", columns, rows)
-    typer.echo(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
-    where = shlex.quote(str(output))
-    typer.echo(
-        f"Next: midus train {where} --data packages --split train --steps 200; "
-        f"how to load it elsewhere says {output / CARD}"
-    )
+    common.say(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
+    common.say(f"How to load it elsewhere says {output / CARD}")
+    if reads_text:
+        words = ("--data", "packages", "--split", "train", "--steps", 200)
+        common.say(hints.line(hints.typed("train", output, *words)))
 
 
 def _heads(heads: list[int] | None) -> str:
@@ -275,7 +283,7 @@ def train(
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data for the held-out loss.")] = None,
     eval_split: Annotated[str | None, typer.Option(help="Its split: train or test.")] = None,
-    eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = 40,
+    eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = EVAL_LIMIT,
     eval_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
     revive_every: Annotated[
@@ -313,6 +321,11 @@ def train(
     from workbench.training.settings import bf16_of, training_device
     from workbench.training.train import train as trained
 
+    if eval_data is None:
+        options.unused(
+            "--eval-data", eval_split=eval_split is not None, eval_limit=eval_limit != EVAL_LIMIT,
+            log_usage=log_usage,
+        )  # fmt: skip
     if output is not None:
         check_place(output)
     device = training_device(placed.device)
@@ -343,7 +356,7 @@ def train(
     made_of = inputs_of({model: loaded}, texts_read)
     with common.begin(output, "train", model, parameters, made_of, overwrite, finished=True) as run:
         if run.done:
-            typer.echo(f"{run.path} holds this training, finished")
+            common.say(f"{run.path} holds this training, finished")
             return
         with common.progress() as progress:
             log = trained(
@@ -397,4 +410,5 @@ def _print_training(log: Any, place: Path) -> None:
     common.print_table(
         "Training (nats/token)", ["step", "loss", "held-out loss", "learning rate"], rows
     )
-    typer.echo(f"The model is in {place / 'models' / 'trained'}, the log in {place / 'tables'}")
+    common.say(f"The model is in {place / 'models' / 'trained'}, the log in {place / 'tables'}")
+    common.closing(place)

@@ -138,14 +138,12 @@ def _print_usage(model: str, usage: Any, stability: Any) -> None:
 
 def _print_contents(block: int, head: int | None, contents: Any, tokens: Any) -> None:
     """A row a slot: its three heaviest contexts, and what its value speaks for most."""
-    from rich.markup import escape
-
     rows = []
     for slot, part in contents.groupby("slot", sort=False):
         best = tokens[(tokens["slot"] == slot) & (tokens["direction"] == "promotes")]
         best = best.sort_values("logit", ascending=False).drop_duplicates("token_id")[:4]
         texts = [_shown(row) for row in part[:3].to_dict("records")]
-        rows.append([str(slot), "\n".join(texts), escape(" ".join(map(repr, _words(best))))])
+        rows.append([str(slot), "\n".join(texts), " ".join(map(repr, _words(best)))])
     where = f"block {block}" if head is None else f"block {block}, head {head}"
     columns = ["slot", "read most at", "promotes"]
     common.print_table(f"Slots most used in {where}", columns, rows)
@@ -153,12 +151,10 @@ def _print_contents(block: int, head: int | None, contents: Any, tokens: Any) ->
 
 def _shown(row: dict[str, Any]) -> str:
     """A context on one line, the token at which the slot was read in brackets."""
-    from rich.markup import escape
-
     if row["token"] is None:
         return f"{row['weight']:.2f} token {row['token_id']}"
     before = repr(row["before"][-24:])[1:-1]
-    return escape(f"{row['weight']:.2f} {before}[{repr(row['token'])[1:-1]}]")
+    return f"{row['weight']:.2f} {before}[{repr(row['token'])[1:-1]}]"
 
 
 def _words(table: Any) -> list[Any]:
@@ -222,4 +218,4 @@ def _print_costs(name: str, table: Any) -> None:
     times = table.attrs.get("latency_ms") or {}
     for phase in ("prefill", "decode"):
         if times.get(phase) is not None:
-            typer.echo(f"{phase}: {times[phase]:.2f} ms")
+            common.say(f"{phase}: {times[phase]:.2f} ms")

@@ -17,6 +17,7 @@ from midus_model.bench.device import lines
 from midus_model.bench.device.plan import NAMES, STAGES
 from midus_model.bench.device.runner import Runner
 from midus_model.bench.device.stage import Run, one_line
+from midus_model.bench.parser import Parser
 
 PROBE = 90.0  # seconds in which a GPU must answer
 REHEARSAL = 240.0  # seconds of a run on a CPU, unless others are given
@@ -25,7 +26,11 @@ DEADLINE = 540.0
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="midus bench device", description=__doc__)
+    made = Parser(
+        prog="midus bench device",
+        description=__doc__,
+        epilog="Example: midus bench device --out benchmark-device",
+    )
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--deadline", type=float, help="seconds for the whole run; default: 540")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
