@@ -30,17 +30,19 @@ def save_arrays(
     return files.write_file(path, lambda draft: save_file(plain, draft, known), error=error)
 
 
-def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """What `save_arrays` wrote; DataError, one line, where it is not as it was written."""
+def load_arrays(
+    path: str | os.PathLike[str], error: type[MidusError] = DataError
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What `save_arrays` wrote; raises `error`, one line, where it is not as it was written."""
     try:
         with safe_open(path, framework="np") as file:
             about = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        line = " ".join(str(error).split())
-        raise DataError(f"{path} is damaged ({line}); remove it to begin anew") from error
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as problem:
+        line = " ".join(str(problem).split())
+        raise error(f"{path} is damaged ({line}); remove it to begin anew") from problem
     if about.pop(CHECK, None) != _digest(arrays, about):
-        raise DataError(f"{path} is damaged (the checksum differs); remove it to begin anew")
+        raise error(f"{path} is damaged (the checksum differs); remove it to begin anew")
     return arrays, about
 
 

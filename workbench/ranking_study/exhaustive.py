@@ -126,7 +126,7 @@ def _measure(
 def _read(place: Path, identity: str) -> dict[str, np.ndarray] | None:
     if not place.exists():
         return None
-    arrays, known = load_arrays(place)
+    arrays, known = load_arrays(place, RunError)
     if known.get("identity") == identity:
         return arrays
     raise RunError(f"{place} is of another model or data; give another folder, or remove it")
