@@ -52,3 +52,5 @@ def test_a_link(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         app.query_params[name] = value
     app.run()
     assert not app.exception, (page, query, app.exception[0].message)
+    shown = [error.value for error in app.error if "could not be shown" in error.value]
+    assert not shown, (page, query, shown[0])
