@@ -4,8 +4,8 @@
 
 prints a line of JSON for each mutation: kind, seed, damage, verdict ("equal", "refused", "other",
 or "wrong") and why. FIRST is the seed of the first; a mutation is repeated by kind and seed. The
-process that reads has little memory and time beyond what it began with; one that ends before its
-word is passed over (`run`).
+process that reads has little memory and time; a mutation at which it ends is wrong, and another
+process goes on behind it (`run`).
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _command(kind: Any, place: Path, verdict: str, why: str) -> tuple[str, str]:
         return "wrong", f"command: {_where(done.exception)}"
     refused = done.exit_code == 2 and len(lines) == 1 and lines[0].startswith("midus: ")
     if refused or done.exit_code == 0:  # what a command does not need it need not refuse
-        return ("refused" if refused else verdict), why
+        return ("refused", why or lines[0]) if refused else (verdict, why)
     return "wrong", f"command: exit {done.exit_code}, {lines[:2]}"
 
 
