@@ -80,6 +80,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         lacks += [key for key in numbers if not _is_positive(row.get(key))]
         if lacks:
             raise ValueError(f"row {number} has no {lacks[0]}")
+        for peer in peers:
+            if not row[f"x_{peer}_min"] <= row[f"x_{peer}"] <= row[f"x_{peer}_max"]:
+                raise ValueError(f"the median of row {number} is beyond its least or greatest")
     return rows, machine
 
 

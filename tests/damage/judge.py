@@ -4,8 +4,8 @@
 
 prints a line of JSON for each mutation: kind, seed, damage, verdict ("equal", "refused", "other",
 or "wrong") and why. FIRST is the seed of the first; a mutation is repeated by kind and seed. The
-process that reads has little memory beyond what it began with; one that hangs or dies is told by
-its silence (`run`).
+process that reads has little memory and time; a mutation at which it ends is wrong, and another
+process goes on behind it (`run`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from __future__ import annotations
 import json
 import os
 import resource
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 SECONDS = 60  # of the processor for one mutation; the slowest kind takes two
-SILENCE = 600  # without a word until the process is ended; other work may hold up a machine
+ASLEEP = 1800  # by the clock, for what waits and computes nothing; a machine may be held up
 MEMORY = 3 << 30  # bytes of address space beyond those of the libraries
 GROWTH = 600 << 20  # bytes that one reading may hold at its peak
 LONGEST = 1000  # characters of a message
@@ -66,6 +66,15 @@ def _limit() -> None:
     signal.signal(signal.SIGPROF, _hang)
 
 
+def _watch() -> None:
+    """Begin to count a reading's time: first an exception, then the process is ended."""
+    used = int(time.process_time())
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (used + 2 * SECONDS, hard))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, ASLEEP)
+
+
 def _hang(*_: Any) -> None:
     raise Hang
 
@@ -89,7 +98,7 @@ def _one(kind: Any, seed: int, samples: Path, work: Path, expected: Any) -> dict
     before = _listing(read.parent)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     held = _memory("VmRSS")
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    _watch()
     try:
         verdict, why = _read(kind, read, expected)
     except Hang:
@@ -157,7 +166,7 @@ def _command(kind: Any, place: Path, verdict: str, why: str) -> tuple[str, str]:
         return "wrong", f"command: {_where(done.exception)}"
     refused = done.exit_code == 2 and len(lines) == 1 and lines[0].startswith("midus: ")
     if refused or done.exit_code == 0:  # what a command does not need it need not refuse
-        return ("refused" if refused else verdict), why
+        return ("refused", why or lines[0]) if refused else (verdict, why)
     return "wrong", f"command: exit {done.exit_code}, {lines[:2]}"
 
 
@@ -182,24 +191,27 @@ def run(samples: Path, asked: Mapping[str, range]) -> Iterator[dict[str, Any]]:
     """Verdicts on mutations by kind and seed; goes on behind one that hangs or dies."""
     todo = {name: range(seeds.start, seeds.stop) for name, seeds in asked.items() if seeds}
     while todo:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.damage.judge", str(samples), *_words(todo)],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
         begun: dict[str, Any] | None = None
-        for line in _lines(process):
-            found = json.loads(line)
-            if found["verdict"] == "begun":
-                begun = found
-            else:
-                begun = None
-                _done(todo, found)
-                yield found
-        said = process.stderr.read() if process.stderr else ""
-        process.wait()
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as log:  # a pipe could run full
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.damage.judge", str(samples), *_words(todo)],
+                cwd=Path(__file__).parents[2],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+            assert process.stdout is not None
+            for line in (line for line in process.stdout if line.startswith("{")):
+                found = json.loads(line)
+                if found["verdict"] == "begun":
+                    begun = found
+                else:
+                    begun = None
+                    _done(todo, found)
+                    yield found
+            process.wait()
+            log.seek(0)
+            said = log.read()
         if todo and begun is None:
             raise AssertionError(f"the judge of {next(iter(todo))} stopped: {said[-2000:]}")
         if begun is not None:
@@ -219,18 +231,6 @@ def _done(todo: dict[str, range], found: dict[str, Any]) -> None:
         todo[found["kind"]] = rest
     else:
         del todo[found["kind"]]
-
-
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """What it says; it is ended where it says nothing for too long."""
-    assert process.stdout is not None
-    while select.select([process.stdout], [], [], SILENCE)[0]:
-        line = process.stdout.readline()
-        if not line:
-            return
-        if line.startswith("{"):
-            yield line
-    process.kill()
 
 
 if __name__ == "__main__":
