@@ -22,6 +22,7 @@ class Case:
 
     command: list[str]
     before: list[list[str]] = field(default_factory=list)
+    every: int = 1  # of so many points one is tried, where they are over a thousand
 
 
 def make_inputs(root: Path) -> None:
@@ -95,8 +96,8 @@ CASES: dict[str, Case] = {
                     [words(IMPORTANCE)]),
     "figures again": Case(words("figures run --figure costs --format pdf --format png"),
                           [words(COSTS), words("figures run --figure costs --format pdf")]),
-    "study": Case([f"{ACTIONS}study"]),
-    "ship": Case([f"{ACTIONS}ship"], [[f"{ACTIONS}study"]]),
+    "study": Case([f"{ACTIONS}study"], every=10),
+    "ship": Case([f"{ACTIONS}ship"], [[f"{ACTIONS}study", "baseline"]]),
     "table": Case([f"{ACTIONS}table"]),
     "table again": Case([f"{ACTIONS}table", "1"], [[f"{ACTIONS}table"]]),
     "sweep": Case([f"{ACTIONS}sweep"]),

@@ -63,8 +63,8 @@ def run(
     `command` is that of `midus`, or begins with `module:function`. With `after` a signal is sent
     once so many seconds have gone by.
     """
-    for name in (said, said.with_suffix(".points")):
-        name.unlink(missing_ok=True)
+    said.write_text("", encoding="utf-8")
+    said.with_suffix(".points").unlink(missing_ok=True)
     os.environ.update(QUIET)
     process = _context().Process(
         target=perform, args=(command, str(root), at, kind, finished and str(finished), str(said))

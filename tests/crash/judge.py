@@ -155,9 +155,14 @@ def copy(source: Path, target: Path) -> None:
 
 
 def drafts(root: Path) -> list[str]:
-    """Hidden files and folders below `root`, which nobody may leave there; jobs' folder is none."""
+    """Hidden files and folders below `root`, which nobody may leave there.
+
+    The folder of jobs is none, nor is a run that is to replace another: it is gone on with.
+    """
     return [
-        str(path.relative_to(root)) for path in sorted(root.rglob(".*")) if path.name != ".jobs"
+        str(path.relative_to(root))
+        for path in sorted(root.rglob(".*"))
+        if path.name != ".jobs" and path.suffix != ".overwrite"
     ]
 
 
