@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -38,6 +38,7 @@ PLAIN = """
 .asm .s .sh .bash .zsh .fish .ps1 .bat .sql .proto .cmake .mk .gradle .lean .sol .agda
 """
 TEXT = frozenset(PLAIN.split())
+CHUNK = 2**16  # bytes
 BOMS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -97,12 +98,19 @@ def _bytes(path: Path) -> bytes:
         if (size := path.stat().st_size) > most:
             raise _too_large(path, size, most)
         with path.open("rb") as file:  # /proc says 0 of files without an end
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise _too_large(path, len(data), most)
-        return data
+            return _whole(file, path, most)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _whole(file: IO[bytes], path: Path, most: int) -> bytes:
+    """What a file holds, read in growing parts: room for `most` at once may not be there."""
+    data = bytearray()
+    while part := file.read(min(max(len(data), CHUNK), most + 1 - len(data))):
+        data += part
+        if len(data) > most:
+            raise _too_large(path, len(data), most)
+    return bytes(data)
 
 
 def _most_bytes() -> int:
@@ -121,10 +129,7 @@ def _unpacked(path: Path) -> bytes:
     most = _most_bytes()
     try:
         with gzip.open(io.BytesIO(_bytes(path))) as file:
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise _too_large(path, len(data), most)
-        return data
+            return _whole(file, path, most)
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path} is no whole gzip file: {error}") from error
 

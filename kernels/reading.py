@@ -91,7 +91,7 @@ def _check(found: Any) -> None:
 
 def _check_text(value: str) -> None:
     try:
-        value.encode("utf-8")
+        value.encode("utf-8", "surrogateescape")  # as the bytes of a file's name are held
     except UnicodeEncodeError:
         raise ValueError("a text that is no Unicode (half a surrogate pair)") from None
 

@@ -19,7 +19,7 @@ LONGEST = 2**16  # characters of all words
 
 
 def line(words: Sequence[str], output: str | os.PathLike[str]) -> list[str]:
-    """The words with which a command of midus writes the run folder `output`, and nothing else.
+    """The words of a command line that writes the run folder `output`, and nothing else.
 
     Raises RunError as `checked` does.
     """

@@ -41,7 +41,8 @@ def has_variable(process: psutil.Process, name: str, value: str) -> bool:
 
 
 def is_running(process: psutil.Process) -> bool:
-    return bool(process.status() != psutil.STATUS_ZOMBIE)
+    """Whether it is no zombie, or one whose other threads still end and hold files and locks."""
+    return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
 
 
 def group_has_ended(group: int, wait: float) -> bool:

@@ -24,7 +24,7 @@ from tests.analysis.test_figure_names import EVERY, sheet
 from tests.midus_model.planted import Runs, plant
 from tests.models import tiny
 from workbench.cli import app
-from workbench.training import train
+from workbench.training.train import train
 
 YES = "y\n" * 50
 COMMANDS = {
