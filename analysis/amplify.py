@@ -126,10 +126,10 @@ class Amplified:
         amplified.json, which names the model, the heads and their gains.
 
         Raises ModelError where something lies at `path` (unless it is a model and `overwrite`),
-        where nothing can be written, or where `folded` does; RunError where another process writes.
+        where nothing can be written or another process writes, or where `folded` does.
         """
         place = Path(path).expanduser()
-        with locks.hold(place):
+        with locks.hold(place, error=ModelError):
             return self._save(place, overwrite)
 
     def _save(self, place: Path, overwrite: bool) -> Path:
