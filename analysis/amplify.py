@@ -19,7 +19,7 @@ from torch import nn
 
 from analysis.tables import display_name
 from kernels import files, locks
-from kernels.errors import HeadError, MidusError, ModelError, RunError
+from kernels.errors import HeadError, MidusError, ModelError
 from midus_model import (
     blocks,
     check_heads,
@@ -124,14 +124,10 @@ class Amplified:
         amplified.json, which names the model, the heads and their gains.
 
         Raises ModelError where something lies at `path` (unless it is a model and `overwrite`),
-        where nothing can be written, where another process writes, or where `folded` does.
+        where nothing can be written or another process writes, or where `folded` does.
         """
         place = Path(path).expanduser()
-        try:
-            held = locks.hold(place)
-        except RunError as error:
-            raise ModelError(str(error)) from error
-        with held:
+        with locks.hold(place, error=ModelError):
             return self._save(place, overwrite)
 
     def _save(self, place: Path, overwrite: bool) -> Path:

