@@ -103,7 +103,7 @@ def _bytes(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _whole(file: IO[bytes], path: Path, most: int) -> bytes:
+def _whole(file: IO[bytes] | gzip.GzipFile, path: Path, most: int) -> bytes:
     """What a file holds, read in growing parts: room for `most` at once may not be there."""
     data = bytearray()
     while part := file.read(min(max(len(data), CHUNK), most + 1 - len(data))):

@@ -147,7 +147,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my $texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hints.shutil, "which", lambda name: "/usr/bin/midus")
-    monkeypatch.setattr(explore.subprocess, "call", lambda line: 0)
+    monkeypatch.setattr(explore, "_become", lambda line: None)
     return tmp_path
 
 
