@@ -11,17 +11,18 @@ from scipy import stats
 
 from analysis.contrasts import MEASURES, heads_of, require_columns
 from analysis.mixed_model import Fit, random_intercept
-from analysis.roles.labels import ROLES
+from analysis.roles.labels import DESCRIPTIONS, ROLES
 from analysis.tables import SCHEMA, json_attrs
 from kernels.errors import IncomparableTables, MidusError
 
 MOST_VIF = 10.0  # beyond it a role's slope has over three times the error it would have alone
 MAX_T_DRAWS = 20_000
+COLUMNS = (*ROLES, *DESCRIPTIONS)
 UNKNOWN, COLLINEAR = "its score is unknown or the same for all heads", "its VIF is above 10"
 
 
 def amplification_by_role(
-    table: pd.DataFrame, roles: pd.DataFrame, *, columns: Sequence[str] = ROLES
+    table: pd.DataFrame, roles: pd.DataFrame, *, columns: Sequence[str] = COLUMNS
 ) -> pd.DataFrame:
     """Whether heads of some roles were amplified more: a regression over heads, layers random.
 
@@ -31,7 +32,7 @@ def amplification_by_role(
     Args:
         table: of `analysis.amplification`.
         roles: of `analysis.head_roles` of the model before.
-        columns: the role scores to regress on.
+        columns: the role scores to regress on; by default those of all roles and descriptions.
 
     Returns:
         A row a measure ("score" and "share_score") and role: measure, unit, role; `slope`, what a
@@ -103,7 +104,7 @@ def _untangled(standard: np.ndarray) -> tuple[list[int], np.ndarray]:
     kept, vif = list(range(standard.shape[1])), np.ones(standard.shape[1])
     while kept:
         vif[kept] = _inflation(standard[:, kept])
-        worst = max(kept, key=lambda role: (round(vif[role], 6), role))
+        worst = max(kept, key=lambda role: (round(float(vif[role]), 6), role))
         if vif[worst] <= MOST_VIF:
             break
         kept.remove(worst)

@@ -45,6 +45,8 @@ NUMERIC = (
     "tests/analysis/test_importance.py",
     "tests/analysis/test_sweep.py",
     "tests/analysis/test_contrasts.py",
+    "tests/analysis/test_mixed_model.py",
+    "tests/analysis/test_role_slopes.py",
     "tests/analysis/test_amplification.py",
     "tests/analysis/test_evidence.py",
     "tests/kernels/test_eager.py",

@@ -55,10 +55,10 @@ def _contrast(run: RunFolder) -> str:
     row, heads = table.iloc[0], ", ".join(f"{layer}.{head}" for layer, head in _pairs(table))
     return (
         f"{ALL_HEADS} The ranking's top heads that sit at a memory block ({heads}) against heads "
-        f"of their layers as important before: {row.before_chosen:.4f} and {row.before_controls:.4f} "
-        f"(standardised difference {row.smd:.2f}; {row.smd_all:.2f} before matching), what is left "
-        "of which is adjusted for; intervals over documents, p by relabelling within matched sets, "
-        "with the smallest p that these can give.\n\n"
+        f"of their layers as important before: {row.before_chosen:.4f} and "
+        f"{row.before_controls:.4f} (standardised difference {row.smd:.2f}; {row.smd_all:.2f} "
+        "before matching), what is left of which is adjusted for; intervals over documents, p by "
+        "relabelling within matched sets, with the smallest p that these can give.\n\n"
         + _table(["amplification in", "chosen", "controls", "difference", "p", "least p"], rows)
     )
 

@@ -11,8 +11,7 @@ import pytest
 from scipy import stats
 
 from analysis.mixed_model import random_intercept
-from analysis.role_slopes import MOST_VIF, amplification_by_role, max_t
-from analysis.roles.labels import ROLES
+from analysis.role_slopes import COLUMNS, MOST_VIF, amplification_by_role, max_t
 from kernels.errors import IncomparableTables, MidusError
 from tests.analysis.test_contrasts import HEADS, LAYERS, grown
 
@@ -23,7 +22,7 @@ def role_table(seed: int = 0, **more: Any) -> pd.DataFrame:
     """Random scores of every role for 4 x 6 heads, in another order than the amplification's."""
     rng = np.random.default_rng(seed)
     places = list(itertools.product(range(HEADS), range(LAYERS)))
-    columns = {name: rng.random(len(places)) for name in ROLES} | more
+    columns = {name: rng.random(len(places)) for name in COLUMNS} | more
     table = pd.DataFrame(
         {"layer": [b for _, b in places], "head": [h for h, _ in places], **columns}
     )
@@ -55,13 +54,13 @@ def test_all_roles_and_what_is_unknown() -> None:
     roles = role_table(delimiter=np.nan, confident=0.3)
     table = grown({(1, 1): 0.01})
     found = amplification_by_role(table, roles)
-    assert found["measure"].tolist() == ["score"] * len(ROLES) + ["share_score"] * len(ROLES)
-    assert found["role"].tolist() == list(ROLES) * 2
+    assert found["measure"].tolist() == ["score"] * len(COLUMNS) + ["share_score"] * len(COLUMNS)
+    assert found["role"].tolist() == list(COLUMNS) * 2
     assert found["unit"].unique().tolist() == ["nats/token", "share"]
     unknown = found["role"].isin(["delimiter", "confident"])
     assert found.loc[unknown, "slope"].isna().all() and found.loc[~unknown, "slope"].notna().all()
     assert sorted(found.attrs["left_out"]) == ["confident", "delimiter"]
-    assert found.attrs["df"] == 24 - 4 - (len(ROLES) - 2)
+    assert found.attrs["df"] == 24 - 4 - (len(COLUMNS) - 2)
     assert set(found.attrs["icc"]) == {"score", "share_score"}
 
 
