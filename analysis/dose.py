@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from analysis.amplification import DEFAULT_DOCUMENTS
-from analysis.contrasts import Head, drawn_heads, layer_counts
 from analysis.documents import Documents
+from analysis.draws import Head, drawn_heads, layer_counts
 from analysis.engine import Batch, Progress, Replacement, window_values
 from analysis.estimates import Cheaper, a_time, timed
 from analysis.gates import folded_values

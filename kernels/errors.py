@@ -31,6 +31,10 @@ class HeadError(MidusError):
     """Heads that the model does not have."""
 
 
+class NoOverlap(HeadError):
+    """Chosen heads with which no other head can be compared."""
+
+
 class DataError(MidusError):
     """Text or a task that cannot be used."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -33,7 +34,7 @@ from analysis import (
 )
 from analysis.documents import Document, Documents, documents
 from analysis.ties import best_first
-from kernels.errors import Diverged
+from kernels.errors import Diverged, NoOverlap
 from midus_model import load, load_tokenizer, upscale
 from midus_model.optim import new_parameter_names
 from workbench import choice
@@ -333,7 +334,6 @@ class Study:
             "roles": lambda: head_roles(base, **given),
             "prune_curve": lambda: prune_curve(base, ordered, first, **given),
             "evidence": lambda: evidence(base, second, top=self.recipe.top, others=others, **given),
-            "contrast": lambda: amplification_contrast(amplified, seed=self.recipe.seed),
             "role_slopes": lambda: amplification_by_role(
                 amplified, self.folder.load_table("roles")
             ),
@@ -344,6 +344,11 @@ class Study:
         for name, make in makers.items():
             if not self.folder.has_table(name):
                 self.folder.save_table(name, make())
+        if not self.folder.has_table("contrast"):
+            # The study's page says which heads had no control where there is no such table.
+            with suppress(NoOverlap):
+                contrast = amplification_contrast(amplified, seed=self.recipe.seed)
+                self.folder.save_table("contrast", contrast)
 
     def _choice(self) -> None:
         self._stage("memory for chosen heads, random heads and all")
