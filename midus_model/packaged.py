@@ -6,7 +6,6 @@ So that a real model is at hand where no hub can be reached. None is part of our
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from kernels import files, locks
+from kernels.cache import cache_folder
 from kernels.errors import ModelError
 
 READER = "gguf==0.19.0"  # with it, transformers reads the format
@@ -63,15 +63,6 @@ PACKAGED = {
         licence="Apache-2.0",
     )
 }
-
-
-def cache_folder() -> Path:
-    """Where converted checkpoints are kept: MIDUS_CACHE, else midus in the user's cache folder."""
-    given = os.environ.get("MIDUS_CACHE")
-    if given:
-        return Path(os.path.expanduser(given))
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)) / "midus"
 
 
 def packaged_folder(name: str) -> Path:

@@ -6,22 +6,24 @@ from functools import lru_cache
 
 import torch
 
+from kernels import compiled
 from kernels.product_key_select import naive
-from kernels.product_key_select.doubled import join, joins, positive, split
 from kernels.product_key_select.packed import LOW, canonical, columns, least, pack, unpack
 from kernels.product_key_select.pairs import contending
 from kernels.threads import share
 
-# Rows of scores worked on at once (tokens x heads x 2): their packed copies stay in the cache.
-ROWS = 1024
-ALONE = 512  # rows for which no other thread is worth waking
-TOKENS = 512  # of one head at once
+# Rows of scores (tokens x heads x 2) worked on at once: what is read for them stays in the cache.
+ROWS = 512
+ALONE = 1024  # rows for which no other thread is worth waking
+TOKENS = 256  # of one head at once
 
 
 @lru_cache(maxsize=64)
-def contending_pairs(k: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def contending_pairs(
+    k: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranks i and ranks j of the contending pairs, [pairs] each."""
-    rows, cols = torch.tensor(contending(k), device=device).unbind(1)
+    rows, cols = torch.tensor(contending(k), dtype=dtype, device=device).unbind(1)
     return rows.contiguous(), cols.contiguous()
 
 
@@ -35,38 +37,28 @@ def best_slots(
     by_head = query.transpose(0, 1)
     torch.bmm(by_head[..., :half], row_keys.transpose(1, 2), out=scores[0])
     torch.bmm(by_head[..., half:], col_keys.transpose(1, 2), out=scores[1])
-    if not joins(scores, n * n, k):
-        best, slots = _of_any(scores.neg_(), k)
-        return best.softmax(-1), slots
-    best, slots, right = _of_positive(scores, k)
-    if not right.all():
-        head, token = (~right).nonzero(as_tuple=True)
-        best[head, token], others = _of_any(scores[:, head, token].neg_(), k)
-        slots[head, token] = others.to(slots.dtype)
+    served = compiled.serves(scores)
+    best, slots = _compiled(scores, k) if served else _sorted(scores.neg_(), k)
     return best.softmax(-1), slots
 
 
-def _of_positive(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores of halves [2, ..., n] -> the best sums and slots [..., k], and where they are right.
-
-    Right where the best k of both halves are above zero.
-    """
-    n = scores.shape[-1]
-    best = least(join(scores, torch.arange(n)), k)  # [2, ..., k]
-    # A rank's score and index travel as one number through the gather of pairs.
-    i, j = contending_pairs(k, scores.device)
-    sums, rows = split(columns(best[0], i))  # [..., pairs]
-    col_scores, cols = split(columns(best[1], j))
-    slots = torch.add(cols, rows, alpha=n)
-    return *split(least(join(sums.add_(col_scores), slots), k)), positive(best[..., -1]).all(0)
+def _compiled(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of halves [2, H, T, n] -> the best sums and slots, [H, T, k]."""
+    _, heads, tokens, n = scores.shape
+    i, j = contending_pairs(k, torch.int32, scores.device)
+    sums = scores.new_empty((heads, tokens, k))
+    slots = torch.empty((heads, tokens, k), dtype=torch.int64)
+    rows, cols = scores
+    compiled.call("midus_select", rows, cols, heads * tokens, n, k, i, j, len(i), sums, slots)
+    return sums, slots
 
 
-def _of_any(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sorted(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same from scores of the other sign, whatever they are: the least number is the best."""
     n = scores.shape[-1]
     index = torch.arange(n, device=scores.device)
     best = least(pack(canonical(scores), index), k)
-    i, j = contending_pairs(k, scores.device)
+    i, j = contending_pairs(k, torch.int64, scores.device)
     row_scores, rows = unpack(columns(best[0], i))
     col_scores, cols = unpack(columns(best[1], j))
     pairs = canonical(row_scores.add_(col_scores))
@@ -83,11 +75,10 @@ def chunks(query: torch.Tensor) -> tuple[list[tuple[slice, slice]], int]:
     """Tokens and heads worked on at once, and by how many threads."""
     tokens, heads, _ = query.shape
     if query.device.type != "cpu":
-        size = max(1, 128 * ROWS // heads)
+        size = max(1, 256 * ROWS // heads)
         return [(slice(t, t + size), slice(None)) for t in range(0, tokens, size)], 1
     threads = 1 if 2 * tokens * heads <= ALONE else torch.get_num_threads()
-    rows = min(ROWS, max(ALONE, 2 * tokens * heads // threads))  # few tokens: a chunk a thread
-    together = max(1, rows // (2 * min(tokens, TOKENS) or 1))
+    together = max(1, ROWS // (2 * min(tokens, TOKENS) or 1))
     parts = [
         (slice(t, t + TOKENS), slice(h, h + together))
         for t in range(0, tokens, TOKENS)
@@ -134,7 +125,7 @@ def select_backward(
     d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     d_keys = []
     rows = indices.div(n, rounding_mode="floor")
-    chunk = max(1, 2 * ROWS // heads)
+    chunk = max(1, 4 * ROWS // heads)
     for which, keys, subkeys in ((0, row_keys, rows), (1, col_keys, indices - rows * n)):
         side = slice(which * half, (which + 1) * half)
         total = keys.new_zeros(keys.shape, dtype=wide)

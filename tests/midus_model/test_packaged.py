@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from apps.parts import access
 from kernels.errors import ModelError
 from midus_model import PACKAGED, load, load_tokenizer, packaged, upscale
-from midus_model.packaged import READER, Packaged, cache_folder, packaged_folder
+from kernels.cache import cache_folder
+from midus_model.packaged import READER, Packaged, packaged_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = PACKAGED["smollm2"]
