@@ -32,6 +32,7 @@ class Ended:
     points: list[str]
     said: str
     seconds: float
+    ways: dict[str, list[int]]  # with `states`: a state's digest -> the points that leave it
 
     @property
     def complaints(self) -> list[str]:
@@ -54,6 +55,7 @@ def run(
     at: int = 0,
     kind: str = "kill",
     finished: Path | None = None,
+    states: Path | None = None,
     after: tuple[int, float] | None = None,
 ) -> Ended:
     """Run a command in the folder `root`, with a fault at point `at` (0: none).
@@ -61,13 +63,14 @@ def run(
     What it says goes to the file `said`, which lies elsewhere.
 
     `command` is that of `midus`, or begins with `module:function`. With `after` a signal is sent
-    once so many seconds have gone by.
+    once so many seconds have gone by. Into the folder `states`, where it is given, goes what a kill
+    at every point would leave.
     """
     said.write_text("", encoding="utf-8")
     said.with_suffix(".points").unlink(missing_ok=True)
     os.environ.update(QUIET)
     process = _context().Process(
-        target=perform, args=(command, str(root), at, kind, finished and str(finished), str(said))
+        target=perform, args=(command, root, at, kind, finished, states, said)
     )
     began = time.monotonic()
     process.start()
@@ -81,17 +84,23 @@ def run(
         process.kill()
         process.join()
         raise AssertionError(f"{' '.join(command)} did not end in {SECONDS} s")
-    points: list[str] = []
+    points, ways = [], {}
     with contextlib.suppress(OSError, ValueError):
-        points = json.loads(said.with_suffix(".points").read_text(encoding="utf-8"))
+        points, ways = json.loads(said.with_suffix(".points").read_text(encoding="utf-8"))
     text = said.read_text(encoding="utf-8", errors="replace")
-    ended = Ended(process.exitcode, points, text, time.monotonic() - began)
+    ended = Ended(process.exitcode, points, text, time.monotonic() - began, ways)
     process.close()
     return ended
 
 
 def perform(
-    command: list[str], root: str, at: int, kind: str, finished: str | None, out: str
+    command: list[str],
+    root: Path,
+    at: int,
+    kind: str,
+    finished: Path | None,
+    states: Path | None,
+    out: Path,
 ) -> None:
     """The child's part: what it says goes to a file, and it never returns."""
     handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -101,7 +110,7 @@ def perform(
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     os.environ.update(QUIET)
     os.chdir(root)
-    faults = Faults(Path(root).resolve(), at, kind, None if finished is None else Path(finished))
+    faults = Faults(root.resolve(), at, kind, finished, states)
     faults.install()
     code: Any = 0
     try:
@@ -119,7 +128,8 @@ def perform(
     faults.busy = True
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    Path(out).with_suffix(".points").write_text(json.dumps(faults.seen), encoding="utf-8")
+    said = json.dumps([faults.seen, faults.ways])
+    out.with_suffix(".points").write_text(said, encoding="utf-8")
     os._exit(code or 0)
 
 

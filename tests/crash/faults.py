@@ -13,17 +13,18 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.crash import copies
+
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-RANDOM = re.compile(r"(?<=\.)[0-9a-f]{8,12}(?=\.)")  # in the names of drafts
 NEW = os.O_CREAT | os.O_TRUNC  # a file that is begun anew
 # event -> where its paths are among the arguments, and where the folders they are relative to
 CALLS = {
@@ -45,16 +46,30 @@ class Faults:
     """Counts the points below `root`; at point number `at` the process dies, or the disk is full.
 
     `finished` is a copy of `root` after an undisturbed run: half of a file is half of that.
+    With `states` nothing goes wrong, and what a kill at each point would leave is copied into that
+    folder: one copy a state, named by its digest, whose points are in `ways`.
     """
 
     root: Path
     at: int = 0
     kind: str = "kill"
     finished: Path | None = None
+    states: Path | None = None
+    ways: dict[str, list[int]] = field(default_factory=dict)
     count: int = 0
     full: bool = False
     seen: list[str] = field(default_factory=list)
-    busy: bool = False
+    own: threading.local = field(default_factory=threading.local)
+    one: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def busy(self) -> bool:
+        """Whether this thread's calls are the harness's own."""
+        return getattr(self.own, "busy", False)
+
+    @busy.setter
+    def busy(self, value: bool) -> None:
+        self.own.busy = value
 
     def install(self) -> None:
         sys.addaudithook(self._hear)
@@ -62,25 +77,42 @@ class Faults:
 
     # ------------------------------------------------------------ points
 
-    def point(self, what: str, effect: Callable[[], None] | None = None) -> None:
-        """One more point. `effect` is what is done to the files if it is here that all ends."""
-        self.count += 1
-        self.seen.append(what)
-        if self.count != self.at or self.full:
-            return
+    def point(self, what: str, effect: Callable[[Path], None] | None = None) -> None:
+        """One more point. `effect` is what is done to the files of `root`, or of a copy of it, if
+        it is here that all ends."""
+        with self.one:
+            self.count += 1
+            self.seen.append(what)
+            if self.states is not None:
+                self._copy(effect)
+            if self.count != self.at or self.full:
+                return
+            self.busy = True
+            if effect is not None:
+                effect(self.root)
+            self.busy = False
+            if self.kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.full = True
+
+    def _copy(self, effect: Callable[[Path], None] | None) -> None:
         self.busy = True
+        assert self.states is not None
+        draft = self.states / "draft"
+        copies.copy(self.root, draft)
         if effect is not None:
-            effect()
+            effect(draft)
+        digest = copies.digest(draft)
+        if digest not in self.ways:
+            draft.rename(self.states / digest)
+        self.ways.setdefault(digest, []).append(self.count)
         self.busy = False
-        if self.kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.full = True
 
     def watches(self, path: Path | None) -> bool:
         return path is not None and path.is_relative_to(self.root)
 
     def name(self, path: Path) -> str:
-        return RANDOM.sub("*", str(path.relative_to(self.root)))
+        return copies.RANDOM.sub("*", str(path.relative_to(self.root)))
 
     # ------------------------------------------------------------ Python's own calls
 
@@ -100,14 +132,14 @@ class Faults:
         self.point(f"before {what}")
         if event == "open":
             flags = int(args[2])
-            self.point(f"after {what}", lambda: self._begin(path, flags, half=False))
-            self.point(f"half of {what}", lambda: self._begin(path, flags, half=True))
+            self.point(f"after {what}", lambda root: self._begin(root, path, flags, half=False))
+            self.point(f"half of {what}", lambda root: self._begin(root, path, flags, half=True))
         if self.full and event in GROWS:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    def _begin(self, path: Path, flags: int, half: bool) -> None:
+    def _begin(self, root: Path, path: Path, flags: int, half: bool) -> None:
         """The file as it lies there once it was opened, or once half of it is written."""
-        handle = os.open(path, flags & ~os.O_EXCL, 0o666)
+        handle = os.open(root / path.relative_to(self.root), flags & ~os.O_EXCL, 0o666)
         if half:
             os.write(handle, self._half(path) if flags & NEW else b'{"ti')
         os.close(handle)
@@ -139,13 +171,17 @@ class Faults:
                 found = write(*args, **kwargs)
             finally:
                 self.busy = False
-            self.point(f"half of {what}", lambda: os.truncate(path, path.stat().st_size // 2))
+            self.point(f"half of {what}", lambda root: _halve(root / path.relative_to(self.root)))
             if self.full:
                 raise error()
             self.point(f"after {what}")
             return found
 
         return written
+
+
+def _halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def _paths(event: str, args: tuple[Any, ...]) -> list[Path | None]:

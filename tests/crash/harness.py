@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tests.crash import children, judge
+from tests.crash import children, copies, judge
 from tests.crash.cases import Case, make_inputs
 from tests.crash.children import Ended
 
@@ -51,11 +51,11 @@ class Trial:
         for command in self.case.before:
             ended = self.run(command)
             assert ended.code == 0, (command, ended.said)
-        judge.copy(self.root, self.prepared)
+        copies.copy(self.root, self.prepared)
         ended = self.run()
         assert ended.code == 0, (self.case.command, ended.said)
         self.points, self.seconds = ended.points, ended.seconds
-        judge.copy(self.root, self.finished)
+        copies.copy(self.root, self.finished)
 
     def run(self, command: list[str] | None = None, **fault: Any) -> Ended:
         """The command, or another one, in `root` as it is."""
@@ -74,7 +74,7 @@ class Trial:
 
     def wrong_alone(self) -> list[str]:
         """What differs where nothing happens at all: a second undisturbed run."""
-        judge.copy(self.prepared, self.root)
+        copies.copy(self.prepared, self.root)
         ended = self.run()
         if ended.code:
             return [f"exit {ended.code}: {ended.said}"]
@@ -84,17 +84,35 @@ class Trial:
         """Killed at each of these points (1 is the first), then run again."""
         tally = Tally()
         for at in points:
-            judge.copy(self.prepared, self.root)
+            copies.copy(self.prepared, self.root)
             tally.killed += self.run(at=at).code == -signal.SIGKILL
             tally.points += 1
             self.afterwards(f"{self.name}, killed at {at}, {self._where(at)}", tally)
+        return tally
+
+    def every_kill(self, step: int = 1) -> Tally:
+        """What a kill at each point leaves, taken down in one run, and the command once more.
+
+        Of states alike, one; with a step, each such one of those that differ.
+        """
+        states = self.place / "states"
+        judge.emptied(states)
+        copies.copy(self.prepared, self.root)
+        ended = self.run(states=states)
+        tally = Tally(points=len(ended.points), killed=len(ended.points))
+        for digest, points in list(ended.ways.items())[::step]:
+            copies.copy(states / digest, self.root)
+            self.points = ended.points
+            self.afterwards(
+                f"{self.name}, as killed at {points[0]}, {self._where(points[0])}", tally
+            )
         return tally
 
     def signals(self, number: int, fractions: Iterable[float]) -> Tally:
         """A signal after such parts of the time that the command takes, then run again."""
         tally = Tally()
         for fraction in fractions:
-            judge.copy(self.prepared, self.root)
+            copies.copy(self.prepared, self.root)
             after = number, fraction * self.seconds
             self.run(after=after)
             tally.points += 1
@@ -105,7 +123,7 @@ class Trial:
         """The disk full from each of these points on, then run again with room."""
         tally = Tally()
         for at in points:
-            judge.copy(self.prepared, self.root)
+            copies.copy(self.prepared, self.root)
             ended = self.run(at=at, kind="full")
             tally.points += 1
             self.refused(f"{self.name}, full at {at}, {self._where(at)}", ended, tally)
@@ -128,7 +146,7 @@ class Trial:
 
     def afterwards(self, what: str, tally: Tally) -> None:
         """What is wrong with the disc as it is, and after the same command once more."""
-        digest = judge.digest(self.root)
+        digest = copies.digest(self.root)
         if digest not in self._ends:
             tally.states += 1
             self._ends[digest] = [*self._between(), *self._once_more()]

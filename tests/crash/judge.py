@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis import tables
 from kernels.errors import MidusError
-from tests.crash.faults import RANDOM
+from tests.crash.copies import LOGS
 from workbench.runs import MANIFEST, SHIPPED, RunFolder
 
 # Times, and what is told apart by chance: equal runs differ in them.
@@ -21,7 +21,6 @@ TIMES = {
 }  # fmt: skip
 NANOSECONDS = 10**17  # of a file's time, which manifests hold beside its hash
 DRAWN = (".pdf", ".svg", ".png", ".html")  # there, and not empty
-LOGS = ("log.jsonl", "code", "output.txt", "progress.json", "python.draft")
 CHECKPOINTS = "checkpoints"  # of the Trainer, of which the model beside them is made
 
 
@@ -136,22 +135,6 @@ def _not_whole(run: RunFolder) -> list[str]:
     if run.kind != "doctor" and run.tables and not run.manifest["models"]:
         lines.append("done, and without a model's name")
     return lines
-
-
-def digest(root: Path) -> str:
-    """Of every byte below `root`, drafts' random names made equal: the same disc, the same end."""
-    whole = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        whole.update(RANDOM.sub("*", str(path.relative_to(root))).encode())
-        if path.is_file() and path.name not in LOGS:
-            whole.update(hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()
-
-
-def copy(source: Path, target: Path) -> None:
-    """`target` as `source` is, whatever lay there."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, symlinks=True)
 
 
 def drafts(root: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def test_the_harness_sees_what_is_lost(broken: Trial) -> None:
         assert any(words in line for line in tally.faults), (words, tally.faults)
 
 
+def test_what_is_taken_down_is_what_kills_leave(broken: Trial) -> None:
+    """The states of one run have the faults of a process that was killed at each of its points."""
+    taken = broken.every_kill()
+    killed = broken.kills(range(1, len(broken.points) + 1))
+    assert taken.points == killed.points and taken.states == killed.states
+    found, wanted = (
+        {re.sub(r"\d+", "*", line) for lines in tally.found.values() for line in lines}
+        for tally in (taken, killed)
+    )
+    assert found == wanted and len(found) > 3
+
+
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_of_points(name: str, tmp_path: Path) -> None:
     trial = Trial(name, CASES[name], tmp_path)
@@ -50,7 +63,7 @@ def test_every_point(name: str, tmp_path: Path) -> None:
     trial = Trial(name, CASES[name], tmp_path)
     trial.prepare()
     assert not trial.wrong_alone()
-    tally = trial.kills(range(1, len(trial.points) + 1, trial.case.every))
+    tally = trial.every_kill(trial.case.every)
     kept.keep("crash", name, tally.points, tally.states, tally.faults)
     assert not tally.faults, "\n".join(tally.faults)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.crash import disks, judge, kept
+from tests.crash import copies, disks, judge, kept
 from tests.crash.cases import CASES
 from tests.crash.harness import Tally, Trial
 
@@ -67,7 +67,7 @@ def tried(trial: Trial) -> Tally:
         size = least + int(share * extra) // disks.PAGE * disks.PAGE
         judge.emptied(trial.disk)
         with disks.mounted(trial.disk, max(size, disks.PAGE)):
-            judge.copy(trial.prepared, trial.root)
+            copies.copy(trial.prepared, trial.root)
             what = f"{trial.name}, {size} bytes of {least} to {least + extra}"
             tally.points += 1
             trial.refused(what, trial.run(), tally)
