@@ -1,0 +1,166 @@
+"""`python -m workbench.ranking_study.planted`: how often races of planted tables are right.
+
+Of every setting so many tables are drawn, each is raced once, and what the race said is held
+against the whole table: whether a top set that it called settled is the true one, whether all of
+its intervals hold the true scores, what it cost, and how `p_top` and `tied_with_next` did when a
+race was cut short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from analysis.race import Race
+from analysis.ties import best_first
+from workbench.ranking_study.settings import FIRST_ORDER, SETTINGS, Planted
+
+CONFIDENCE = 0.95
+EDGES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+CUT = (0.2, 0.4, 0.7)  # budgets of the races that are cut short, shares of all evaluations
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 2 where something given cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workbench.ranking_study.planted",
+        description=(__doc__ or "").split(": ", 1)[1].splitlines()[0],
+    )
+    every = {**SETTINGS, **FIRST_ORDER}
+    parser.add_argument("--races", type=int, default=200, help="of each setting")
+    parser.add_argument("--settings", nargs="*", default=list(every), choices=list(every))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file [default: standard output]")
+    given = parser.parse_args(arguments)
+    if given.races < 1:
+        parser.error(f"--races is {given.races}; it must be at least 1")
+    found = []
+    for name in given.settings:
+        found.append(outcome(name, given.races, given.seed))
+        print(line(found[-1]), file=sys.stderr, flush=True)
+    text = json.dumps({"confidence": CONFIDENCE, "settings": found}, indent=1) + "\n"
+    if given.out is None:
+        print(text, end="")
+    else:
+        given.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+def outcome(name: str, races: int, seed: int = 0) -> dict[str, Any]:
+    """What races of one setting did."""
+    make = {**SETTINGS, **FIRST_ORDER}[name]
+    wrong, covered, costs, stops, chances, inside, seconds = [], [], [], [], [], [], []
+    for number in range(races):
+        planted = make(np.random.default_rng([seed, number]))
+        truth, best = true_scores(planted)
+        begun = time.perf_counter()
+        race = raced(planted, number)
+        seconds.append(time.perf_counter() - begun)
+        wrong.append(race.stopped != "budget" and chosen(race) != best)
+        covered.append(holds(race, truth))
+        costs.append(race.spent / planted.effects.size)
+        stops.append(race.stopped)
+        short = raced(planted, number, CUT[number % len(CUT)])
+        chances.append(short.p_top())
+        inside.append(np.isin(np.arange(len(truth)), list(best)))
+    return {
+        "setting": name,
+        "races": races,
+        "heads": planted.effects.shape[0],
+        "windows": planted.effects.shape[1],
+        "top": planted.top,
+        "wrong": int(np.sum(wrong)),
+        "wrong_share": float(np.mean(wrong)),
+        "wrong_upper": upper(int(np.sum(wrong)), races),
+        "covered": float(np.mean(covered)),
+        "cost": float(np.mean(costs)),
+        "cost_most": float(np.max(costs)),
+        "stopped": {word: stops.count(word) for word in ("settled", "documents", "budget")},
+        "seconds": float(np.median(seconds)),
+        "p_top": reliability(np.concatenate(chances), np.concatenate(inside)),
+    }
+
+
+def raced(planted: Planted, seed: int, share: float | None = None) -> Race:
+    """A race fed from a table, to its end or to a share of all evaluations."""
+    effects = planted.effects
+    heads = len(effects)
+    race = Race(heads, planted.weights, planted.clusters, planted.top, CONFIDENCE, seed)
+    budget = effects.size if share is None else int(share * effects.size)
+    race.run(lambda rows, columns: effects[np.ix_(rows, columns)], budget)
+    return race
+
+
+def true_scores(planted: Planted) -> tuple[np.ndarray, set[int]]:
+    """Scores over all windows [H], and the true top set; ties in model order."""
+    scores = planted.effects.sum(1) / planted.weights.sum()
+    return scores, set(best_first(scores)[: planted.top].tolist())
+
+
+def chosen(race: Race) -> set[int]:
+    """The top set of a race as it stands."""
+    return set(race.ranking()[: race.top].tolist())
+
+
+def holds(race: Race, truth: np.ndarray) -> bool:
+    """Whether all intervals hold the true scores."""
+    found, slack = race.intervals(), 1e-9 * np.abs(truth).max()
+    inside = (found["ci_low"] - slack <= truth) & (truth <= found["ci_high"] + slack)
+    return bool(inside.all())
+
+
+def upper(errors: int, races: int) -> float:
+    """Upper 95% bound of an error rate (Clopper and Pearson 1934)."""
+    return 1.0 if errors == races else float(stats.beta.ppf(0.95, errors + 1, races - errors))
+
+
+def reliability(chances: np.ndarray, inside: np.ndarray) -> list[dict[str, Any]]:
+    """Stated chances against the truth, by bins of the chance."""
+    cell = np.clip(np.digitize(chances, EDGES[1:-1]), 0, len(EDGES) - 2)
+    return [
+        {
+            "from": EDGES[i],
+            "to": EDGES[i + 1],
+            "heads": int((cell == i).sum()),
+            "said": float(chances[cell == i].mean()),
+            "true": float(inside[cell == i].mean()),
+        }
+        for i in range(len(EDGES) - 1)
+        if (cell == i).any()
+    ]
+
+
+def pooled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The reliability of all settings together, every head of every race counting once."""
+    found = []
+    for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+        cells = [cell for row in rows for cell in row["p_top"] if cell["from"] == low]
+        count = sum(cell["heads"] for cell in cells)
+        if count:
+            mean = {
+                key: sum(cell["heads"] * cell[key] for cell in cells) / count
+                for key in ("said", "true")
+            }
+            found.append({"from": low, "to": high, "heads": count, **mean})
+    return found
+
+
+def line(row: dict[str, Any]) -> str:
+    """A setting in a line."""
+    return (
+        f"{row['setting']}: wrong though settled {row['wrong']}/{row['races']} (upper bound "
+        f"{row['wrong_upper']:.1%}), all intervals right {row['covered']:.1%}, cost "
+        f"{row['cost']:.0%}, {row['seconds']:.2f} s a race"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
