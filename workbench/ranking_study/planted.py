@@ -2,8 +2,8 @@
 
 Of every setting so many tables are drawn, each is raced once, and what the race said is held
 against the whole table: whether a top set that it called settled is the true one, whether all of
-its intervals hold the true scores, what it cost, and how `p_top` and `tied_with_next` did when a
-race was cut short.
+its intervals hold the true scores, what it cost, how `p_top` did when a race was cut short, and how
+often two heads that are equal in text of a kind were called untied.
 """
 
 from __future__ import annotations
@@ -20,11 +20,22 @@ import numpy as np
 from scipy import stats
 
 from analysis.race import Race
+from analysis.race_found import p_top, tails, ties
+from analysis.ranking_words import CARRIED
+from analysis.tails import heavy_windows
 from analysis.ties import best_first
-from workbench.ranking_study.settings import FIRST_ORDER, SETTINGS, Planted
+from workbench.ranking_study.settings import (
+    DOCUMENTS,
+    EQUAL,
+    FIRST_ORDER,
+    SETTINGS,
+    Planted,
+    equal_in_kind,
+)
 
 CONFIDENCE = 0.95
 EDGES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+MISLED = [name for name in FIRST_ORDER if name.endswith("of other windows")]
 CUT = (0.2, 0.4, 0.7)  # budgets of the races that are cut short, shares of all evaluations
 
 
@@ -42,22 +53,29 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.races < 1:
         parser.error(f"--races is {given.races}; it must be at least 1")
-    found = []
+    found: dict[str, Any] = {"confidence": CONFIDENCE, "settings": []}
     for name in given.settings:
-        found.append(outcome(name, given.races, given.seed))
-        print(line(found[-1]), file=sys.stderr, flush=True)
-    text = json.dumps({"confidence": CONFIDENCE, "settings": found}, indent=1) + "\n"
+        found["settings"].append(outcome(name, given.races, given.seed))
+        print(line(found["settings"][-1]), file=sys.stderr, flush=True)
+        _keep(found, given.out)
+    if len(given.settings) == len(every):
+        found["p_top"] = pooled([r for r in found["settings"] if r["setting"] not in MISLED])
+        found["ties"] = [untied(count, given.races, given.seed) for count in DOCUMENTS]
+        _keep(found, given.out)
     if given.out is None:
-        print(text, end="")
-    else:
-        given.out.write_text(text, encoding="utf-8")
+        print(json.dumps(found, indent=1))
     return 0
+
+
+def _keep(found: dict[str, Any], place: Path | None) -> None:
+    if place is not None:
+        place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def outcome(name: str, races: int, seed: int = 0) -> dict[str, Any]:
     """What races of one setting did."""
     make = {**SETTINGS, **FIRST_ORDER}[name]
-    wrong, covered, costs, stops, chances, inside, seconds = [], [], [], [], [], [], []
+    wrong, covered, costs, stops, chances, inside, seconds, ruled = [], [], [], [], [], [], [], []
     for number in range(races):
         planted = make(np.random.default_rng([seed, number]))
         truth, best = true_scores(planted)
@@ -68,8 +86,9 @@ def outcome(name: str, races: int, seed: int = 0) -> dict[str, Any]:
         covered.append(holds(race, truth))
         costs.append(race.spent / planted.effects.size)
         stops.append(race.stopped)
+        ruled.append(carried(race))
         short = raced(planted, number, CUT[number % len(CUT)])
-        chances.append(short.p_top())
+        chances.append(p_top(short))
         inside.append(np.isin(np.arange(len(truth)), list(best)))
     return {
         "setting": name,
@@ -84,16 +103,46 @@ def outcome(name: str, races: int, seed: int = 0) -> dict[str, Any]:
         "cost": float(np.mean(costs)),
         "cost_most": float(np.max(costs)),
         "stopped": {word: stops.count(word) for word in ("settled", "documents", "budget")},
+        "guarantee": "asymptotic" if race.range.bound is None else "exact",
+        "few_windows_carry": float(np.mean(ruled)),
         "seconds": float(np.median(seconds)),
         "p_top": reliability(np.concatenate(chances), np.concatenate(inside)),
     }
+
+
+def carried(race: Race) -> bool:
+    """Whether a few windows carry the score of a head around the top, as a table would warn."""
+    near, held = race.ranking()[: 2 * race.top], tails(race)["carried_by"]
+    return bool(((held > 0) & (held <= CARRIED * race.counts))[near].any())
+
+
+def untied(documents: int, races: int, seed: int = 0) -> dict[str, Any]:
+    """How often neighbours that are equal in text of a kind are called untied.
+
+    Every other race is stopped half way.
+    """
+    errors = pairs = 0
+    for number in range(races):
+        planted = equal_in_kind(np.random.default_rng([seed, number, documents]), documents)
+        race = raced(planted, number, None if number % 2 else 0.5)
+        order = race.ranking()
+        same = np.isin(order, np.arange(len(order))[EQUAL])
+        for place, tied in enumerate(ties(race, order)[:-1]):
+            if same[place] and same[place + 1]:
+                pairs, errors = pairs + 1, errors + (not tied)
+    return {"documents": documents, "pairs": pairs, "untied": errors,
+            "untied_upper": upper(errors, pairs)}  # fmt: skip
 
 
 def raced(planted: Planted, seed: int, share: float | None = None) -> Race:
     """A race fed from a table, to its end or to a share of all evaluations."""
     effects = planted.effects
     heads = len(effects)
-    race = Race(heads, planted.weights, planted.clusters, planted.top, CONFIDENCE, seed)
+    sizes = planted.sizes
+    race = Race(
+        heads, planted.weights, planted.clusters, planted.top, CONFIDENCE, seed,
+        bound=planted.bound, first=() if sizes is None else heavy_windows(sizes),
+    )  # fmt: skip
     budget = effects.size if share is None else int(share * effects.size)
     race.run(lambda rows, columns: effects[np.ix_(rows, columns)], budget)
     return race

@@ -1,7 +1,7 @@
 """Planted tables: what ablating heads adds to windows, of kinds that a race has to get right.
 
 Every setting is a table that stands for a model and its documents: H heads, N windows, the truth
-being the weighted mean over all windows. Levels are in standard deviations of the noise of a window.
+being the weighted mean over all windows. Levels are in standard deviations of a window's noise.
 """
 
 from __future__ import annotations
@@ -110,10 +110,8 @@ def _concentrate(effects: np.ndarray, head: int, at: np.ndarray, rng: Generator)
     effects[head, at] += level * effects.shape[1] / len(at) * rng.uniform(0.8, 1.2, len(at))
 
 
-def accuracy(
-    rng: Generator, heads: int = HEADS, windows: int = WINDOWS, top: int = TOP
-) -> Planted:
-    """Answers right or wrong: ablation turns some of the right ones wrong, and few the other way."""
+def accuracy(rng: Generator, heads: int = HEADS, windows: int = WINDOWS, top: int = TOP) -> Planted:
+    """Answers right or wrong: ablation turns some right ones wrong, and few the other way."""
     right = rng.random(windows) < 0.6
     lost = np.linspace(0.3, 0.0, heads)[:, None]
     return _flips(rng, right, lost, 0.02, top)
@@ -126,9 +124,7 @@ def tasks(rng: Generator) -> Planted:
     return _flips(rng, right, lost, 0.004, top=8)
 
 
-def _flips(
-    rng: Generator, right: np.ndarray, lost: np.ndarray, won: float, top: int
-) -> Planted:
+def _flips(rng: Generator, right: np.ndarray, lost: np.ndarray, won: float, top: int) -> Planted:
     chance = rng.random((len(lost), len(right)))
     effects = np.where(right, (chance < lost) * 1.0, (chance < won) * -1.0)
     return replace(_table(effects, 1, top), bound=1.0)
@@ -159,11 +155,18 @@ def zero_variance(rng: Generator) -> Planted:
     return found
 
 
+def equal_in_kind(rng: Generator, documents: int, size: int = 8) -> Planted:
+    """Three heads around the last place that are equal in text of this kind, not in these."""
+    level = np.array([3.0, 2.0, 0.0, 0.0, 0.0, -1.0, -2.0, -3.0])[:, None]
+    of_document = rng.normal(0, np.sqrt(0.5), (8, documents)).repeat(size, axis=1)
+    return _table(level + of_document + rng.normal(0, np.sqrt(0.5), of_document.shape), size, 3)
+
+
 def with_sizes(rng: Generator, make: Make, agree: bool) -> Planted:
     """A table with first-order effects: the effect with some error, or that of other windows."""
     found = make(rng)
     sizes = found.effects * rng.lognormal(0, 0.5, found.effects.shape)
-    sizes += 0.3 * found.effects[:, :].std() * rng.normal(0, 1, sizes.shape)
+    sizes += 0.3 * found.effects.std() * rng.normal(0, 1, sizes.shape)
     if not agree:
         sizes = rng.permuted(sizes, axis=1)
     return replace(found, sizes=np.abs(sizes))
@@ -200,6 +203,15 @@ FIRST_ORDER: Mapping[str, Make] = {
     f"{name}, first order {'agrees' if agree else 'of other windows'}": partial(
         with_sizes, make=SETTINGS[name], agree=agree
     )
-    for name in ("normal", "lognormal 2", "rare 5%", "rare 2%", "one document each", "one rare head")
+    for name in (
+        "normal",
+        "lognormal 2",
+        "rare 5%",
+        "rare 2%",
+        "one document each",
+        "one rare head",
+    )
     for agree in (True, False)
 }
+EQUAL = slice(2, 5)  # of `equal_in_kind`
+DOCUMENTS = (3, 5, 10, 30)

@@ -1,0 +1,87 @@
+"""What a ranking says, in a line that can be quoted, and what it warns of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+CARRIED = 0.05  # of a head's windows: where so few hold half of its size, the tail rules the mean
+NAMED = 3  # heads that a warning names
+
+
+def tail_warning(table: pd.DataFrame) -> str:
+    """Which of the heads around the top have a score that few windows carry; "" where none has.
+
+    table: a raced ranking, best first.
+    """
+    near = table.iloc[: 2 * int(table.attrs["top"])]
+    ruled = near[(near["carried_by"] > 0) & (near["carried_by"] <= CARRIED * near["exact"])]
+    if not len(ruled):
+        return ""
+    names = [
+        f"{row.layer}.{row.head} ({row.carried_by} of {row.exact})"
+        for row in ruled.head(NAMED).itertuples()
+    ]
+    more = f" and {len(ruled) - NAMED} more" if len(ruled) > NAMED else ""
+    return (
+        f"few windows carry half of the effect of head {', '.join(names)}{more} (windows that "
+        "carry it, of those measured): another such window, not seen, would move the score"
+    )
+
+
+def summary(table: pd.DataFrame) -> str:
+    """What was settled, over which population, at which error, at what cost: one line.
+
+    table: what `rank_heads` returns.
+    """
+    attrs = table.attrs
+    parts = [_settled(table), _population(attrs), _error(attrs), _cost(attrs)]
+    if attrs.get("conditional"):
+        parts.append(f"conditional {attrs['conditional']}")
+    if attrs.get("tails"):
+        parts.append(attrs["tails"])
+    return "; ".join(parts) + "."
+
+
+def _settled(table: pd.DataFrame) -> str:
+    attrs = table.attrs
+    top, method = int(attrs["top"]), attrs.get("method", "ablation")
+    what = f"the {top} best of {len(table)} heads by {str(method).replace('_', ' ')}"
+    if attrs["stopped"] == "budget":
+        sure = int((table["p_top"] >= 0.95).sum())
+        return f"{what} are not settled ({sure} heads have a chance of 95% and more)"
+    tied = table["tied_with_next"].iloc[top - 1]
+    turned = ", though other documents may turn the last place" if tied else ""
+    return f"{what} are settled{turned}"
+
+
+def _population(attrs: dict[Any, Any]) -> str:
+    documents = len(attrs.get("documents") or [])
+    return (
+        f"for the mean {attrs.get('metric', 'loss')} over these {documents} documents of "
+        f"{attrs.get('data', 'the data')}, not over others"
+    )
+
+
+def _error(attrs: dict[Any, Any]) -> str:
+    guarantee = attrs.get("guarantee")
+    if guarantee is None:
+        return "every window measured, so that nothing was estimated"
+    level = f"{100 * (1 - attrs['confidence']):.3g}%"
+    how = "in every sample size" if guarantee == "exact" else "asymptotically"
+    if attrs["stopped"] == "budget":
+        return f"all intervals together wrong in at most {level} of races, {how}"
+    return f"set and all intervals together wrong in at most {level} of races, {how}"
+
+
+def _cost(attrs: dict[Any, Any]) -> str:
+    spent, every = attrs["evaluations"], attrs.get("exhaustive")
+    if not spent:
+        return "without an exact evaluation"
+    if not every or spent == every:
+        return f"{spent:,} exact evaluations, all there are"
+    first = (
+        f" and a first-order pass ({attrs['first']} windows first)" if attrs.get("first") else ""
+    )
+    return f"{spent:,} of {every:,} exact evaluations ({spent / every:.1%}){first}"
