@@ -204,10 +204,12 @@ class Race:
         ):
             self.totals[:, head] += exact_sum(row[:split]), exact_sum(row[split:])
         self.scores[chosen] = [self._mean(head) / self.unit for head in chosen.tolist()]
-        drawn = self.y[chosen, self.known : stop] / self.unit
-        if drawn.shape[1]:
-            self.deviations[chosen] = drawn.std(1, ddof=1) if drawn.shape[1] > 1 else 0.0
-            self.range.see(chosen, drawn)
+        if count := max(stop - self.known, 0):
+            drawn = self.y[chosen, self.known : stop]
+            means = [total / (count << LEAST) for total in self.totals[1, chosen].tolist()]
+            squares = ((drawn - np.array(means)[:, None]) ** 2).sum(1)
+            self.deviations[chosen] = np.sqrt(squares / max(count - 1, 1)) / self.unit
+            self.range.see(chosen, drawn / self.unit)
         if told:
             told(self.spent, int(self.active.sum()))
 
@@ -257,7 +259,8 @@ class Race:
         scores, index = self.scores[racing], np.arange(len(racing))
         exact = scores[:, None] > scores
         exact |= (scores[:, None] == scores) & (index[:, None] < index)
-        self.better[place] = np.where(complete, exact, self.certain(place, alpha))
+        found = self.certain(place, alpha)
+        self.better[place] = np.where(complete, exact, found & ~found.T)
 
     def certain(self, place: tuple[np.ndarray, ...], alpha: float) -> np.ndarray:
         """Of pairs that have not seen all windows, whether the first is surely better, [A, A]."""

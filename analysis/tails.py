@@ -117,9 +117,10 @@ def heavy_windows(sizes: np.ndarray, most: int | None = None) -> list[int]:
     Those where a head's size is more than HEAVY times its usual one; at most a quarter of all
     windows, and `most` of them.
     """
-    _, _, scale = scales(sizes)
+    size = np.abs(sizes)
+    usual = np.quantile(size, SPREAD, axis=1, keepdims=True) / USUAL
     with np.errstate(divide="ignore", invalid="ignore"):
-        outlying = np.abs(sizes - np.median(sizes, axis=1, keepdims=True)) / scale[:, None]
+        outlying = size / usual
     worst = np.nan_to_num(outlying, posinf=np.finfo(float).max).max(0)
     order = np.argsort(-worst, kind="stable")
     order = order[: min(int(MOST * sizes.shape[1]), len(order) if most is None else most)]
