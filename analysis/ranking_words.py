@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 CARRIED = 0.05  # of a head's windows: where so few hold half of its size, the tail rules the mean
+SURE = 0.95
 NAMED = 3  # heads that a warning names
 
 
@@ -46,17 +48,21 @@ def summary(table: pd.DataFrame) -> str:
 
 def _settled(table: pd.DataFrame) -> str:
     attrs = table.attrs
-    top, method = int(attrs["top"]), attrs.get("method", "ablation")
-    what = f"the {top} best of {len(table)} heads by {str(method).replace('_', ' ')}"
+    top, method = int(attrs["top"]), str(attrs.get("method") or "ablation")
+    what = f"the {top} best of {len(table)} heads by {method.replace('_', ' ')}"
     if attrs["stopped"] == "budget":
-        sure = int((table["p_top"] >= 0.95).sum())
-        return f"{what} are not settled ({sure} heads have a chance of 95% and more)"
+        sure = int((table["p_top"] >= SURE).sum())
+        return f"{what} are not settled (chance of {SURE:.0%} and more: {sure} heads)"
     tied = table["tied_with_next"].iloc[top - 1]
     turned = ", though other documents may turn the last place" if tied else ""
-    return f"{what} are settled{turned}"
+    return f"{what} are {'settled' if _raced(attrs) else 'known'}{turned}"
 
 
-def _population(attrs: dict[Any, Any]) -> str:
+def _raced(attrs: Mapping[Any, Any]) -> bool:
+    return "minimum" in attrs
+
+
+def _population(attrs: Mapping[Any, Any]) -> str:
     documents = len(attrs.get("documents") or [])
     return (
         f"for the mean {attrs.get('metric', 'loss')} over these {documents} documents of "
@@ -64,18 +70,20 @@ def _population(attrs: dict[Any, Any]) -> str:
     )
 
 
-def _error(attrs: dict[Any, Any]) -> str:
-    guarantee = attrs.get("guarantee")
-    if guarantee is None:
-        return "every window measured, so that nothing was estimated"
+def _error(attrs: Mapping[Any, Any]) -> str:
+    if not _raced(attrs):
+        exact = attrs.get("evaluations")
+        return "every window measured" if exact else "no head was ablated: these scores stand in"
     level = f"{100 * (1 - attrs['confidence']):.3g}%"
-    how = "in every sample size" if guarantee == "exact" else "asymptotically"
-    if attrs["stopped"] == "budget":
-        return f"all intervals together wrong in at most {level} of races, {how}"
-    return f"set and all intervals together wrong in at most {level} of races, {how}"
+    what = "all intervals" if attrs["stopped"] == "budget" else "the set and all intervals"
+    how = {
+        "exact": ", in every sample size",
+        "asymptotic": ", asymptotically: no value not seen is taken to reach beyond those seen",
+    }.get(str(attrs.get("guarantee")), ", if values are near normal")
+    return f"{what} together wrong in at most {level} of races{how}"
 
 
-def _cost(attrs: dict[Any, Any]) -> str:
+def _cost(attrs: Mapping[Any, Any]) -> str:
     spent, every = attrs["evaluations"], attrs.get("exhaustive")
     if not spent:
         return "without an exact evaluation"

@@ -193,6 +193,7 @@ def rank(
     `midus rank pico --data tasks.jsonl --metric logit_difference --evidence`
     """
     from analysis import rank_heads
+    from analysis.ranking_words import summary
 
     asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "top": top,
@@ -227,6 +228,7 @@ def rank(
         if evidence:
             _print_evidence(run.load_table("evidence"))
         common.closing(run.path)
+        typer.echo(summary(table))
 
 
 @common.reports

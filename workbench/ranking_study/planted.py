@@ -24,6 +24,8 @@ from analysis.race_found import p_top, tails, ties
 from analysis.ranking_words import CARRIED
 from analysis.tails import heavy_windows
 from analysis.ties import best_first
+from midus_model.bench.report import fill_in
+from workbench.ranking_study import report
 from workbench.ranking_study.settings import (
     DOCUMENTS,
     EQUAL,
@@ -50,9 +52,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--settings", nargs="*", default=list(every), choices=list(every))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file [default: standard output]")
+    parser.add_argument("--page", type=Path, help="whose tables are filled in")
+    parser.add_argument("--from", dest="kept", type=Path, help="JSON file of races made before")
     given = parser.parse_args(arguments)
     if given.races < 1:
         parser.error(f"--races is {given.races}; it must be at least 1")
+    if given.page is not None and len(given.settings) < len(every):
+        parser.error("--page takes all settings; leave --settings out")
+    if given.kept is not None:
+        if given.page is None:
+            parser.error("--from makes the tables of a page; give --page too")
+        _fill_in(given.page, json.loads(given.kept.read_text(encoding="utf-8")))
+        return 0
     found: dict[str, Any] = {"confidence": CONFIDENCE, "settings": []}
     for name in given.settings:
         found["settings"].append(outcome(name, given.races, given.seed))
@@ -62,9 +73,16 @@ def main(arguments: list[str] | None = None) -> int:
         found["p_top"] = pooled([r for r in found["settings"] if r["setting"] not in MISLED])
         found["ties"] = [untied(count, given.races, given.seed) for count in DOCUMENTS]
         _keep(found, given.out)
+        if given.page is not None:
+            _fill_in(given.page, found)
     if given.out is None:
         print(json.dumps(found, indent=1))
     return 0
+
+
+def _fill_in(page: Path, found: dict[str, Any]) -> None:
+    for name, make in report.PLANTED.items():
+        fill_in(page, name, make(found))
 
 
 def _keep(found: dict[str, Any], place: Path | None) -> None:
