@@ -52,8 +52,8 @@ class Uncorrected(Race):
 class InOrder(Race):
     """Draws documents at random and takes the windows of each in a row."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         _, place = np.unique(self.clusters, return_index=True)  # each document's first window drawn
         rank = dict(zip(self.clusters[place].tolist(), place.tolist(), strict=True))
         turn = np.argsort([rank[cluster] for cluster in self.clusters.tolist()], kind="stable")
