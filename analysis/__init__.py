@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         token_effects,
     )
     from analysis.checks import check_model
-    from analysis.contrasts import amplification_by_role, amplification_contrast
+    from analysis.contrasts import amplification_contrast
     from analysis.costs import costs
     from analysis.doctor import doctor
     from analysis.documents import documents
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from analysis.next_tokens import next_tokens
     from analysis.ranking import rank_heads
     from analysis.realisations import head_geometry, memory_realisations, residual_updates
+    from analysis.role_slopes import amplification_by_role
     from analysis.roles import head_roles
 
 __all__ = [
@@ -91,7 +92,7 @@ import_when_used(
             "token_effects",
         ),
         "analysis.checks": ("check_model",),
-        "analysis.contrasts": ("amplification_by_role", "amplification_contrast"),
+        "analysis.contrasts": ("amplification_contrast",),
         "analysis.costs": ("costs",),
         "analysis.doctor": ("doctor",),
         "analysis.documents": ("documents",),
@@ -113,6 +114,7 @@ import_when_used(
         "analysis.next_tokens": ("next_tokens",),
         "analysis.ranking": ("rank_heads",),
         "analysis.realisations": ("head_geometry", "memory_realisations", "residual_updates"),
+        "analysis.role_slopes": ("amplification_by_role",),
         "analysis.roles": ("head_roles",),
     },
 )

@@ -9,8 +9,6 @@ import copy
 import json
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from analysis.tables import display_name
+from kernels import files, locks
 from kernels.errors import HeadError, MidusError, ModelError
 from midus_model import (
     blocks,
@@ -125,32 +124,23 @@ class Amplified:
         amplified.json, which names the model, the heads and their gains.
 
         Raises ModelError where something lies at `path` (unless it is a model and `overwrite`),
-        where nothing can be written, or where `folded` does.
+        where nothing can be written or another process writes, or where `folded` does.
         """
         place = Path(path).expanduser()
+        with locks.hold(place, error=ModelError):
+            return self._save(place, overwrite)
+
+    def _save(self, place: Path, overwrite: bool) -> Path:
         if place.exists() and not (overwrite and (place / "config.json").is_file()):
             raise ModelError(
                 f"{place} exists already; give another folder, or overwrite=True if it is a model"
             )
-        draft, old = (
-            place.with_name(f".{place.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old")
-        )
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            self.folded().save_pretrained(draft)
+        folded = self.folded()
+        with files.replacing(place, error=ModelError, replace=overwrite) as draft:
+            folded.save_pretrained(draft)
             if tokenizer := self._tokenizer():
                 tokenizer.save_pretrained(draft)
             (draft / "amplified.json").write_text(json.dumps(self._described(), indent=1) + "\n")
-            if place.exists():
-                place.rename(old)
-            draft.rename(place)
-        except OSError as error:
-            raise ModelError(f"cannot write to {place}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            if old.exists() and not place.exists():
-                old.rename(place)
-            shutil.rmtree(old, ignore_errors=True)
         return place
 
     def _tokenizer(self) -> Any:

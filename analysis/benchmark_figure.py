@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from analysis.paper.canvas import COLUMN, Figure, canvas, style
 from kernels.errors import DataError
+from kernels.reading import read_json, said
 
 # op, direction and peer of a line, its label, colour and marker (colours tell apart without red
 # and green, markers without colour).
@@ -16,6 +16,7 @@ LINES = (
     ("headwise_memory", "forward+backward", "ffn", "layer / FFN, with backward", "#D55E00", "s"),
     ("block", "forward", "copied_layer", "block / copied layer, forward", "#009E73", "^"),
 )
+ENDS = ("", "_min", "_max")  # of the median, and of the least and greatest
 DASHES = {"float32": "-", "bfloat16": "--"}
 
 
@@ -26,10 +27,9 @@ def benchmark_ratios(path: str | Path) -> Figure | None:
     file is no benchmark.
     """
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-        rows, machine = result["rows"], result["machine"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no benchmark.json of `midus bench`: {error}") from error
+        rows, machine = _read(Path(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no benchmark.json of `midus bench`: {said(error)}") from error
     lines = list(_lines(rows))
     if not lines:
         return None
@@ -62,6 +62,34 @@ def benchmark_ratios(path: str | Path) -> Figure | None:
         axes.set_ylabel("time, as a ratio")
         axes.legend(loc="best")
     return figure
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and machine. Raises OSError, and ValueError where the file lacks what is drawn of it."""
+    result = read_json(path)
+    held = result if isinstance(result, dict) else {}
+    rows, machine = held.get("rows"), held.get("machine")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it has no rows")
+    if not isinstance(machine, dict) or not {"device", "threads", "torch"} <= set(machine):
+        raise ValueError("it does not say on which machine")
+    for number, row in enumerate(rows):
+        peers = [peer for _, _, peer, *_ in LINES if f"x_{peer}" in row]
+        numbers = [f"x_{peer}{end}" for peer in peers for end in ENDS] + ["tokens"] * bool(peers)
+        lacks = [key for key in ("op", "direction", "dtype", "shape") if key not in row]
+        lacks += [key for key in numbers if not _is_positive(row.get(key))]
+        if lacks:
+            raise ValueError(f"row {number} has no {lacks[0]}")
+        for peer in peers:
+            if not row[f"x_{peer}_min"] <= row[f"x_{peer}"] <= row[f"x_{peer}_max"]:
+                raise ValueError(f"the median of row {number} is beyond its least or greatest")
+    return rows, machine
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether it is a number that a logarithmic axis has a place for."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < 2**53
 
 
 def _within(level: float, lines: list[Any]) -> bool:

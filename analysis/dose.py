@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from analysis.amplification import DEFAULT_DOCUMENTS
-from analysis.contrasts import Head, drawn_heads, layer_counts
 from analysis.documents import Documents
+from analysis.draws import Head, drawn_heads, layer_counts
 from analysis.engine import Batch, Progress, Replacement, window_values
-from analysis.estimates import a_time, timed
+from analysis.estimates import Cheaper, a_time, timed
 from analysis.gates import folded_values
 from analysis.importance import head_importance, method_cost
 from analysis.methods import measured_first
@@ -41,6 +41,7 @@ GAINS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 CONTROLS = ("random", "matched_norm")
 BASELINES = ("zero", "mean")
 DEFAULT_HEADS = 4
+FEW_DRAWS = 2  # what is cheaper
 DOSES = "dose response"  # the stage
 
 
@@ -142,7 +143,16 @@ def _cost(
         return {**{name: share * each for name, each in first.items()}, DOSES: share * states}
 
     sample = method_cost({"name": "ablation"}).sample if chosen else None
-    return Cost("dose response", passes, sample, options=lambda seconds, *_: a_time(seconds))
+
+    def cheaper(seconds: float, *_: Any) -> list[Cheaper]:
+        few = 1.0 + (arms - draws + FEW_DRAWS) * (len(doses) - 1)
+        found = a_time(seconds)
+        if "random" in controls and draws > FEW_DRAWS:
+            share = few / states
+            found.append(Cheaper(f"draws={FEW_DRAWS}", f"--draws {FEW_DRAWS}", seconds * share))
+        return found
+
+    return Cost("dose response", passes, sample, options=cheaper)
 
 
 def _doses(gains: Sequence[float]) -> list[float]:

@@ -16,12 +16,18 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
+
+import torch
 
 from analysis.containers import in_source, read_arrow, read_columns, read_entries, read_records
+from analysis.escapes import storable
 from analysis.rows import Found, NotText, Record, Row
 from kernels.errors import DataError
+from midus_model.ordinary import odd_kind
+from midus_model.placement import free_bytes
 
+HELD = 6  # bytes of memory that a byte of a file may take
 READ = ".txt, .jsonl, .json, .csv, .tsv and .parquet, each also as .gz"
 # Prose, and source code, which is a text as it stands.
 PLAIN = """
@@ -32,6 +38,7 @@ PLAIN = """
 .asm .s .sh .bash .zsh .fish .ps1 .bat .sql .proto .cmake .mk .gradle .lean .sol .agda
 """
 TEXT = frozenset(PLAIN.split())
+CHUNK = 2**16  # bytes
 BOMS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -45,7 +52,7 @@ def read_path(path: Path, found: Found) -> None:
     if path.is_dir():
         _folder(path, found)
     else:
-        _file(path, path.name, found)
+        _file(path, storable(path.name), found)
 
 
 def _folder(root: Path, found: Found) -> None:
@@ -56,7 +63,7 @@ def _folder(root: Path, found: Found) -> None:
         if hidden or not path.is_file():
             continue
         try:
-            _file(path, relative.as_posix(), found)
+            _file(path, storable(relative.as_posix()), found)
         except NotText as error:
             found.passed.append(str(error))
     if not found.rows:
@@ -85,16 +92,44 @@ def _file(path: Path, name: str, found: Found) -> None:
 
 def _bytes(path: Path) -> bytes:
     try:
-        if path.is_char_device() or path.is_block_device() or path.is_socket():
-            raise DataError(f"{path} is a device, not a file")
-        return path.read_bytes()
+        if (odd := odd_kind(path)) is not None:
+            raise DataError(f"{path} is {odd}, not a file; give {READ}")
+        most = _most_bytes()
+        if (size := path.stat().st_size) > most:
+            raise _too_large(path, size, most)
+        with path.open("rb") as file:  # /proc says 0 of files without an end
+            return _whole(file, path, most)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def _whole(file: IO[bytes] | gzip.GzipFile, path: Path, most: int) -> bytes:
+    """What a file holds, read in growing parts: room for `most` at once may not be there."""
+    data = bytearray()
+    while part := file.read(min(max(len(data), CHUNK), most + 1 - len(data))):
+        data += part
+        if len(data) > most:
+            raise _too_large(path, len(data), most)
+    return bytes(data)
+
+
+def _most_bytes() -> int:
+    """Of a file that is read whole: its text and rows take several times as much."""
+    return (free_bytes(torch.device("cpu")) or 2**34) // HELD
+
+
+def _too_large(path: Path, size: int, most: int) -> DataError:
+    return DataError(
+        f"{path} has {size / 1e9:.1f} GB unpacked, and this machine's memory holds texts of "
+        f"{most / 1e9:.1f} GB; give a part of it"
+    )
+
+
 def _unpacked(path: Path) -> bytes:
+    most = _most_bytes()
     try:
-        return gzip.decompress(_bytes(path))
+        with gzip.open(io.BytesIO(_bytes(path))) as file:
+            return _whole(file, path, most)
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path} is no whole gzip file: {error}") from error
 

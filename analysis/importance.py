@@ -26,7 +26,7 @@ from analysis.methods import (
 from analysis.metrics import LOSS, Metric
 from analysis.noise import with_noise
 from analysis.subject import Subject, Unit, check_choice, prepared
-from analysis.sweep import forget, swept
+from analysis.sweep import swept
 from analysis.tables import head_table
 from analysis.within import Cost, Sampled
 from kernels.errors import MidusError
@@ -92,7 +92,8 @@ def head_importance(
         seed: of the bootstrap over documents, and of the resampled baseline.
         memory_budget: bytes that arrays may take beside the weights; by default 1 GiB on a CPU,
             half of what is free on a GPU.
-        checkpoint: a file that keeps the sums so far: the same call goes on where it was killed.
+        checkpoint: a file that keeps the sums so far: the same call goes on where it was killed. It
+            stays, so that the table can be made again until it is saved; remove it then.
         within: seconds that all of this may take. As many documents as fit are measured, those
             that `limit` would choose; below 8 of them, only the first tokens of each; and of
             "ablation" only the heads of largest first-order effect (column `first_order`), the
@@ -159,7 +160,6 @@ def head_importance(
     clean = float(totals["values"].sum() / subject.weights.sum()) * subject.metric.sign
     attrs["clean_loss" if subject.metric is LOSS else "clean"] = clean
     if convention is not None:
-        forget(checkpoint)
         return convention_table(convention, totals["effects"], subject.units, subject.docs, attrs)
     by_document, weights = totals["effects"] / subject.weights, subject.weights
     if method in PER_DOCUMENT:
@@ -171,7 +171,6 @@ def head_importance(
     table = normalised(with_noise(table, subject, **options), normalise)
     if first_order is not None:
         table = with_the_others(table, every, first_order)
-    forget(checkpoint)
     return table
 
 

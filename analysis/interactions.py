@@ -17,7 +17,7 @@ from analysis.estimates import timed
 from analysis.methods import Method, ablation_passes
 from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, Unit, prepared
-from analysis.sweep import forget, swept
+from analysis.sweep import swept
 from analysis.within import Cost
 from kernels.errors import HeadError
 from midus_model import check_heads, chosen_heads
@@ -86,9 +86,7 @@ def head_interactions(
         identity={"pairs": [list(pair) for pair in pairs]},
         progress=progress,
     )
-    table = _table(subject, totals["effects"] / subject.weights, couples, seed)
-    forget(checkpoint)
-    return table
+    return _table(subject, totals["effects"] / subject.weights, couples, seed)
 
 
 def _passes(pairs: list[tuple[int, int]], model: Any, units: Sequence[Unit]) -> dict[str, float]:

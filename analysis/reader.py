@@ -13,7 +13,7 @@ import torch
 from analysis.rows import Dropped, Row
 from analysis.tokens import Encoder, Placed, token_names
 from analysis.windows import Document
-from kernels.errors import DataError, MidusError, ModelError
+from kernels.errors import DamagedTokenizer, DataError, MidusError
 
 MAX_CONTEXT = 1024
 TOKENIZER_BATCH = 64
@@ -79,6 +79,8 @@ class Reader:
         """The tokenizer, or None: token ids can be measured without one."""
         try:
             return self.tokenizer
+        except DamagedTokenizer:
+            raise
         except MidusError:
             return None
 
@@ -241,17 +243,9 @@ def _tensor(ids: Sequence[int]) -> torch.Tensor:
 
 def _model_config(name: str | os.PathLike[str]) -> Any:
     """A model's config by name, without its weights."""
-    from transformers import AutoConfig
+    from midus_model.loading import config_place, read_config
 
-    from midus_model.loading import config_place
-
-    try:
-        return AutoConfig.from_pretrained(config_place(os.fspath(name)))
-    except MidusError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the model {str(name)!r} cannot be opened: {reason}") from error
+    return read_config(config_place(os.fspath(name)), str(name))
 
 
 def whole_number(value: Any, name: str, at_least: int) -> int:

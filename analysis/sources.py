@@ -21,6 +21,7 @@ from analysis.containers import (
     read_entries,
     streamed,
 )
+from analysis.escapes import storable
 from analysis.files import read_path
 from analysis.rows import Dropped, Found, Row, ids_hash, text_hash
 from kernels.errors import DataError
@@ -101,7 +102,7 @@ def _named(data: str | os.PathLike[str], found: Found) -> str:
             f"{', '.join(SHIPPED)}; to measure a text itself give it in a list"
         )
     read_path(path, found)
-    return path.resolve().name
+    return storable(path.resolve().name)
 
 
 def is_hub(data: Any) -> bool:
@@ -114,6 +115,13 @@ def _hub_rows(data: str, limit: int | None, split: str | None, found: Found) -> 
     name, _, config = data.removeprefix("hf:").partition(":")
     if not name:
         raise DataError('"hf:" needs a dataset\'s name, for example "hf:roneneldan/TinyStories"')
+    # The library would take files of the working directory for either kind of name.
+    here = Path(name).exists() and not Path(name).is_absolute()
+    if here or importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
+        raise DataError(
+            f'"{data}" names no dataset of the hub; give owner/name after "hf:", and a file or '
+            'folder of the working directory without "hf:"'
+        )
     try:
         from datasets import get_dataset_split_names, load_dataset
     except ImportError as error:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from analysis.array_files import load_arrays, save_arrays
 from analysis.distributed import agreed, is_main, rank_and_size, reduced, share
 from analysis.documents import Documents
 from analysis.engine import Progress, batches
@@ -24,6 +21,7 @@ from analysis.memory_plan import is_out_of_memory
 from analysis.shortened import fair_order, passes_of
 from analysis.subject import Subject
 from analysis.within import PIECE
+from kernels import locks
 from kernels.errors import DataError, ModelError
 
 SAVE_SECONDS = 5.0  # a killed pass loses that much, and the batch it was at
@@ -49,8 +47,8 @@ def swept(
 
     Args:
         text: of the progress; forwards: what a window costs, in forward passes, for the estimate.
-        checkpoint: file that holds the sums so far, to be removed by `forget` once they are used.
-            One of another measurement (other `identity`) is refused with a DataError.
+        checkpoint: file that holds the sums so far, to be removed once what is made of them is
+            saved. One of another measurement (other `identity`) is refused with a DataError.
         by_window: sum effects by window, not by document.
 
     Returns "effects" [G, documents or windows] and "values" [documents], and the other arrays.
@@ -60,9 +58,25 @@ def swept(
     work = current()
     if work is not None and work.limited and work.begun:
         return _in_time(work, subject, measure, text, forwards, by_window, progress)
-    docs, heads = subject.docs, len(subject.units)
+    if checkpoint is None:
+        return _whole(subject, measure, text, forwards, by_window, progress, None)
+    kept = _Checkpoint(Path(checkpoint), subject, identity or {})
+    with locks.hold(kept.path, error=DataError):
+        return _whole(subject, measure, text, forwards, by_window, progress, kept)
+
+
+def _whole(
+    subject: Subject,
+    measure: Measure,
+    text: str,
+    forwards: float,
+    by_window: bool,
+    progress: Progress | None,
+    kept: _Checkpoint | None,
+) -> Totals:
+    """Every batch of this process, from where `kept` was."""
+    docs, heads, work = subject.docs, len(subject.units), current()
     todo = share(batches(docs.windows, subject.plan.windows))
-    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), subject, identity or {})
     totals, first = kept.read() if kept else ({}, 0)
     done, every = _evaluations(subject, todo[:first]), _evaluations(subject, todo)
     report = _Report(progress, done, every, text)
@@ -173,12 +187,6 @@ def _at_once(work: Work, subject: Subject, text: str, forwards: float) -> int:
 # ---------------------------------------------------------------- sums and reports
 
 
-def forget(checkpoint: str | os.PathLike[str] | None) -> None:
-    """Remove a checkpoint whose table is made."""
-    if checkpoint is not None:
-        _own(Path(checkpoint)).unlink(missing_ok=True)
-
-
 def _own(path: Path) -> Path:
     """This process's part of a checkpoint."""
     rank, size = rank_and_size()
@@ -194,8 +202,7 @@ def _measured(
         if not is_out_of_memory(error):
             raise
         raise ModelError(
-            f"memory does not hold a batch of {len(indices)} windows; give a smaller "
-            "memory_budget, or documents with a smaller context"
+            f"memory does not hold a batch of {len(indices)} windows; a smaller context would do"
         ) from error
 
 
@@ -306,15 +313,9 @@ class _Checkpoint:
     def read(self) -> tuple[Totals, int]:
         if not self.path.exists():
             return {}, 0
-        try:
-            with safe_open(self.path, framework="np") as file:
-                known = file.metadata() or {}
-                if known.get("identity") == self.identity:
-                    return {name: file.get_tensor(name) for name in file.keys()}, int(known["done"])  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise DataError(
-                f"the checkpoint {self.path} is damaged ({error}); remove it to begin anew"
-            ) from error
+        totals, known = load_arrays(self.path)
+        if known.get("identity") == self.identity:
+            return totals, int(known["done"])
         raise DataError(
             f"the checkpoint {self.path} belongs to another measurement (model, documents, "
             "options, memory_budget or number of processes differ); give another path, or remove "
@@ -324,18 +325,5 @@ class _Checkpoint:
     def write(self, totals: Totals, done: int, last: bool) -> None:
         if not last and time.monotonic() - self.written < SAVE_SECONDS:
             return
-        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {name: np.array(array, order="C") for name, array in totals.items()}
-            save_file(arrays, draft, {"identity": self.identity, "done": str(done)})
-            draft.replace(self.path)
-        except OSError as error:
-            raise DataError(
-                f"cannot write the checkpoint {self.path}: {error.strerror or error}; "
-                "give another path"
-            ) from error
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
+        save_arrays(self.path, totals, {"identity": self.identity, "done": str(done)})
         self.written = time.monotonic()

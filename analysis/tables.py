@@ -1,19 +1,16 @@
-"""The one shape of result: a tidy frame, a row a head, with JSON attrs, stored as two files.
+"""The one shape of result: a tidy frame, a row a head, with JSON attrs, stored as one file.
 
 Columns: layer, kind, head, source_layer, score, stderr, ci_low, ci_high, by_document.
-`table.attrs` says how the numbers came about and holds JSON values only; parquet drops it, so
-`save` writes it beside the parquet file and `load` puts it back.
+`table.attrs` says how the numbers came about and holds JSON values only; `save` and `load`
+(`analysis.table_files`) keep it in the parquet file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
-import secrets
+import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,15 +19,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from pandas.api.types import is_object_dtype
 
+from analysis.escapes import storable
 from analysis.statistics import RESAMPLES, bootstrap_mean
-from kernels.errors import DataError, IncomparableTables, MidusError, ModelError
+from analysis.table_files import SCHEMA, json_attrs, load, load_rows, save
+from kernels.errors import IncomparableTables, MidusError, ModelError
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA = 1
 COLUMNS = (
     "layer", "kind", "head", "source_layer", "score", "stderr", "ci_low", "ci_high", "by_document",
 )  # fmt: skip
@@ -42,7 +39,6 @@ COMPARED = (
 BY_DEFAULT = {
     "stage": "output", "heads_are": "query heads", "weighting": "tokens", "bos": "first",
 }  # fmt: skip
-CHECKSUM = "parquet_sha256"
 
 
 class Site(Protocol):
@@ -111,170 +107,6 @@ def head_table(
     table = pd.DataFrame(columns, columns=list(COLUMNS))
     table.attrs = dict(json_attrs({"schema": SCHEMA, **attrs}).items())
     return table
-
-
-def json_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """`attrs` as plain JSON values: tuples to lists, numpy scalars to Python's, NaN to None."""
-    return {key: _plain(value, key) for key, value in attrs.items()}
-
-
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry, f"{where}.{key}") for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry, where) for entry in value]
-    raise MidusError(
-        f"attrs hold JSON values only (text, numbers, lists, dicts, None); "
-        f"{where} is a {type(value).__name__}"
-    )
-
-
-# ---------------------------------------------------------------- files
-
-
-def save(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
-    """Write `path.parquet` and `path.json` (the attrs); a suffix in `path` is set aside.
-
-    Both are written in full under temporary names before either is renamed, and the attrs carry
-    the parquet file's sha256, so a reader never takes half a file or a pair that does not belong
-    together. Returns the parquet file's path.
-    """
-    parquet, sidecar = _pair(path)
-    attrs = json_attrs({"schema": SCHEMA} | {str(key): value for key, value in table.attrs.items()})
-    frame = pd.DataFrame(table).copy(deep=False)
-    frame.attrs = {}
-    mark = f".{secrets.token_hex(6)}.tmp"
-    drafts = [target.with_name(f".{target.name}{mark}") for target in (parquet, sidecar)]
-    try:
-        parquet.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(drafts[0], index=False)
-        attrs[CHECKSUM] = hashlib.sha256(drafts[0].read_bytes()).hexdigest()
-        text = json.dumps(attrs, indent=1, ensure_ascii=False, allow_nan=False)
-        drafts[1].write_text(text + "\n", encoding="utf-8")
-        for draft in drafts:
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())
-        for draft, target in zip(drafts, (parquet, sidecar), strict=True):
-            draft.replace(target)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the table {parquet}: {error.strerror or error}; choose another path"
-        ) from error
-    finally:
-        for draft in drafts:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-    return parquet
-
-
-def load(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """The table that `save` wrote, attrs and lists restored; `path` with or without suffix."""
-    parquet, sidecar = _pair(path)
-    attrs = _read_attrs(sidecar, parquet)
-    checksum = attrs.pop(CHECKSUM)
-    try:
-        digest = hashlib.sha256(parquet.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"cannot read the table {parquet}: {error.strerror or error}; "
-            "give the path that analysis.tables.save was given"
-        ) from error
-    if digest != checksum:
-        raise DataError(
-            f"{parquet} and {sidecar.name} do not belong together (the checksum differs): "
-            "one was replaced or cut short; make the table again or restore both files"
-        )
-    table = pd.read_parquet(parquet)
-    for name in (name for name in table.columns if is_object_dtype(table[name])):
-        if table[name].map(lambda value: isinstance(value, np.ndarray)).any():
-            table[name] = table[name].map(_as_list)
-    table.attrs = _light(attrs)
-    return table
-
-
-def load_rows(path: str | os.PathLike[str], equal: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of a table that `save` wrote whose columns have the values given, read alone.
-
-    For tables too large to be read whole for a few rows: parts of the file are skipped by their
-    statistics, and the checksum, which would read it whole, is left to `load`.
-    """
-    parquet, sidecar = _pair(path)
-    attrs = _read_attrs(sidecar, parquet)
-    attrs.pop(CHECKSUM)
-    try:
-        filters = [(name, "==", value) for name, value in equal.items()]
-        table = pd.read_parquet(parquet, filters=filters)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"cannot read the table {parquet}: {line}; make the table again or restore it"
-        ) from error
-    table.attrs = _light(attrs)
-    return table
-
-
-class _Shared(list[Any]):
-    """A long list in attrs that copies of a table share: pandas copies attrs at every step."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self
-
-
-def _light(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _shared(value) if key == "documents" else value for key, value in attrs.items()}
-
-
-def _shared(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _shared(part) for key, part in value.items()}
-    return _Shared(value) if isinstance(value, list) else value
-
-
-def _pair(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    given = Path(path).expanduser()
-    name = given.name
-    for suffix in (".parquet", ".json"):
-        name = name.removesuffix(suffix)
-    if not name:
-        raise DataError(f"a table needs a file name, for example results/pico; got {str(path)!r}")
-    return given.with_name(f"{name}.parquet"), given.with_name(f"{name}.json")
-
-
-def _read_attrs(sidecar: Path, parquet: Path) -> dict[str, Any]:
-    if not sidecar.is_file():
-        if parquet.is_file():
-            raise DataError(
-                f"{sidecar} is missing: it says what {parquet.name} measured; "
-                "keep the two files together"
-            )
-        raise DataError(f"no table at {parquet}; give the path that it was saved under")
-    try:
-        attrs = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{sidecar} is damaged ({error}); make the table again or restore both files"
-        ) from error
-    if not isinstance(attrs, dict) or "schema" not in attrs or CHECKSUM not in attrs:
-        raise DataError(
-            f"{sidecar} is not the description of a result table (it has no schema and checksum); "
-            "give the path that the table was saved under"
-        )
-    if attrs["schema"] != SCHEMA:
-        raise DataError(
-            f"{sidecar} has table schema {attrs['schema']}, this version reads {SCHEMA}; "
-            "open it with the version that made it"
-        )
-    return attrs
-
-
-def _as_list(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 # ---------------------------------------------------------------- comparison
@@ -352,8 +184,34 @@ def display_name(model: Any) -> str:
     path = Path(name).expanduser()
     # Results travel: a name never carries a machine's folders along.
     if path.exists() or path.is_absolute() or name.startswith((".", "~")):
-        return path.resolve().name
-    return name
+        return storable(path.resolve().name)
+    return storable(name)
+
+
+# A model's hash, and what it is good for: see `remembered_hash`.
+_remembered: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
+
+
+def remembered_hash(model: torch.nn.Module) -> str:
+    """`model_hash`, which is not made anew for this model until one of its parameters is written.
+
+    For whoever loaded the model and asks several times. A write through `.data`, which autograd
+    does not count, is not seen: `model_hash` alone makes it anew each time.
+    """
+    found = model_hash(model)
+    if not any(parameter.is_inference() for parameter in model.parameters()):
+        _remembered[model] = _written(model), found
+    return found
+
+
+def _written(model: torch.nn.Module) -> list[Any]:
+    """What changes when a parameter is replaced or written to, or an adapter is set."""
+    from midus_model.stored import settings
+
+    parameters = [
+        (name, id(p), p._version, p.data_ptr(), p.dtype) for name, p in model.named_parameters()
+    ]
+    return [*parameters, *settings(model)]
 
 
 def model_hash(model: torch.nn.Module) -> str:
@@ -366,6 +224,9 @@ def model_hash(model: torch.nn.Module) -> str:
 
     from midus_model.stored import settings, stored_tensors
 
+    known = _remembered.get(model)
+    if known is not None and known[0] == _written(model):
+        return known[1]
     digest = hashlib.sha256()
     for name, tensor in stored_tensors(model):
         if hasattr(tensor, "full_tensor"):  # a sharded parameter
@@ -378,3 +239,9 @@ def model_hash(model: torch.nn.Module) -> str:
     for line in settings(model):
         digest.update(f"{line}\n".encode())
     return digest.hexdigest()
+
+
+__all__ = [
+    "BY_DEFAULT", "COLUMNS", "COMPARED", "SCHEMA", "Site", "comparable", "display_name",
+    "head_table", "json_attrs", "load", "load_rows", "model_hash", "save", "versions", "weights_of",
+]  # fmt: skip

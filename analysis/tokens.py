@@ -15,6 +15,7 @@ from typing import Any
 
 from analysis.rows import Row
 from kernels.errors import DataError
+from kernels.reading import in_one_line, said
 
 BOS = ("first", "every", "none")
 PROBES = ("a", "1", "the")  # texts that a tokenizer is asked for, to see what it puts around them
@@ -78,16 +79,17 @@ class Encoder:
         if not texts:
             return []
         # Windows are cut later: nothing is truncated here, and nothing is too long to warn about.
-        found = self.tokenizer(
-            texts,
-            add_special_tokens=special,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        return [list(ids) for ids in found]
+        with in_one_line(_unread):
+            found = self.tokenizer(
+                texts,
+                add_special_tokens=special,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+            return [list(ids) for ids in found]
 
     def _bodies(self, texts: list[str]) -> list[list[int]]:
         """The ids of the texts alone."""
@@ -151,7 +153,8 @@ class Encoder:
         backend = self._backend
         if backend is None or not texts:
             return [None] * len(texts)
-        found = backend.encode_batch(texts, add_special_tokens=False)
+        with in_one_line(_unread):
+            found = backend.encode_batch(texts, add_special_tokens=False)
         return [
             list(one.offsets) if list(one.ids) == body else None
             for one, body in zip(found, bodies, strict=True)
@@ -165,14 +168,15 @@ class Encoder:
             return None
         from tokenizers import Tokenizer
 
-        bare = Tokenizer(backend.model)  # shared, not copied
-        if backend.normalizer is not None:
-            bare.normalizer = backend.normalizer
-        if backend.pre_tokenizer is not None:
-            bare.pre_tokenizer = backend.pre_tokenizer
-        for _, token in sorted(backend.get_added_tokens_decoder().items()):
-            (bare.add_special_tokens if token.special else bare.add_tokens)([token])
-        bare.encode_special_tokens = backend.encode_special_tokens
+        with in_one_line(_unread):
+            bare = Tokenizer(backend.model)  # shared, not copied
+            if backend.normalizer is not None:
+                bare.normalizer = backend.normalizer
+            if backend.pre_tokenizer is not None:
+                bare.pre_tokenizer = backend.pre_tokenizer
+            for _, token in sorted(backend.get_added_tokens_decoder().items()):
+                (bare.add_special_tokens if token.special else bare.add_tokens)([token])
+            bare.encode_special_tokens = backend.encode_special_tokens
         return bare
 
     # ------------------------------------------------ chat
@@ -191,16 +195,19 @@ class Encoder:
             )
         prompt, answer, foil = row.task
         messages = row.messages or ({"role": "user", "content": prompt},)
-        try:
+        with in_one_line(  # jinja's own kinds, and what a template raises
+            lambda error: DataError(
+                f"document {row.id!r} cannot be written by the chat template: {said(error)}"
+            )
+        ):
             prompt = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # jinja's own kinds, and what a template raises
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"document {row.id!r} cannot be written by the chat template: {reason}"
-            ) from error
         return replace(row, task=(str(prompt), answer, foil), messages=None)
+
+
+def _unread(error: BaseException) -> DataError:
+    return DataError(f"the tokenizer cannot read these texts: {said(error)}; restore its files")
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -211,9 +218,17 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
+def decoded(tokenizer: Any, ids: Sequence[int], **how: Any) -> str:
+    """The text of tokens; DataError where a damaged tokenizer cannot say it."""
+    with in_one_line(_unread):
+        return str(tokenizer.decode(list(ids), **how))
+
+
 def token_names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Tokens as the tokenizer writes them, quoted; numbers where it has no words for them."""
     convert = getattr(tokenizer, "convert_ids_to_tokens", None)
     if convert is None:
         return [str(one) for one in ids]
-    return [json.dumps(str(token), ensure_ascii=False) for token in convert(list(ids))]
+    with in_one_line(_unread):
+        found = convert(list(ids))
+    return [json.dumps(str(token), ensure_ascii=False) for token in found]

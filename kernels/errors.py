@@ -15,6 +15,10 @@ class ModelError(MidusError):
     """A model directory that is missing, damaged, or no supported causal language model."""
 
 
+class DamagedTokenizer(ModelError):
+    """A tokenizer that lies there and cannot be read; where there is none, token ids still can."""
+
+
 class UnsupportedArchitecture(ModelError):
     """A causal language model of a family that the workbench does not know."""
 
@@ -27,6 +31,10 @@ class HeadError(MidusError):
     """Heads that the model does not have."""
 
 
+class NoOverlap(HeadError):
+    """Chosen heads with which no other head can be compared."""
+
+
 class DataError(MidusError):
     """Text or a task that cannot be used."""
 
@@ -37,3 +45,15 @@ class IncomparableTables(MidusError):
 
 class RunError(MidusError):
     """A run folder that cannot be written, or cannot be read."""
+
+
+class Diverged(RunError):
+    """A training whose loss, gradient or weights are no longer finite numbers.
+
+    step: the optimiser step at which that was seen, 0 before the first; checkpoint: the folder of
+    the last one saved before it, all finite, or None.
+    """
+
+    def __init__(self, message: str, *, step: int = 0, checkpoint: str | None = None) -> None:
+        super().__init__(message)
+        self.step, self.checkpoint = step, checkpoint

@@ -37,8 +37,10 @@ DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 WRITER, REPLACED = ".writer", ".replaced"  # in a draft, beside the thing itself
 LONGEST = 200  # bytes of the target's name in a draft's: a name may have 255
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# What libraries say that write by themselves and raise no OSError: safetensors, tokenizers, torch.
-SAID = re.compile(r"os error \d+|no space left|i/o error|PytorchStreamWriter failed", re.IGNORECASE)
+# What libraries say that write by themselves and raise no OSError: safetensors and tokenizers why,
+# torch that its archive was cut short.
+SAID = re.compile(r"os error \d+|no space left|i/o error", re.IGNORECASE)
+CUT_SHORT = re.compile(r"PytorchStreamWriter failed|enforce fail at inline_container")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 Content = str | bytes | Callable[[Path], object]
@@ -77,7 +79,8 @@ def write_json(
 ) -> Path:
     """Replace the file `target` by `content` as JSON; as `write_file`."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    return write_file(target, text, error=error, sync=sync)
+    # A file's name may hold bytes that are no UTF-8; so written, they are read as they were.
+    return write_file(target, text.encode("utf-8", "backslashreplace"), error=error, sync=sync)
 
 
 @contextmanager
@@ -130,6 +133,33 @@ def replacing(
         raise
 
 
+def move(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    error: type[MidusError] = RunError,
+) -> None:
+    """Rename a file or folder on the same filesystem into the place of `target`, synced first.
+
+    Raises `error` where that cannot be; both are as they were then.
+    """
+    old, place = Path(source), Path(target)
+    with writing(place, error=error):
+        _sync(old)
+        draft, lock = _new_draft(place)
+        try:
+            os.rename(old, draft / place.name)
+            try:
+                _take_place(draft, place)
+            except OSError:
+                os.rename(draft / place.name, old)
+                raise
+        finally:
+            _discard(draft)
+            os.close(lock)
+        _sync_folder(place.parent)
+
+
 @contextmanager
 def writing(
     target: str | os.PathLike[str], *, error: type[MidusError] = RunError
@@ -156,6 +186,8 @@ def unwritten(problem: BaseException) -> str | None:
     if isinstance(problem, OSError):
         reason = problem.strerror or text or type(problem).__name__
         full = problem.errno in FULL
+    elif CUT_SHORT.search(text):
+        reason, full = "torch could not write the whole file", True
     elif SAID.search(text):
         reason, full = text[:200], False
     else:
@@ -297,11 +329,19 @@ def _take_place(draft: Path, place: Path) -> None:
                 raise
         try:
             if not _exchange(new, place):
-                os.rename(place, draft / REPLACED)
-                os.rename(new, place)
+                _in_two_steps(draft, place)
             return
         except FileNotFoundError:  # another took it away meanwhile
             continue
+
+
+def _in_two_steps(draft: Path, place: Path) -> None:
+    os.rename(place, draft / REPLACED)
+    try:
+        os.rename(draft / place.name, place)
+    except OSError:
+        os.rename(draft / REPLACED, place)
+        raise
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -360,5 +400,6 @@ def _refuse_unnamed(place: Path) -> None:
 
 
 __all__ = [
-    "is_draft", "recover", "replacing", "sweep", "unwritten", "write_file", "write_json", "writing",
+    "is_draft", "move", "recover", "replacing", "sweep", "unwritten", "write_file", "write_json",
+    "writing",
 ]  # fmt: skip

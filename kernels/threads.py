@@ -10,17 +10,19 @@ is the user's, stays what it is.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from threading import Thread
 from typing import TypeVar
 
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Part = TypeVar("Part")
+MOST = 1024  # threads
 
 
 @lru_cache
@@ -69,6 +71,16 @@ def is_observed() -> bool:
     )
 
 
+@lru_cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that stay: one takes as long to start as a few tokens take, and keeps no memory."""
+    return ThreadPoolExecutor(MOST, thread_name_prefix="midus")  # made as they are asked for
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def share(work: Callable[[Part], None], parts: Sequence[Part], threads: int | None = None) -> None:
     """`work(part)` for every part, on this thread and others: `threads` in all, or as PyTorch has.
 
@@ -98,14 +110,14 @@ def share(work: Callable[[Part], None], parts: Sequence[Part], threads: int | No
                     errors.append(error)
                     waiting.clear()
 
-    others = [Thread(target=run, name="midus", daemon=True) for _ in range(count - 1)]
-    for thread in others:
-        thread.start()
+    pool = _pool()
+    others = [pool.submit(run) for _ in range(count - 1)]
     try:
         run()
     finally:
         waiting.clear()
-        for thread in others:
-            thread.join()
+        for other in others:
+            if not other.cancel():  # begun: another call may keep the pool's threads from it
+                other.result()
     if errors:
         raise errors[0]

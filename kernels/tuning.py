@@ -12,7 +12,6 @@ change how work is cut up, and so the order of sums, never what is computed.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import torch
 
 from kernels.backend import interpreted
 from kernels.errors import DataError
+from kernels.reading import read_json, said
 
 SCHEMA = 1
 SHIPPED = Path(__file__).with_name("tuning.json")
@@ -117,10 +117,9 @@ def read(path: Path) -> Table:
         DataError: in one line, where it cannot be read, or anything in it is not as it must be.
     """
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        return parsed(given)
-    except (OSError, ValueError) as error:  # of json and of text too
-        raise DataError(f"{path} is no tuning file: {' '.join(str(error).split())}") from None
+        return parsed(read_json(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no tuning file: {said(error)}") from None
 
 
 def parsed(given: Any) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def card(model: Any) -> str:
 
 def _front_matter(base: str | None) -> list[str]:
     lines = ["---", "library_name: transformers", "tags: [midus, depth-up-scaling]"]
-    if base is not None and base.count("/") == 1:
+    if base is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base):  # nothing else than a hub id
         lines.append(f"base_model: {base}")
     return [*lines, "---"]
 

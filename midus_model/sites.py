@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from kernels.errors import HeadError, UnsupportedArchitecture
+from kernels.reading import read_json, said
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of
 from midus_model.intake import taken
 
@@ -116,9 +117,9 @@ def head_pairs(heads: Any) -> list[tuple[int, int]]:
         heads = zip(heads["layer"], heads["head"], strict=True)
     try:
         pairs = [(_whole(layer), _whole(head)) for layer, head in heads]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise HeadError(
-            f"heads must be (layer, head) pairs, a ranking or its JSON; got {heads!r}"
+            f"heads must be (layer, head) pairs, a ranking or its JSON; got {reprlib.repr(heads)}"
         ) from error
     if not pairs:
         raise HeadError("no heads were given; give at least one (layer, head) pair")
@@ -134,9 +135,9 @@ def _whole(value: Any) -> int:
 
 def _read_heads(path: Path) -> Iterable[Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise HeadError(f"{path} is no ranking: {error}") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise HeadError(f"{path} is no ranking: {said(error)}") from error
     heads = content.get("heads") if isinstance(content, dict) else content
     if heads is None:
         raise HeadError(f"{path} has no 'heads': it must hold a list of [layer, head] pairs")

@@ -85,9 +85,8 @@ def upscale(
     return new
 
 
-def _check_request(
-    model: Any, method: str, placement: str, key_init: str, calibration: Any
-) -> None:
+def check_base(model: Any) -> None:
+    """Raises UpscaleError or ModelError for a model that cannot be made deeper."""
     family(model)
     if is_offloaded(model) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise UpscaleError(
@@ -101,6 +100,13 @@ def _check_request(
             f"the model has a live adapter, at {adapted[0]} first; merge it: give what "
             "merge_and_unload() of the PeftModel returns"
         )
+    check_writable(model, "copied")
+
+
+def _check_request(
+    model: Any, method: str, placement: str, key_init: str, calibration: Any
+) -> None:
+    check_base(model)
     if method not in METHODS:
         raise UpscaleError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     if placement not in ("after", "before"):
@@ -118,7 +124,6 @@ def _check_request(
         raise UpscaleError(
             f"calibration is given, but key_init is {key_init!r}; 'queries' makes use of it"
         )
-    check_writable(model, "copied")
 
 
 def _heads_by_layer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,16 @@ CORE_OF_MODEL = CORE_OF_KERNELS | {"transformers", "safetensors"}
 # What runs code out of a file, or out of a stranger's repository.
 UNSAFE_NAMES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 UNSAFE_ARGUMENTS = {"trust_remote" + "_code", "allow" + "_pickle"}
-UNSAFE_CALLS = {"torch.load", "pd.read_pickle", "pandas.read_pickle"}
+UNSAFE_CALLS = {"torch.load", "torch.hub.load", "pd.read_pickle", "pandas.read_pickle"}
+UNSAFE_BUILTINS = {"eval", "exec", "compile"}
+# What each loading call of a library must say; without it, transformers asks on standard input.
+TRUST_NONE = ("trust_remote" + "_code", False)
+LOADING_CALLS = {
+    "from_pretrained": TRUST_NONE,
+    "pipeline": TRUST_NONE,
+    "load_adapter": ("use_safetensors", True),
+    "snapshot_download": ("local_files_only", True),
+}
 
 
 def files(package: str) -> list[Path]:
@@ -195,6 +205,57 @@ def unsafe(path: Path) -> Iterator[int]:
 def test_nothing_unsafe_is_loaded() -> None:
     """No pickles, no `torch.load`, no code from model repositories: weights are safetensors."""
     assert not [where(path, line) for path in every_file() for line in unsafe(path)]
+
+
+def unguarded(tree: ast.AST) -> Iterator[int]:
+    """Lines that load without saying that nothing is trusted, or run a text as code."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        called = node.func.id if isinstance(node.func, ast.Name) else called
+        said = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+        name, value = LOADING_CALLS.get(called, ("", None))
+        unsaid = called in LOADING_CALLS and said.get(name) is not value
+        run = isinstance(node.func, ast.Name) and called in UNSAFE_BUILTINS
+        shell = said.get("shell") is True or ast.unparse(node.func) == "os.system"
+        if unsaid or run or shell:
+            yield node.lineno
+
+
+def test_every_loading_call_says_that_nothing_is_trusted() -> None:
+    found = [(path, line) for p in LAYERS for path in files(p) for line in unguarded(parse(path))]
+    assert not [where(path, line) for path, line in found]
+
+
+@pytest.mark.parametrize(
+    ("code", "caught"),
+    [
+        ("AutoConfig.from_pretrained(place)", True),
+        ("AutoConfig.from_pretrained(place, trust_remote" + "_code=trust)", True),
+        ("from_pretrained(place, trust_remote" + "_code=False)", False),
+        ("model.load_adapter(place)", True),
+        ("model.load_adapter(place, use_safetensors=True)", False),
+        ("subprocess.run(line, shell=True)", True),
+        ("os.system(line)", True),
+        ("eval(text)", True),
+        ("model.eval()", False),
+        ("re.compile(text)", False),
+    ],
+)
+def test_a_call_that_trusts_is_caught(code: str, caught: bool) -> None:
+    assert bool(list(unguarded(ast.parse(code)))) is caught
+
+
+def test_the_tests_that_the_security_page_names_are_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+\.py): ([\w,\s]+)`", text)
+    assert len(named) > 15
+    for file, names in named:
+        found = [path for path in files("tests") if path.name == file]
+        code = "".join(path.read_text(encoding="utf-8") for path in found)
+        for name in names.replace(",", " ").split():
+            assert f"def test_{name}" in code, f"{file}: {name}"
 
 
 def test_files_stay_small() -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -17,6 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from analysis.escapes import terminal
+from workbench import hints
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
 
@@ -46,19 +44,23 @@ def run_demo(
         device, dtype: of the models, as `midus_model.load` takes them.
         progress: called as progress(done, total, text).
 
-    Raises RunError where a run of other parameters lies at `output`.
+    Raises RunError where a run of other parameters or inputs lies at `output`, and Diverged where
+    a training does.
     """
     if steps is not None:
         recipe = replace(recipe, steps=steps)
     placed = {"device": device, "dtype": dtype}
     parameters = recipe.parameters() | {k: value for k, value in placed.items() if value}
-    run = RunFolder.begin(output, "demo", command, parameters, overwrite=overwrite)
+    study = Study(recipe, progress, **placed)
+    run = RunFolder.begin(
+        output, "demo", command, parameters, inputs=study.inputs(), overwrite=overwrite
+    )
     if run.done:
         return run
     began = time.monotonic()
     with run:
         run.resume()
-        summary = Study(run, recipe, progress, **placed).run()
+        summary = study.run(run)
         run.finish({**summary, "seconds": round(time.monotonic() - began, 1)})
     return run
 
@@ -89,11 +91,7 @@ def _heads(found: dict[str, Any]) -> Table:
 
 
 def _closing(run: RunFolder) -> Panel:
-    found, where = run.summary, shlex.quote(str(run.path))
-    # In an environment that is not activated the command has to be named by its place.
-    beside = Path(sys.executable).with_name("midus")
-    away = shutil.which("midus") is None and beside.exists()
-    midus = shlex.quote(os.path.relpath(beside)) if away else "midus"
+    found, where = run.summary, run.path
     covered = ", ".join(f"block {b}: {100 * c:.0f}%" for b, c in found["coverage"].items())
     more = found["flops_per_token_after"] / found["flops_per_token_before"] - 1
     lines = [
@@ -108,8 +106,8 @@ def _closing(run: RunFolder) -> Panel:
         f"Tables, figures and the model are in {run.path}",
         "",
         "Next:",
-        f"  {midus} explore --run {where}",
-        f"  {midus} rank {where}/models/midus --top 16",
-        f"  {midus} figures {where} --format pdf",
+        f"  {hints.typed('explore', '--run', where)}",
+        f"  {hints.typed('rank', where / 'models' / 'midus', '--top', 16)}",
+        f"  {hints.typed('figures', where, '--format', 'pdf')}",
     ]
-    return Panel(Text("\n".join(lines)), title="demo", title_align="left", expand=False)
+    return Panel(Text(terminal("\n".join(lines))), title="demo", title_align="left", expand=False)

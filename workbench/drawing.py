@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import figures
 from kernels.errors import RunError
+from workbench.hints import typed
 from workbench.runs import RunFolder
 
 # figure -> tables it cannot do without, tables it takes besides
@@ -58,7 +59,10 @@ def draw(
     """
     names = list(names or drawable(run))
     if not names:
-        raise RunError(f"{run.path} has no tables to draw; run `midus importance` into it first")
+        raise RunError(
+            f"{run.path} has no table that a figure is drawn from; look at it with "
+            f"{typed('explore', '--run', run.path)}"
+        )
     for name in names:
         if name not in FIGURES:
             raise RunError(f"no figure {name!r}; there are {', '.join(FIGURES)}")

@@ -2,6 +2,7 @@
 
 `python -m workbench.make_study` runs the demo's recipe at greater length, with LLaMA Pro trained
 on the same rows beside MIDUS, and writes `workbench/study/` and `midus_model/pico_midus/`.
+The checksum of new weights is entered in `midus_model.loading.WEIGHTS`.
 Interrupted, it goes on from where it was.
 """
 
@@ -13,12 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kernels import files, locks
+from kernels.errors import MidusError
 from midus_model import SHIPPED, load, load_tokenizer
 from midus_model.bench.report import fill_in
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
 from workbench.study_page import page
-from workbench.training import save_model
+from workbench.training.saving import save_model
 
 STUDY_DIR = Path(__file__).resolve().parent / "study"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "amplification.md"
@@ -30,11 +33,15 @@ STUDY = Recipe(
 
 def make(work: Path, recipe: Recipe, progress: Any = None) -> RunFolder:
     """Run the recipe in `work`; a run of the same recipe there is gone on with."""
-    run = RunFolder.begin(work, "study", ["python", "-m", "workbench.make_study"],
-                          recipe.parameters())  # fmt: skip
+    study = Study(recipe, progress)
+    run = RunFolder.begin(
+        work, "study", ["python", "-m", "workbench.make_study"], recipe.parameters(),
+        inputs=study.inputs(),
+    )  # fmt: skip
     if not run.done:
-        run.resume()
-        Study(run, recipe, progress).run(html=False)
+        with run:
+            run.resume()
+            study.run(run, html=False)
     return run
 
 
@@ -43,14 +50,13 @@ def ship(run: RunFolder, study: Path = STUDY_DIR, model_dir: Path = SHIPPED["pic
     model = load(run.path / "models" / "midus")
     save_model(model.half(), load_tokenizer("pico"), model_dir)
     (model_dir / "README.md").write_text(card(run), encoding="utf-8")
-    shutil.rmtree(study, ignore_errors=True)
-    shutil.copytree(
-        run.path, study, ignore=shutil.ignore_patterns("models", "training", "log.jsonl")
-    )
-    shipped = RunFolder.open(study)
-    shipped.manifest["models"] = {}
-    shipped.add_model("before", "pico")
-    shipped.add_model("after", "pico-midus")
+    left = shutil.ignore_patterns("models", "training", "log.jsonl")
+    with files.replacing(study) as draft:
+        shutil.copytree(run.path, draft, ignore=left)
+        shipped = RunFolder.open(draft)
+        shipped.manifest["models"] = {}
+        shipped.add_model("before", "pico")
+        shipped.add_model("after", "pico-midus")
 
 
 def card(run: RunFolder) -> str:
@@ -99,10 +105,14 @@ def main() -> None:
         if total == 0 or done in (total, 1) or done % max(1, total // 10) == 0:
             print(f"{text} {done}/{total}" if total else text, file=sys.stderr, flush=True)
 
-    run = make(options.work, recipe, say)
-    ship(run)
-    if PAGE.exists():  # in a checkout
-        fill_in(PAGE, "study", page(run))
+    try:
+        with locks.hold(STUDY_DIR), locks.hold(SHIPPED["pico-midus"]):
+            run = make(options.work, recipe, say)
+            ship(run)
+        if PAGE.exists():  # in a checkout
+            fill_in(PAGE, "study", page(run))
+    except MidusError as error:
+        parser.error(str(error))
     print(f"{STUDY_DIR} and {SHIPPED['pico-midus']} are made")
 
 

@@ -8,7 +8,6 @@ in turn: with plain forward passes, and with `analysis.memory_usage`, over the s
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import sys
@@ -24,6 +23,7 @@ import torch
 from analysis import memory_usage, tables
 from analysis.documents import Document, Documents, documents
 from analysis.memory.stream import batches_of
+from kernels import files
 from midus_model import input_device, load
 from midus_model.bench.report import machine_of
 
@@ -130,8 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"in chunks {found['peak_bytes_in_chunks'] / 2**20:,.0f} MiB"
     )
     if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        files.write_json(given.out, found)
 
 
 if __name__ == "__main__":

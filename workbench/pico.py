@@ -3,7 +3,8 @@
 `python -m workbench.pico` does everything: it splits the running interpreter's standard library
 into training and held-out files, trains a byte-level BPE tokenizer and the model, evaluates, and
 writes `midus_model/pico/` (weights, tokenizer, card) and `analysis/data/heldout.jsonl`.
-Interrupted, it goes on from its last checkpoint.
+Interrupted, it goes on from its last checkpoint. The checksum of new weights is entered in
+`midus_model.loading.WEIGHTS`.
 """
 
 from __future__ import annotations
@@ -264,7 +265,7 @@ def main() -> None:
     train_files, heldout = split(standard_library())
     write_heldout(heldout)
     if (options.work / "tokenizer.json").exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.work)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.work, trust_remote_code=False)
     else:
         tokenizer = train_tokenizer(list(train_files.values()))
         tokenizer.save_pretrained(options.work)

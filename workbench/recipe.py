@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from analysis import (
     amplification,
@@ -35,12 +34,18 @@ from analysis import (
 )
 from analysis.documents import Document, Documents, documents
 from analysis.ties import best_first
+from kernels.errors import Diverged, NoOverlap
 from midus_model import load, load_tokenizer, upscale
 from midus_model.optim import new_parameter_names
 from workbench import choice
 from workbench.drawing import draw
+from workbench.inputs import inputs_of
 from workbench.runs import RunFolder
-from workbench.training import bf16_of, evaluate, save_model, train, training_device
+from workbench.summary import summarise
+from workbench.training.evaluation import evaluate
+from workbench.training.saving import save_model
+from workbench.training.settings import bf16_of, training_device
+from workbench.training.train import train
 
 Progress = Callable[[int, int, str], None]
 
@@ -111,25 +116,38 @@ def _excerpt(item: Document, length: int) -> Document:
 
 
 class Study:
-    """One run of the recipe in a run folder; `run()` does what is not done yet."""
+    """One run of the recipe; `run(folder)` does what is not done yet in a run folder."""
+
+    folder: RunFolder
 
     def __init__(
         self,
-        folder: RunFolder,
         recipe: Recipe,
         progress: Progress | None = None,
         device: str | None = None,
         dtype: str | None = None,
     ):
-        self.folder, self.recipe, self.progress = folder, recipe, progress
+        self.recipe, self.progress = recipe, progress
         self.device, self.dtype = device, dtype
         self.trained_on = training_device(device or "auto")
         self.bf16 = bf16_of(dtype or "auto", self.trained_on)
         self.stage = 0
         self.stages = 9 + 2 * recipe.baseline + recipe.evidence + bool(recipe.choice_seeds)
 
-    def run(self, html: bool = True) -> dict[str, Any]:
-        """Every step in order; returns the summary, which is also written to the manifest."""
+    def inputs(self) -> dict[str, str]:
+        """What the study is made of, by hash, for its run folder."""
+        first, second = self.measured
+        texts = {"the ranking's half": first, "the measured half": second}
+        texts |= {"heldout": self.heldout, "training": self.training_texts}
+        return inputs_of({self.recipe.base: self.base}, texts)
+
+    def run(self, folder: RunFolder, html: bool = True) -> dict[str, Any]:
+        """Every step in order; returns the summary, which is also written to the manifest.
+
+        A training that diverges ends the study: every later step compares its model.
+        """
+        self.folder = folder
+        self.folder.add_model("before", self.recipe.base)
         self._ranking()
         self._importance("importance_before", lambda: self.base)
         self._train("midus")
@@ -147,6 +165,7 @@ class Study:
             self._choice()
         self._stage("drawing figures")
         draw(self.folder, html=html)
+        self._forget_training()
         summary = summarise(self.folder)
         self.folder.finish(summary)
         return summary
@@ -180,8 +199,8 @@ class Study:
         )
 
     def model(self, method: str) -> Any:
-        place = self.folder.path / "models" / method
-        return load(place, device=self.device, dtype=self.dtype)
+        label = "after" if method == "midus" else "baseline"
+        return load(self.folder.model_path(label), device=self.device, dtype=self.dtype)
 
     # ------------------------------------------------------------ steps
 
@@ -210,7 +229,8 @@ class Study:
     def _train(self, method: str) -> None:
         self._stage(f"training {method}")
         recipe, place = self.recipe, self.folder.path / "models" / method
-        if place.is_dir() and self._trained(method):
+        label = "after" if method == "midus" else "baseline"
+        if label in self.folder.manifest["models"] and self._trained(method):
             return
         heads = None if recipe.memory_heads == "all" else self.folder.load_table("ranking")
         model = upscaled(self.base, recipe, method, heads)
@@ -218,30 +238,36 @@ class Study:
         lr = recipe.lr_midus if method == "midus" else recipe.lr_llama_pro
         log = self._trained_on(model, method, lr, recipe.seed, recipe.steps)
         save_model(model, self.training_texts.tokenizer or load_tokenizer(recipe.base), place)
+        self.folder.add_model(label, f"models/{method}")
         self._add_log(log)
-        self.folder.add_model("before", recipe.base)
-        self.folder.add_model("after" if method == "midus" else "baseline", f"models/{method}")
-        shutil.rmtree(self.folder.path / "training")
+        self._forget_training()
+
+    def _forget_training(self) -> None:
+        """Remove the checkpoints of what is trained, measured and entered."""
+        shutil.rmtree(self.folder.path / "training", ignore_errors=True)
 
     def _trained_on(
         self, model: Any, name: str, lr: float, seed: int, steps: int, evaluated: bool = True
     ) -> pd.DataFrame:
         """Train a model in place on the recipe's rows; the log."""
-        recipe = self.recipe
-        return train(
-            model,
-            self.training_texts,
-            self.folder.path / "training" / name,
-            steps=steps,
-            batch_size=recipe.batch_size,
-            lr=lr,
-            eval_documents=self.measured[1] if evaluated else None,
-            seed=seed,
-            device=self.trained_on,
-            bf16=self.bf16,
-            run=name,
-            progress=self.progress,
-        )
+        try:
+            return train(
+                model,
+                self.training_texts,
+                self.folder.path / "training" / name,
+                steps=steps,
+                batch_size=self.recipe.batch_size,
+                lr=lr,
+                eval_documents=self.measured[1] if evaluated else None,
+                seed=seed,
+                device=self.trained_on,
+                bf16=self.bf16,
+                run=name,
+                progress=self.progress,
+            )
+        except Diverged as error:
+            self.folder.log("diverged", arm=name, step=error.step, message=str(error))
+            raise
 
     def _trained(self, method: str) -> bool:
         return self.folder.has_table("training") and method in set(
@@ -308,7 +334,6 @@ class Study:
             "roles": lambda: head_roles(base, **given),
             "prune_curve": lambda: prune_curve(base, ordered, first, **given),
             "evidence": lambda: evidence(base, second, top=self.recipe.top, others=others, **given),
-            "contrast": lambda: amplification_contrast(amplified, seed=self.recipe.seed),
             "role_slopes": lambda: amplification_by_role(
                 amplified, self.folder.load_table("roles")
             ),
@@ -319,6 +344,11 @@ class Study:
         for name, make in makers.items():
             if not self.folder.has_table(name):
                 self.folder.save_table(name, make())
+        if not self.folder.has_table("contrast"):
+            # The study's page says which heads had no control where there is no such table.
+            with suppress(NoOverlap):
+                contrast = amplification_contrast(amplified, seed=self.recipe.seed)
+                self.folder.save_table("contrast", contrast)
 
     def _choice(self) -> None:
         self._stage("memory for chosen heads, random heads and all")
@@ -329,6 +359,7 @@ class Study:
         for arm, seed in arms[len(rows) :]:
             rows.append(self._arm(arm, seed))
             self.folder.save_table("choice", choice.choice_table(rows, self._texts))
+            self._forget_training()
         table = self.folder.load_table("choice")
         self.folder.save_table("choice_contrast", choice.choice_contrast(table))
 
@@ -345,7 +376,6 @@ class Study:
         self._trained_on(model, f"{arm}-{seed}", recipe.lr_midus, seed, steps, evaluated=False)
         before = self.folder.load_table("importance_before")
         row = choice.arm_row(arm, seed, model, heads, self._texts, before)
-        shutil.rmtree(self.folder.path / "training")
         return row
 
     @property
@@ -403,63 +433,3 @@ def losses(models: dict[str, Any], texts: dict[str, Documents]) -> pd.DataFrame:
         "versions": tables.versions(),
     }
     return table
-
-
-def summarise(folder: RunFolder) -> dict[str, Any]:
-    """The numbers a reader wants first, each read off the run's own tables."""
-    loss = folder.load_table("losses").set_index(["model", "data"])["loss"]
-    log = folder.load_table("training")
-    table = folder.load_table("amplification")
-    table = table.iloc[best_first(table["score"])]
-    up, down = table["ci_low"] > 0, table["ci_high"] < 0
-    chosen = {tuple(pair) for pair in table.attrs.get("chosen") or []}
-    is_chosen = pd.Series(
-        [(int(r.layer), int(r.head)) in chosen for r in table.itertuples()], index=table.index
-    )
-    usage = folder.load_table("memory_usage")
-    before, after = (_total(folder.load_table(f"costs_{side}")) for side in ("before", "after"))
-    base = folder.manifest["parameters"]["base"]
-    summary: dict[str, Any] = {
-        "loss_new_before": loss[base, "new"],
-        "loss_new_after": loss["midus", "new"],
-        "loss_heldout_before": loss[base, "heldout"],
-        "loss_heldout_after": loss["midus", "heldout"],
-        "steps": log.loc[log["run"] == "midus", "step"].max(),
-        "heads": len(table),
-        "top": folder.manifest["parameters"]["top"],
-        "amplified": up.sum(),
-        "weakened": down.sum(),
-        "chosen": is_chosen.sum(),
-        "chosen_amplified": (up & is_chosen).sum(),
-        "most_amplified": [
-            {key: row[key] for key in ("layer", "head", "score", "ci_low", "ci_high")}
-            for row in table.head(5).to_dict("records")
-        ],
-        "slots": usage["slots"].max(),
-        "coverage": {
-            str(layer): value for layer, value in usage.groupby("layer")["coverage"].mean().items()
-        },
-        "parameters_before": before["parameters"],
-        "parameters_after": after["parameters"],
-        "parameters_added": after["parameters"] - before["parameters"],
-        "flops_per_token_before": before["flops_per_token"],
-        "flops_per_token_after": after["flops_per_token"],
-    }
-    if ("llama-pro", "new") in loss.index:
-        summary["loss_new_baseline"] = loss["llama-pro", "new"]
-        summary["loss_heldout_baseline"] = loss["llama-pro", "heldout"]
-        summary["parameters_baseline"] = _total(folder.load_table("costs_baseline"))["parameters"]
-    return _plain(summary)
-
-
-def _total(table: pd.DataFrame) -> dict[str, float]:
-    return table[table["component"] == "total"].iloc[0].to_dict()
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's, for JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return value.item() if isinstance(value, np.generic | torch.Tensor) else value

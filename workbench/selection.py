@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from kernels.errors import HeadError
+from workbench.hints import typed
 
 Head = tuple[int, int]  # layer of the base model, head
 
@@ -70,9 +70,9 @@ def upscale_command(
     model: str, path: str, output: str, num_keys: int, top_k: int, latent_dim: int
 ) -> str:
     """The shell command that gives the heads in the file `path` memory."""
-    words = ["midus", "upscale", model, "-o", output, "--heads", path]
+    words = [model, "-o", output, "--heads", path]
     sizes = {"--num-keys": num_keys, "--top-k": top_k, "--latent-dim": latent_dim}
-    return shlex.join([*words, *(str(word) for pair in sizes.items() for word in pair)])
+    return typed("upscale", *words, *(str(word) for pair in sizes.items() for word in pair))
 
 
 def _pairs(table: pd.DataFrame) -> list[Head]:

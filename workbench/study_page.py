@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from analysis import amplification_contrast
+from kernels.errors import MidusError, NoOverlap
 from workbench.runs import RunFolder
+
+ALL_HEADS = "**Memory for all heads of every other layer.**"
 
 NAMES = {
     "score": "nats a token",
@@ -24,22 +28,38 @@ def page(run: RunFolder) -> str:
         "choice": _choice,
         "realisations": _realisations,
     }
-    return "\n\n".join(make(run) for name, make in makers.items() if run.has_table(name)) + "\n"
+    parts = [make(run) for name, make in makers.items() if run.has_table(name)]
+    if run.has_table("amplification") and not run.has_table("contrast"):
+        parts.insert(0, _no_contrast(run))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _no_contrast(run: RunFolder) -> str:
+    """Why the chosen heads stand against no others."""
+    try:
+        amplification_contrast(run.load_table("amplification"))
+    except NoOverlap as error:
+        return f"{ALL_HEADS} No contrast with matched heads can be had: {error}."
+    except MidusError:  # heads chosen otherwise, or none
+        pass
+    return ""
 
 
 def _contrast(run: RunFolder) -> str:
     table = run.load_table("contrast")
     rows = [
         [NAMES[r.measure], f"{r.chosen:+.4f}", f"{r.controls:+.4f}",
-         _interval(r.difference, r.ci_low, r.ci_high), f"{r.p:.3f}"]
+         _interval(r.difference, r.ci_low, r.ci_high), f"{r.p:.3f}", f"{r.p_least:.3f}"]
         for r in table.itertuples()
     ]  # fmt: skip
-    heads = ", ".join(f"{layer}.{head}" for layer, head in _pairs(table))
+    row, heads = table.iloc[0], ", ".join(f"{layer}.{head}" for layer, head in _pairs(table))
     return (
-        "**Memory for all heads of every other layer.** The ranking's top heads that sit at a "
-        f"memory block ({heads}) against the heads of their layers nearest in importance before; "
-        "intervals over documents, p by permuting labels within layers.\n\n"
-        + _table(["amplification in", "chosen", "controls", "difference", "p"], rows)
+        f"{ALL_HEADS} The ranking's top heads that sit at a memory block ({heads}) against heads "
+        f"of their layers as important before: {row.before_chosen:.4f} and "
+        f"{row.before_controls:.4f} (standardised difference {row.smd:.2f}; {row.smd_all:.2f} "
+        "before matching), what is left of which is adjusted for; intervals over documents, p by "
+        "relabelling within matched sets, with the smallest p that these can give.\n\n"
+        + _table(["amplification in", "chosen", "controls", "difference", "p", "least p"], rows)
     )
 
 
@@ -50,16 +70,20 @@ def _pairs(table: Any) -> list[tuple[int, int]]:
 def _roles(run: RunFolder) -> str:
     table = run.load_table("role_slopes")
     rows = [
-        [r.role.replace("_", " "), _interval(r.slope, r.ci_low, r.ci_high), f"{r.p:.3f}",
-         f"{r.vif:.1f}"]
+        [r.role.replace("_", " "), _interval(r.slope, r.ci_low_all, r.ci_high_all), f"{r.p:.3f}",
+         f"{r.p_adjusted:.3f}", f"{r.vif:.1f}"] if not r.left_out else
+        [r.role.replace("_", " "), f"left out: {r.left_out}", "", "",
+         f"{r.vif:.1f}" if r.vif == r.vif else ""]
         for r in table[table["measure"] == "score"].itertuples()
     ]  # fmt: skip
     count = int(run.load_table("amplification").shape[0])
     return (
         f"**By role.** What a standard deviation of a role's score adds to a head's amplification, "
         f"nats a token, all roles together over {count} heads with the layer as a random "
-        "intercept. A large variance inflation (VIF) says that the role cannot be told from the "
-        "others here.\n\n" + _table(["role", "slope (95%)", "p", "VIF"], rows)
+        "intercept. Intervals hold for all roles together, and p is adjusted for as many (max-t). "
+        "A large variance inflation (VIF) says that the role cannot be told from the others here: "
+        "above 10 it is left out.\n\n"
+        + _table(["role", "slope (95%, all together)", "p alone", "p adjusted", "VIF"], rows)
     )
 
 

@@ -15,6 +15,7 @@ from analysis.causes.switches import scaled_memory
 from analysis.memory.places import DEFAULT_MODEL, at_least_one, described, memories_of
 from analysis.memory.text import opened_text, token_text
 from analysis.subject import loaded
+from analysis.tokens import decoded
 
 
 def token_effects(
@@ -117,7 +118,7 @@ def generation_effects(
     table = pd.DataFrame(columns)
     table = table.assign(same=(table["before_id"] == table["after_id"]).fillna(False).astype(bool))
     texts = {
-        name: None if tokenizer is None else tokenizer.decode(tokens)
+        name: None if tokenizer is None else decoded(tokenizer, tokens)
         for name, tokens in made.items()
     }
     parted = np.flatnonzero(~table["same"])

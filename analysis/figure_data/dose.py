@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,7 @@ class Contrast:
     rows: pd.DataFrame
     axis: IntervalAxis
     p: float
+    p_least: float = math.nan
 
     @property
     def label(self) -> str:
@@ -129,7 +131,8 @@ class Contrast:
     def p_words(self) -> str:
         if not np.isfinite(self.p):
             return ""
-        return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
+        found = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
+        return found if not self.p_least > 0.001 else f"{found}, at least {self.p_least:.2g}"
 
 
 def slopes_of(slopes: Any, figure: str) -> tuple[list[SlopePanel], Lanes]:
@@ -137,6 +140,8 @@ def slopes_of(slopes: Any, figure: str) -> tuple[list[SlopePanel], Lanes]:
     maker = "analysis.amplification_by_role()"
     slopes = require(slopes, SLOPE_COLUMNS, figure, maker)
     slopes = slopes if "measure" in slopes.columns else slopes.assign(measure="score")
+    if _all_together(slopes):  # roles are picked out here, so these are the intervals to show
+        slopes = slopes.assign(ci_low=slopes["ci_low_all"], ci_high=slopes["ci_high_all"])
     slopes = slopes.dropna(subset=["slope"])
     if slopes.empty:
         raise MidusError(f"{figure} was given a table whose slopes are all missing (NaN)")
@@ -158,6 +163,10 @@ def slopes_of(slopes: Any, figure: str) -> tuple[list[SlopePanel], Lanes]:
         ).sort_values("y", ignore_index=True)
         panels.append(SlopePanel(_named(measure), _unit(part, measure), rows, interval_axis(rows)))
     return panels, stand
+
+
+def _all_together(slopes: pd.DataFrame) -> bool:
+    return {"ci_low_all", "ci_high_all"} <= set(slopes.columns)
 
 
 def contrasts_of(contrast: Any, figure: str) -> list[Contrast]:
@@ -184,8 +193,9 @@ def contrasts_of(contrast: Any, figure: str) -> list[Contrast]:
         rows = rows.assign(sure=sure(rows))
         measure = str(row["measure"])
         p = float(row["p"]) if "p" in part.columns else np.nan
+        least = float(row["p_least"]) if "p_least" in part.columns else np.nan
         axis = interval_axis(rows, 1.0)
-        found.append(Contrast(_named(measure), _unit(part, measure), rows, axis, p))
+        found.append(Contrast(_named(measure), _unit(part, measure), rows, axis, p, least))
     return found
 
 
@@ -212,19 +222,51 @@ def slopes_caption(
     """What a slope is, and, where it is shown, what chosen heads are set against."""
     attrs = slopes.attrs
     heads = f" over {attrs['heads']} heads in {attrs['layers']} layers" if "layers" in attrs else ""
+    whole = _all_together(slopes)
     notes = [
         f"slope: what a standard deviation of a role's score adds to a head's amplification{heads}",
-        "intervals: 95% by Student's t",
+        "intervals: 95% "
+        + ("for all roles of a panel together (max-t)" if whole else "by Student's t"),
         SURE_NOTE,
+        f"left out for a variance inflation above {attrs.get('most_vif', 10):g}: {names}"
+        if (names := _collinear(slopes))
+        else "",
         next((panel.axis.note for panel in panels if panel.axis.beyond), ""),
     ]
     if contrast is not None:
-        how = {"matched": ", matched in importance before", "layer": ", all of the same layers"}
-        kind = how.get(str(contrast.attrs.get("controls")), "")
-        notes.append(
-            f"below: mean amplification of the chosen heads and of controls{kind}, and the "
-            "difference with its 95% bootstrap over documents; p by permutation within layers"
-        )
+        notes.append(_contrast_note(contrast))
     return caption(
         slopes, title="Amplification by role", method=False, intervals=False, notes=notes
+    )
+
+
+def _collinear(slopes: pd.DataFrame) -> str:
+    """Roles that cannot be told from the others."""
+    if not {"vif", "left_out"} <= set(slopes.columns):
+        return ""
+    out = slopes[(slopes["left_out"] != "") & slopes["vif"].notna()]
+    return ", ".join(dict.fromkeys(role_name(role) for role in out["role"]))
+
+
+def _contrast_note(contrast: pd.DataFrame) -> str:
+    """Whom chosen heads are set against, and by what the difference is judged.
+
+    Tables of earlier versions set them against whoever was nearest, and permuted within layers.
+    """
+    if "p_least" not in contrast.columns:
+        how = {"matched": ", the nearest in importance before", "layer": ", all of the same layers"}
+        kind, apart = how.get(str(contrast.attrs.get("controls")), ""), ""
+        test = "p by permutation within layers, which does not hold where these differ before"
+    else:
+        row = contrast.iloc[0]
+        kind = (
+            f" matched in importance before within {contrast.attrs['caliper']:g} SD "
+            f"({row['before_chosen']:.3g} and {row['before_controls']:.3g}, "
+            f"standardised difference {row['smd']:.2f})"
+        )
+        apart = ", adjusted for the rest,"
+        test = "p by relabelling within matched sets, and the smallest p that these can give"
+    return (
+        f"below: mean amplification of the chosen heads and of controls{kind}, and the "
+        f"difference{apart} with its 95% interval over documents; {test}"
     )

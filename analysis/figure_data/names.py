@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
+from analysis.escapes import visible
+
 # Widths in ems, rounded up, as DejaVu Sans has them; other letters take _USUAL, Chinese ones _WIDE.
 _USUAL, _WIDE = 0.7, 1.25
 _GROUPS = {
@@ -45,7 +47,7 @@ def fold(text: str, width: float) -> list[str]:
 
 def fitted(name: str, width: float, lines: int = 1) -> str:
     """A name in at most so many lines of `width` ems; of a longer one the middle is left out."""
-    whole = " ".join(name.split())
+    whole = visible(" ".join(name.split()))
     kept = len(whole)
     while True:
         half = kept // 2

@@ -37,6 +37,7 @@ ROLES = {
     "retrieval": RoleStyle("R", "retrieval", "#CC79A7", _DARK),
     "first_token_sink": RoleStyle("S", "first-token sink", "#7D8790", _LIGHT),
     "delimiter": RoleStyle("M", "delimiter", "#F0E442", _DARK),
+    # No roles: descriptions, which tables of earlier versions have as labels.
     "local": RoleStyle("L", "local", "#009E73", _LIGHT),
     "broad": RoleStyle("B", "broad", "#9FD8CB", _DARK),
     "confident": RoleStyle("C", "confident", "#882255", _LIGHT),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import figure_data as data
+from analysis.escapes import plotly as escaped
+from kernels import files
 
 CLEAR = "rgba(0,0,0,0)"
 FAINT = "rgba(128,128,128,0.28)"
@@ -39,18 +40,11 @@ def save_html(figure: go.Figure, path: str | Path) -> Path:
     """Write one self-contained interactive page (no network needed), whole or not at all."""
     path = Path(path)
     path = path if path.suffix == ".html" else path.with_name(path.name + ".html")
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = figure.to_html(
         full_html=False, include_plotlyjs=True, div_id="figure", config={"displaylogo": False}
     )
     title = html.escape(str((figure.layout.meta or {}).get("title", "figure")))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(_PAGE.format(title=title, body=body), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return files.write_file(path, _PAGE.format(title=title, body=body))
 
 
 def finish(
@@ -118,11 +112,6 @@ def _settle_legend(figure: go.Figure, room: float) -> int:
             lines, at = lines + 1, 0.0
         at += entry
     return 19 * (lines - 1)
-
-
-def escaped(text: str) -> str:
-    """Text as plotly draws it: it knows tags and a few entities, quotes not among them."""
-    return html.escape(text, quote=False).replace("%{", "%\u200b{").replace("\n", "<br>")
 
 
 def room_of(shown: Iterable[str], size: float = 12) -> int:

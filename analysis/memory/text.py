@@ -8,6 +8,7 @@ import torch
 
 from analysis.documents import Documents, documents
 from analysis.memory.places import read
+from analysis.tokens import decoded
 from kernels.errors import DataError
 from midus_model import input_device
 
@@ -23,7 +24,7 @@ def token_text(tokenizer: Any, ids: list[int]) -> list[str | None]:
     """Each token's text; None without a tokenizer."""
     known: dict[int, str | None] = {}
     for one in set(ids):
-        known[one] = None if tokenizer is None else tokenizer.decode([one])
+        known[one] = None if tokenizer is None else decoded(tokenizer, [one])
     return [known[one] for one in ids]
 
 
@@ -67,4 +68,4 @@ def around(
 
 
 def _decoded(docs: Documents, ids: torch.Tensor) -> str:
-    return docs.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+    return decoded(docs.tokenizer, ids.tolist(), clean_up_tokenization_spaces=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
-import os
+import re
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as _Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from analysis import figure_data as data
+from analysis.escapes import visible
+from analysis.paper import fonts
+from kernels import files
 from kernels.errors import MidusError
 
 COLUMN, FULL = 3.4, 7.0  # inches: one column and the full text width of common two-column papers
@@ -26,7 +31,6 @@ TEXT, SMALL, CAPTION = 7.5, 7.0, 6.0  # points
 # A curve with its points: what `Axes.plot` takes beside colour and marker.
 CURVE: dict[str, Any] = {"lw": 1.1, "ms": 3, "mec": "white", "mew": 0.4}
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
     "font.size": TEXT,
     "axes.titlesize": TEXT,
     "axes.labelsize": TEXT,
@@ -46,7 +50,9 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "midus",
+    "text.parse_math": False,  # names are no mathematics, whatever dollars they hold
 }
+PLAIN = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
 METADATA = {
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
@@ -59,8 +65,15 @@ LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """matplotlib's settings are global: hold them only while drawing, one thread at a time."""
-    with LOCK, matplotlib.rc_context(STYLE):
+    """matplotlib's settings are global: hold them only while drawing, one thread at a time.
+
+    Its defaults first: a matplotlibrc in the working directory would else change a figure, or have
+    its texts run through LaTeX.
+    """
+    with LOCK, matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # said by `fonts`
+        matplotlib.rcParams.update(PLAIN)
+        matplotlib.rcParams.update({**STYLE, "font.family": fonts.families()})
         yield
 
 
@@ -87,7 +100,7 @@ class Figure(_Figure):
 
 
 def as_they_are(figure: _Figure) -> None:
-    """Names are no mathematics, whatever dollars they hold; labels longer than their axes fold."""
+    """What cannot be drawn is spelt out, powers are no mathematics, and long labels fold."""
     legends = [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]
     named = [*figure.texts, *(text for legend in legends for text in legend.get_texts())]
     for ax in figure.axes:
@@ -95,10 +108,37 @@ def as_they_are(figure: _Figure) -> None:
         named += [ax.xaxis.label, ax.yaxis.label, *ax.texts]
         named += [ax.title, ax._left_title, ax._right_title]  # type: ignore[attr-defined]
         for axis in (ax.xaxis, ax.yaxis):
-            if isinstance(axis.get_major_formatter(), FixedFormatter):
-                named += axis.get_ticklabels()
+            _plain_powers(axis)
+            named += axis.get_ticklabels()
     for text in named:
-        text.set_parse_math(False)
+        text.set_parse_math(False)  # of what was made elsewhere
+        text.set_text(visible(text.get_text()))
+    fonts.say_missing(text.get_text() for text in named)
+
+
+class _Powers(LogFormatterSciNotation):
+    """10³ in letters, where matplotlib writes mathematics."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        text = super().__call__(x, pos).replace(r"\times", "×")
+        text = re.sub(r"\^\{([^}]*)\}", lambda found: found[1].translate(_RAISED), text)
+        return re.sub(r"\$|\\mathdefault|[{}]", "", text)
+
+
+_RAISED = str.maketrans("0123456789-\N{MINUS SIGN}.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻·")
+
+
+def _plain_powers(axis: Any) -> None:
+    """The labels of a logarithmic axis without mathematics."""
+    if type(axis.get_major_formatter()) is LogFormatterSciNotation:
+        for get, put in (
+            (axis.get_major_formatter, axis.set_major_formatter),
+            (axis.get_minor_formatter, axis.set_minor_formatter),
+        ):
+            form = copy.copy(get())
+            if type(form) is LogFormatterSciNotation:
+                form.__class__ = _Powers
+                put(form)
 
 
 def _fold_labels(figure: _Figure, ax: Axes) -> None:
@@ -201,16 +241,10 @@ def save(
     if unknown or not formats or isinstance(formats, str):
         raise MidusError(f"formats must be a list out of pdf, svg, png; got {formats!r}")
     stem = path.with_suffix("") if path.suffix[1:] in METADATA else path
-    stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for form in formats:
         target = stem.with_name(f"{stem.name}.{form}")
-        partial = stem.with_name(f".{stem.name}.{os.getpid()}.{form}.partial")
-        try:
-            with style():
-                figure.savefig(partial, format=form, dpi=PNG_DPI, metadata=METADATA[form])
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with files.replacing(target) as draft, style():
+            figure.savefig(draft, format=form, dpi=PNG_DPI, metadata=METADATA[form])
         written.append(target)
     return written

@@ -23,10 +23,12 @@ MEASURED = (
     "retrieval", "first_token_sink", "delimiter", "local", "broad", "confident", "logit_raise",
     "written",
 )  # fmt: skip
-# Least score of a role. Half of the attention above chance makes a role the head's main one; how
-# near and how broad 0.8 is stands in docs/roles.md.
-THRESHOLDS = {name: 0.5 for name in MEASURED if name not in ("logit_raise", "written")}
-THRESHOLDS |= {"local": 0.8, "broad": 0.8}
+# What describes a pattern and is no role: heads of random weights are all broad, or all confident.
+DESCRIPTIONS = ("local", "broad", "confident")
+# Least score of a role. Half of the attention above chance makes a role the head's main one.
+THRESHOLDS = {
+    name: 0.5 for name in MEASURED if name not in ("logit_raise", "written", *DESCRIPTIONS)
+}
 # Roles whose evidence is more than the score of their own name.
 EVIDENCE = {
     "induction": ("prefix_matching", "copying"),
@@ -37,8 +39,6 @@ GROUPS = (
     ("induction", "duplicate_token", "previous_token", "positional_offset"),
     ("retrieval",),
     ("first_token_sink", "delimiter"),
-    ("local", "broad"),
-    ("confident",),
 )
 ROLES = tuple(role for group in GROUPS for role in group)
 # Whom a role must be ahead of, by MARGIN. Induction, duplicate token and retrieval are asked about
@@ -49,9 +49,6 @@ RIVALS = {role: _LOOKS + _RESTS for role in _LOOKS + _RESTS} | {
     "induction": _LOOKS,
     "duplicate_token": _LOOKS,
     "retrieval": _LOOKS[1:],
-    "local": GROUPS[3],
-    "broad": GROUPS[3],
-    "confident": (),
 }
 
 
@@ -132,11 +129,14 @@ def scores_of(tally: Tally) -> Scores:
 
 
 def labels(
-    scores: Scores, thresholds: Mapping[str, float] | None = None
+    scores: Scores,
+    thresholds: Mapping[str, float] | None = None,
+    null: Mapping[str, float] | None = None,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Each head's role, its score, and its lead over the best rival; "none", NaN, NaN if unclear.
 
-    A role is clear where the lower bound of every score of its evidence is above its threshold.
+    A role is clear where the lower bound of every score of its evidence is above its threshold, and
+    above `null`, the highest score of a mixed head (analysis.roles.null), where that is given.
     The bound is one-sided, by Student's t, its level of 5% shared among all heads and roles
     (Bonferroni); where evidence is two scores, both bounds must hold, which needs no more.
     Of the first of GROUPS with a clear role, the one with the highest score is the head's, if it is
@@ -147,6 +147,7 @@ def labels(
     clear_of = {}
     for name, least in (THRESHOLDS | dict(thresholds or {})).items():
         reach = stats.t.ppf(1 - level, max(scores.units[name] - 1, 1))
+        least = max(least, (null or {}).get(name, -1.0))
         clear_of[name] = scores.score[name] - reach * scores.stderr[name] > least + ROUNDING
     clear = {
         role: ~silent & np.all([clear_of[part] for part in EVIDENCE.get(role, (role,))], axis=0)

@@ -16,6 +16,7 @@ from analysis.distributed import agreed
 from analysis.documents import Documents, Window
 from analysis.estimates import Work, a_time, current, did, duration, expect, now, slowest, timed
 from analysis.roles.labels import CONFIDENCE, MARGIN, ROLES, THRESHOLDS, Tally, labels, scores_of
+from analysis.roles.null import MIXES, NULL_SHARE, fewer, highest, shuffled
 from analysis.roles.patterns import (
     copying,
     looks_up_next,
@@ -65,6 +66,9 @@ def head_roles(
 ) -> pd.DataFrame:
     """The role of every head of a base or up-scaled model, "none" unless the evidence is clear.
 
+    Clear is what is above a threshold with an error bound, above every score of the same heads with
+    their weights mixed (`analysis.roles.null`), and ahead of other roles.
+
     A memory head's pattern is that of the attention in its block, and what it writes is what it
     reads from its bank. Induction, retrieval, duplicate and previous token, and offsets are
     measured on constructed sequences of random tokens, the other roles on the documents.
@@ -104,9 +108,19 @@ def head_roles(
         limit = DEFAULT_DOCUMENTS
     network, docs = loaded_with(model, data, limit)
     reader = _Reader(network, docs, progress)
-    reader.read_probes(reader.begin(int(sequences), int(windows), seed), seed)
-    reader.read_texts(reader.as_many(int(windows)))
-    return reader.table(levels, seed)
+    mixes = [_Reader(network, docs, None) for _ in range(MIXES)]
+    each = reader.begin(int(sequences), int(windows), seed)
+    for number, mix in enumerate(mixes):
+        with shuffled(network, seed, number):
+            mix.read_probes(fewer(each), seed)
+    reader.read_probes(each, seed)
+    count, marks = reader.as_many(int(windows)), delimiter_tokens(docs)
+    for number, mix in enumerate(mixes):
+        with shuffled(network, seed, number):
+            mix.read_texts(fewer(count), marks, whole=True)
+    reader.read_texts(count, marks)
+    null = highest([scores_of(mix.tally) for mix in mixes])
+    return reader.table(levels, seed, null)
 
 
 def _thresholds(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -140,7 +154,9 @@ class _Reader:
         work, length = current(), min(self.docs.context, PROBE_LENGTH)
         texts = self._texts(windows)
         tokens = sum(len(window.ids) for window in texts)
-        stages = {PROBES: WATCHING * len(KINDS) * sequences * length, TEXTS: WATCHING * tokens}
+        every = tokens + MIXES * sum(len(one.ids) for one in self._texts(fewer(windows)))
+        probes = len(KINDS) * (sequences + MIXES * fewer(sequences))
+        stages = {PROBES: WATCHING * probes * length, TEXTS: WATCHING * every}
         if work is None or not work.limited:
             expect("head roles", self.model, self.docs, stages, lambda s, _: a_time(s), limit=False)
             return sequences
@@ -165,13 +181,14 @@ class _Reader:
         trial.read_probes(1, seed)
         took = slowest(now() - began)
         speed = took / (WATCHING * len(KINDS) * length)
-        if (least := 2 * took + 2 * WATCHING * window * speed) > SHARE * work.time_left:
+        if (least := (1 + MIXES) * 2 * (took + WATCHING * window * speed)) > SHARE * work.time_left:
             raise MidusError(
                 f"within is {duration(work.within or 0)}, and the least of head roles, 2 sequences "
-                f"of each kind and 2 windows, takes about {duration(1.2 * (least + took), up=True)}"
+                f"of each kind and 2 windows, and as many of mixed heads, takes about "
+                f"{duration(1.2 * (least + took), up=True)}"
             )
         work.begin("head roles", speed, stages)
-        return max(2, agreed(int(SHARE * work.time_left / 2 / took)))
+        return max(2, agreed(int(SHARE * work.time_left / 2 / took / (1 + MIXES * NULL_SHARE))))
 
     def as_many(self, windows: int) -> int:
         """The windows of documents to read, fewer where the time is short."""
@@ -183,7 +200,7 @@ class _Reader:
             found = int(work.repeat["windows"])
         else:
             each = WATCHING * sum(len(w.ids) for w in texts) / len(texts) * work.speed(PROBES)
-            found = max(2, agreed(int(SHARE * work.time_left / each)))
+            found = max(2, agreed(int(SHARE * work.time_left / each / (1 + MIXES * NULL_SHARE))))
         found = min(found, windows)
         work.record["windows"] = found
         if found < len(texts):
@@ -280,14 +297,15 @@ class _Reader:
     # ------------------------------------------------ documents
 
     @torch.no_grad()
-    def read_texts(self, most: int) -> None:
-        marks = delimiter_tokens(self.docs)
+    def read_texts(self, most: int, marks: torch.Tensor | None, whole: bool = False) -> None:
+        """Measures of so many windows; not `whole`, fewer where the time does not reach."""
         grams = {layer: self._gram(layer) for layer in self.here}
         windows, work, done = self._texts(most), current(), 0
         while done < len(windows):
             chosen = windows[done : done + self._batch(len(windows[done].ids))]
             passes = WATCHING * sum(len(window.ids) for window in chosen)
-            if work and work.limited and done >= 2 and not work.goes_on(TEXTS, done, passes):
+            limited = work and work.limited and done >= 2 and not whole
+            if limited and not work.goes_on(TEXTS, done, passes):
                 work.cut(TEXTS, done)
                 work.leave_out(f"{len(windows) - done} windows that the time did not reach")
                 break
@@ -297,7 +315,7 @@ class _Reader:
             if self.progress:
                 self.progress(done, len(windows), TEXTS)
         self.found["windows"] = {"read": done, "of": len(self.docs.windows)}
-        if work and work.limited:
+        if work and work.limited and not whole:
             work.facts["windows"] = done
 
     def _read_texts(
@@ -381,11 +399,13 @@ class _Reader:
 
     # ------------------------------------------------ the table
 
-    def table(self, thresholds: dict[str, float], seed: int) -> pd.DataFrame:
+    def table(
+        self, thresholds: dict[str, float], seed: int, null: Mapping[str, float]
+    ) -> pd.DataFrame:
         names = ("layer", "kind", "head", "source_layer")
         columns: dict[str, Any] = {n: [getattr(site, n) for site in self.sites] for n in names}
         scores = scores_of(self.tally)
-        role, role_score, role_margin = labels(scores, thresholds)
+        role, role_score, role_margin = labels(scores, thresholds, null)
         columns |= {"role": role, "role_score": role_score, "role_margin": role_margin}
         columns["offset"] = scores.offset
         for name in ("induction", *(other for other in scores.score if other != "induction")):
@@ -400,6 +420,7 @@ class _Reader:
             "confidence": CONFIDENCE,
             "comparisons": len(table) * len(ROLES),
             "units": scores.units,
+            "null": {name: null[name] for name in thresholds},
         }
         table.attrs = dict(json_attrs({"schema": SCHEMA, **attrs}).items())
         return table

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from analysis.documents import Documents
-from analysis.tokens import Encoder
+from analysis.tokens import Encoder, decoded
 from kernels.errors import DataError
 
 KINDS = ("repeated", "permuted", "needle")
@@ -133,7 +133,7 @@ def delimiter_tokens(docs: Documents) -> torch.Tensor | None:
         return None
     special = set(docs.tokenizer.all_special_ids)
     present = torch.unique(torch.cat([item.ids for item in docs])).tolist()
-    texts = {token: docs.tokenizer.decode([token]) for token in present if token not in special}
+    texts = {token: decoded(docs.tokenizer, [token]) for token in present if token not in special}
     return torch.tensor([token for token, text in texts.items() if all(map(_delimits, text))])
 
 

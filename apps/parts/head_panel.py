@@ -36,8 +36,8 @@ def show(run: Run, table: pd.DataFrame, side: str, row: pd.Series) -> None:
     with st.container(border=True, key="head_panel"):
         whose = page.escape(figure_data.model_name(table, side))
         st.markdown(
-            f"**{page.escape(row['block'])}, head {row['head']}** "
-            f"in {whose} (block {row['layer']}, {row['kind']})"
+            f"**{page.escape(row['block'])}, head {row['head']:d}** "
+            f"in {whose} (block {row['layer']:d}, {page.escape(row['kind'])})"
         )
         _numbers(row, count, table)
         role = _role(run, side, row)
@@ -65,9 +65,9 @@ def _numbers(row: pd.Series, count: int, table: pd.DataFrame) -> None:
     interval.metric(
         "Interval",
         tables.interval(row["ci_low"], row["ci_high"]),
-        help=figure_data.interval_words(table),
+        help=page.escape(figure_data.interval_words(table)),
     )
-    rank.metric("Rank", f"{row['rank']} of {count}")
+    rank.metric("Rank", f"{row['rank']:d} of {count}")
     share.metric("Share", tables.percent(row["share"]), help="of the total of max(score, 0)")
     source.metric("Source layer", int(row["source_layer"]))
 
@@ -169,7 +169,7 @@ def _memory(run: Run, model: live.Loadable, row: pd.Series) -> None:
     for _, found in mine.iterrows():
         use_of_slots(found)
         st.caption(
-            f"The memory of head {row['head']} in block {int(found['layer'])}, which came from "
+            f"The memory of head {row['head']:d} in block {int(found['layer'])}, which came from "
             f"layer {int(found['source_layer'])}. The page Memory opens its slots."
         )
 

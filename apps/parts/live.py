@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import streamlit as st
 
+from analysis.escapes import markdown
 from apps.parts import access, placing
 
 LARGEST = 2**31  # bytes of weights that a page loads without being asked twice
@@ -47,7 +48,7 @@ def ready(name: str) -> Loadable | None:
     found, size = _on_disc(access.given().check_model(name))
     device, dtype = placing.chosen()
     found = found._replace(device=device, dtype=dtype)
-    words = f"Load the model {Path(name).name} ({size / 2**30:.1f} GiB of weights)"
+    words = f"Load the model {markdown(Path(name).name)} ({size / 2**30:.1f} GiB of weights)"
     return found if size <= LARGEST or st.toggle(words, key=f"load_{name}") else None
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
+from analysis.escapes import markdown as escape
 from apps.parts import access
 from kernels.errors import MidusError, RunError
+
+LONGEST = 60  # characters of a link that a message repeats
 
 
 class MissingTable(RunError):
@@ -48,11 +52,6 @@ def sentence(error: Exception) -> str:
     return escape(f"{text[:1].upper()}{text[1:]}.")
 
 
-def escape(text: str) -> str:
-    """Text that shows as it is where Streamlit reads Markdown."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>$~|:" else c for c in text)
-
-
 def computed(text: str) -> None:
     """The explanation under a figure, folded away."""
     with st.expander("How is this computed"):
@@ -78,7 +77,8 @@ def linked(key: str, options: Sequence[str], what: str, fallback: int = 0) -> Ca
     if lost in st.session_state:
         shown = options[fallback] if options else "nothing"
         st.warning(
-            f"The link asks for {what} {escape(st.session_state[lost])}, which is not there; "
+            f"The link asks for {what} {escape(st.session_state[lost][:LONGEST])}, which is not "
+            f"there; "
             f"this page shows {escape(shown)} instead. Choose another one below.",
             icon=":material/link_off:",
         )
@@ -117,6 +117,33 @@ def toggle(label: str, options: Sequence[str], key: str, *, place: Any = st) -> 
             on_change=chosen,
         )
     )  # fmt: skip
+
+
+def bound(
+    key: str, what: str, limits: tuple[float, float], shown: float, whole: bool = True
+) -> Literal["query-params"] | None:
+    """What a number's widget takes as `bind`, so that the page's address keeps it.
+
+    Where the address asks for what is no such number, None, and a message until another one than
+    `shown` is chosen: Streamlit would drop it silently, or fail on it.
+    """
+    asked = st.query_params.get_all(key)
+    if not asked or (len(asked) == 1 and _number(asked[0], limits, whole)):
+        return "query-params"
+    if st.session_state.get(key) in (None, shown):
+        text = ", ".join(asked)
+        text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+        st.warning(
+            f"The link asks for {what} {escape(text)}, which is none of {limits[0]:g} to "
+            f"{limits[1]:g}; this page shows {shown:g} instead. Choose another one below.",
+            icon=":material/link_off:",
+        )
+    return None
+
+
+def _number(text: str, limits: tuple[float, float], whole: bool) -> bool:
+    form = r"-?[0-9]{1,15}" if whole else r"-?[0-9]{1,15}(\.[0-9]{1,15})?"
+    return bool(re.fullmatch(form, text)) and limits[0] <= float(text) <= limits[1]
 
 
 # ---------------------------------------------------------------- the run in view

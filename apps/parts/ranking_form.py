@@ -12,6 +12,7 @@ import streamlit as st
 from apps.parts import access, placing
 from apps.parts.access import Run
 from kernels.errors import DataError
+from kernels.files import write_file
 from workbench import jobs
 
 WORK = {
@@ -55,7 +56,7 @@ def show(run: Run) -> None:
     st.code(shlex.join(["midus", *arguments]), language="bash", wrap_lines=True)
     if st.button("Start", type="primary", icon=":material/play_arrow:", key="start"):
         if file is not None:
-            _keep(_place(given.workspace, file), file.getvalue())
+            write_file(_place(given.workspace, file), file.getvalue(), error=DataError)
         jobs.start(arguments, given.workspace, f"{what}-{Path(model).name}")
         st.rerun()
 
@@ -114,18 +115,6 @@ def _place(workspace: Path, file: Any) -> Path:
     """Where the file is kept: its name says what is in it."""
     digest = hashlib.sha256(file.getvalue()).hexdigest()[:16]
     return workspace / ".data" / f"{digest}{Path(file.name).suffix}"
-
-
-def _keep(place: Path, content: bytes) -> None:
-    draft = place.with_suffix(".partial")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        draft.replace(place)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {place}: {error.strerror}; start with --runs FOLDER"
-        ) from error
 
 
 def _how(what: str) -> list[str]:

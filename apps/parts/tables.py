@@ -59,7 +59,10 @@ def key(run: Run, *names: str) -> tuple[Any, ...]:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Changes whenever one of a table's two files does, so that a cached table is never stale."""
+    """Changes whenever a table's file does, so that a cached table is never stale.
+
+    Tables of earlier versions have a second file.
+    """
     files = (path, path.with_suffix(".json"))
     return tuple(n for f in files if f.exists() for n in (f.stat().st_mtime_ns, f.stat().st_size))
 

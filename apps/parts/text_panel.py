@@ -54,4 +54,5 @@ def _first(tokens: int) -> int:
         return 0
     if st.session_state.get("first_token", 0) > most:  # of a longer text
         st.session_state.pop("first_token")
-    return int(st.slider("First token", 0, most, most, key="first_token", bind="query-params"))
+    bind = page.bound("first_token", "a first token", (0, most), most)
+    return int(st.slider("First token", 0, most, most, key="first_token", bind=bind))

@@ -63,10 +63,8 @@ def _chosen(heads: dict[str, tuple[int, int]]) -> list[str]:
     asked = st.query_params.get_all("heads")
     lost = [name for name in asked if name not in heads]
     if lost:
-        st.warning(
-            f"The link asks for heads that are not there: {page.escape(', '.join(lost))}. "
-            "Choose others below."
-        )
+        text = page.escape(", ".join(lost)[: page.LONGEST])
+        st.warning(f"The link asks for heads that are not there: {text}. Choose others below.")
     known = [name for name in st.session_state.get("heads", []) if name in heads]
     if "heads" in st.session_state:
         st.session_state["heads"] = known
@@ -92,7 +90,8 @@ def _gains(
         layer, head = heads[name]
         gain = columns[index % 4].slider(
             f"{layer}.{head}", 0.0, 2.0, 1.0, 0.05,
-            key=f"gain_{layer}_{head}", bind="query-params", help=name,
+            key=f"gain_{layer}_{head}", help=name,
+            bind=page.bound(f"gain_{layer}_{head}", f"a gain of {layer}.{head}", (0, 2), 1, False),
         )  # fmt: skip
         found.append((layer, head, float(gain)))
     return tuple(found)

@@ -79,12 +79,14 @@ def _select(run: Run, ranking: pd.DataFrame, sizes: dict[str, int]) -> list[sele
     if rule == "a number":
         if st.session_state.get("count", 1) > len(ranking):  # of a larger model
             st.session_state.pop("count")
-        count = st.slider("Heads", 1, len(ranking), int(ranking.attrs.get("top") or 8),
-                          key="count", bind="query-params")  # fmt: skip
+        usual = min(len(ranking), int(ranking.attrs.get("top") or 8))
+        bind = page.bound("count", "a number of heads", (1, len(ranking)), usual)
+        count = st.slider("Heads", 1, len(ranking), usual, key="count", bind=bind)
         return selection.top_heads(ranking, count)
     if rule == "a chance":
-        chance = st.slider("Chance of belonging to the top set, at least", 0.0, 1.0, 0.9, 0.01,
-                           key="chance", bind="query-params")  # fmt: skip
+        label = "Chance of belonging to the top set, at least"
+        bind = page.bound("chance", "a chance", (0, 1), 0.9, whole=False)
+        chance = st.slider(label, 0.0, 1.0, 0.9, 0.01, key="chance", bind=bind)
         return selection.sure_heads(ranking, chance)
     if rule == "a role":
         roles = tables.table(run, "roles")
@@ -107,17 +109,20 @@ def _sizes() -> dict[str, int]:
     )
     return {
         name: int(
-            column.number_input(label, 1, 4096, usual, key=name, bind="query-params", help=help)
+            column.number_input(
+                label, 1, 4096, usual, key=name, help=help,
+                bind=page.bound(name, label, (1, 4096), usual),
+            )
         )
         for column, (name, label, usual, help) in zip(columns, given, strict=True)
-    }
+    }  # fmt: skip
 
 
 def _within(run: Run, ranking: pd.DataFrame, sizes: dict[str, int]) -> list[selection.Head]:
     config = _config(run)
     million = st.number_input(
         "Parameters to add at most (millions)", 0.01, 1e6, 0.5, 0.1, key="millions",
-        bind="query-params",
+        bind=page.bound("millions", "millions of parameters", (0.01, 1e6), 0.5, whole=False),
     )  # fmt: skip
     return selection.heads_within(
         ranking, config, int(1e6 * million), sizes["num_keys"], sizes["latent_dim"]

@@ -94,7 +94,7 @@ def _measurement(run: Run, place: object, key: str, default: int) -> pd.DataFram
         return None
     words = [SIDES[name] for name in held]
     chosen = page.choose(
-        f"{key.capitalize()}: measurement of {run.name}", words, key, place=place,
+        f"{key.capitalize()}: measurement of {page.escape(run.name)}", words, key, place=place,
         default=min(default, len(words) - 1), what="a measurement",
     )  # fmt: skip
     return tables.table(run, held[words.index(chosen)])
@@ -118,7 +118,7 @@ def _quality(run: Run, other: Run) -> None:
     found = [_losses(run), _losses(other) if other is not run else None]
     held = [table for table in found if table is not None]
     if not held:
-        raise page.MissingTable("neither run evaluated losses; midus demo and midus study do")
+        raise page.MissingTable("neither run evaluated losses; midus demo does")
     for table in held:
         table.attrs = {}
     joined = pd.concat(held, ignore_index=True)

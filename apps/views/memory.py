@@ -172,16 +172,12 @@ def _choose_slot(slots: pd.DataFrame, total: int) -> int:
         if rows:
             st.session_state["slot"] = int(shown["slot"].iloc[rows[0]])
 
-    asked = st.query_params.get("slot", "")
-    if asked.isdigit() and int(asked) >= total:
-        st.warning(
-            f"The link asks for slot {asked}; this bank has slots 0 to {total - 1}. "
-            "Choose another one below."
-        )
+    first = int(shown["slot"].iloc[0])
+    bind = page.bound("slot", "slot", (0, total - 1), first)
     if st.session_state.get("slot", 0) >= total:
         st.session_state.pop("slot")
     slot = st.number_input(
-        "Slot", 0, total - 1, int(shown["slot"].iloc[0]), key="slot", bind="query-params",
+        "Slot", 0, total - 1, first, key="slot", bind=bind,
         help="Type a number, or click a row of the table.",
     )  # fmt: skip
     st.dataframe(

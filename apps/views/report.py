@@ -35,8 +35,8 @@ def main() -> None:
         names = drawing.drawable(RunFolder.open(run.folder))
         if not names:
             raise MidusError(
-                "this run has no tables to draw; run midus importance into it, or choose another "
-                "run in the sidebar"
+                "this run has no table that a figure is drawn from; choose another run in the "
+                "sidebar, or make one with midus importance"
             )
         name = page.choose("Figure", names, "figure", what="figure")
         with page.messages("The figure"):

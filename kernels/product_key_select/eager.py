@@ -7,13 +7,14 @@ from functools import lru_cache
 import torch
 
 from kernels.product_key_select import naive
+from kernels.product_key_select.doubled import join, joins, positive, split
 from kernels.product_key_select.packed import LOW, canonical, columns, least, pack, unpack
 from kernels.product_key_select.pairs import contending
 from kernels.threads import share
 
 # Rows of scores worked on at once (tokens x heads x 2): their packed copies stay in the cache.
 ROWS = 1024
-ALONE = 1024  # rows up to which no thread but the caller's is worth waking
+ALONE = 512  # rows for which no other thread is worth waking
 TOKENS = 512  # of one head at once
 
 
@@ -27,26 +28,50 @@ def contending_pairs(k: int, device: torch.device) -> tuple[torch.Tensor, torch.
 def best_slots(
     query: torch.Tensor, row_keys: torch.Tensor, col_keys: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[T, H, D] and keys [H, n, D/2], all fp32 -> weights and int32 slots, [H, T, k] each.
-
-    Scores carry the other sign, so that the least number is the best score and the lowest slot.
-    """
+    """[T, H, D] and keys [H, n, D/2], all fp32 -> weights and integer slots, [H, T, k] each."""
     tokens, heads, _ = query.shape
     _, n, half = row_keys.shape
     scores = query.new_empty((2, heads, tokens, n))
-    by_head = query.neg().transpose(0, 1)
+    by_head = query.transpose(0, 1)
     torch.bmm(by_head[..., :half], row_keys.transpose(1, 2), out=scores[0])
     torch.bmm(by_head[..., half:], col_keys.transpose(1, 2), out=scores[1])
-    index = torch.arange(n, device=query.device)
-    best = least(pack(canonical(scores), index), k)  # [2, H, T, k]
+    if not joins(scores, n * n, k):
+        best, slots = _of_any(scores.neg_(), k)
+        return best.softmax(-1), slots
+    best, slots, right = _of_positive(scores, k)
+    if not right.all():
+        head, token = (~right).nonzero(as_tuple=True)
+        best[head, token], others = _of_any(scores[:, head, token].neg_(), k)
+        slots[head, token] = others.to(slots.dtype)
+    return best.softmax(-1), slots
 
+
+def _of_positive(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores of halves [2, ..., n] -> the best sums and slots [..., k], and where they are right.
+
+    Right where the best k of both halves are above zero.
+    """
+    n = scores.shape[-1]
+    best = least(join(scores, torch.arange(n)), k)  # [2, ..., k]
     # A rank's score and index travel as one number through the gather of pairs.
-    i, j = contending_pairs(k, query.device)
-    row_scores, rows = unpack(columns(best[0], i))  # [H, T, pairs]
+    i, j = contending_pairs(k, scores.device)
+    sums, rows = split(columns(best[0], i))  # [..., pairs]
+    col_scores, cols = split(columns(best[1], j))
+    slots = torch.add(cols, rows, alpha=n)
+    return *split(least(join(sums.add_(col_scores), slots), k)), positive(best[..., -1]).all(0)
+
+
+def _of_any(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from scores of the other sign, whatever they are: the least number is the best."""
+    n = scores.shape[-1]
+    index = torch.arange(n, device=scores.device)
+    best = least(pack(canonical(scores), index), k)
+    i, j = contending_pairs(k, scores.device)
+    row_scores, rows = unpack(columns(best[0], i))
     col_scores, cols = unpack(columns(best[1], j))
     pairs = canonical(row_scores.add_(col_scores))
-    scores, slots = unpack(least(pack(pairs, torch.add(cols, rows, alpha=n)), k))
-    return scores.neg_().softmax(-1), slots
+    sums, slots = unpack(least(pack(pairs, torch.add(cols, rows, alpha=n)), k))
+    return sums.neg_(), slots
 
 
 def fits(query: torch.Tensor, n: int) -> bool:
@@ -54,19 +79,21 @@ def fits(query: torch.Tensor, n: int) -> bool:
     return query.dtype != torch.float64 and n * n <= LOW
 
 
-def chunks(query: torch.Tensor) -> tuple[list[tuple[slice, slice]], int | None]:
-    """Tokens and heads worked on at once, and by how many threads: None for PyTorch's number."""
+def chunks(query: torch.Tensor) -> tuple[list[tuple[slice, slice]], int]:
+    """Tokens and heads worked on at once, and by how many threads."""
     tokens, heads, _ = query.shape
     if query.device.type != "cpu":
         size = max(1, 128 * ROWS // heads)
         return [(slice(t, t + size), slice(None)) for t in range(0, tokens, size)], 1
-    together = max(1, ROWS // (2 * min(tokens, TOKENS) or 1))
+    threads = 1 if 2 * tokens * heads <= ALONE else torch.get_num_threads()
+    rows = min(ROWS, max(ALONE, 2 * tokens * heads // threads))  # few tokens: a chunk a thread
+    together = max(1, rows // (2 * min(tokens, TOKENS) or 1))
     parts = [
         (slice(t, t + TOKENS), slice(h, h + together))
         for t in range(0, tokens, TOKENS)
         for h in range(0, heads, together)
     ]
-    return parts, 1 if 2 * tokens * heads <= ALONE else None
+    return parts, threads
 
 
 def select(

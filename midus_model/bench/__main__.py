@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
+from kernels import locks
+from kernels.errors import RunError
 from midus_model.bench import report
+from midus_model.bench.parser import Parser
 from midus_model.bench.rows import (
     Case,
     Machine,
@@ -29,7 +32,11 @@ OPS = ("product_key_select", "latent_bag", "headwise_memory", "block")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="midus bench", description=__doc__)
+    made = Parser(
+        prog="midus bench",
+        description="Verify every memory op, time it against its peers, and write a table.",
+        epilog="Example: midus bench --quick",
+    )
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--shape", choices=list(SHAPES), default="llama-3.2-1b")
     made.add_argument("--dtype", choices=list(DTYPES), action="append", help="default: both")
@@ -68,6 +75,10 @@ def checked(arguments: Sequence[str] | None) -> argparse.Namespace:
                 report.around(given.markdown, f"{given.device}-{name}")
     except (OSError, ValueError) as error:
         made.error(f"{'--markdown' if isinstance(error, ValueError) else '--out'}: {error}")
+    try:
+        given.held = locks.hold(given.out)  # as long as the options live
+    except RunError as error:
+        made.error(f"--out: {error}")
     if given.tokens is None:
         longest = 8192 if given.device == "cpu" else 32768
         all_sizes = [size for size in (1, 16, 128, 512, 2048, 8192, 32768) if size <= longest]

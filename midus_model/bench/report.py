@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from kernels import files, locks
+
 SCHEMA = 1
 SHOWN = ("op", "direction", "tokens", "batch", "context", "dtype", "slots", "bank_grad")
 
@@ -64,7 +66,6 @@ def commit() -> str | None:
 
 def write(folder: Path, result: dict[str, Any]) -> list[Path]:
     """benchmark.json and benchmark.csv, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     stamp = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
     text = json.dumps({"schema": SCHEMA, **stamp, **result}, indent=1) + "\n"
     table = io.StringIO()
@@ -74,10 +75,7 @@ def write(folder: Path, result: dict[str, Any]) -> list[Path]:
     writer.writerows(result["rows"])
     written = []
     for name, content in (("benchmark.json", text), ("benchmark.csv", table.getvalue())):
-        partial = folder / f".{name}.{os.getpid()}.partial"
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, folder / name)
-        written.append(folder / name)
+        written.append(files.write_file(folder / name, content))
     return written
 
 
@@ -143,7 +141,6 @@ def around(path: Path, name: str) -> tuple[str, str]:
 
 def fill_in(path: Path, name: str, text: str) -> None:
     """Put a table between the markers `<!-- results:NAME -->` and `<!-- /results -->`."""
-    before, after = around(path, name)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(f"{before}\n\n{text}\n{after}", encoding="utf-8")
-    os.replace(partial, path)
+    with locks.hold(path, wait=True):  # the other tables are another's to fill in
+        before, after = around(path, name)
+        files.write_file(path, f"{before}\n\n{text}\n{after}")

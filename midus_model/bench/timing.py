@@ -17,6 +17,7 @@ import torch
 
 SECONDS = 4.0  # about how long one comparison may take
 MOST = 30
+WARM = 5  # calls of which the first, after another function, does not matter
 BURST = 100.0  # milliseconds, less where `seconds` are few
 
 
@@ -55,19 +56,22 @@ def interleaved(
 ) -> dict[str, Times]:
     """Runs all in turn after two uncounted rounds: 3 to 30 rounds, by what fits in `seconds`.
 
-    Within a round a short function is called until BURST is full, so that caches are as warm as it
-    leaves them itself, and the clock's and threads' waking do not count.
+    Within a round a short function is called until BURST is full, and one that fills it in less
+    than WARM calls once before, uncounted, so that caches and memory are as it leaves them itself,
+    and the clock's and threads' waking do not count.
     """
     for function in functions.values():
         function()
     once = {name: _once(function, device) for name, function in functions.items()}
     burst = min(BURST, 100 * seconds)
     calls = {name: max(1, int(burst / max(ms, 1e-3))) for name, ms in once.items()}
-    round_ms = sum(calls[name] * ms for name, ms in once.items())
+    round_ms = sum((calls[name] + (calls[name] < WARM)) * ms for name, ms in once.items())
     rounds = max(3, min(MOST, int(1e3 * seconds / round_ms)))
     found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
+            if calls[name] < WARM:
+                function()
             found[name].append(_once(function, device, calls[name]))
     return {name: Times(ms) for name, ms in found.items()}
 

@@ -112,9 +112,36 @@ def test_the_contrast_stands_below():
         assert (face == "black") == whole
     for text in (words(figure), " ".join(a.text for a in twin.layout.annotations)):
         assert "p < 0.001" in text and "p = 0.43" in text
-    assert "controls, matched in importance before" in figure.caption
+    assert "controls, the nearest in importance before" in figure.caption
+    assert "permutation within layers, which does not hold where these differ" in figure.caption
     assert "below" not in paper.role_slopes(slopes_table()).caption
     assert "pico → pico-midus" in figure.caption
+
+
+def test_a_matched_contrast_says_its_balance_and_its_least_p():
+    contrast = contrast_table().assign(
+        p_least=[0.25, 0.25], p=[0.25, 0.43], smd=0.12, before_chosen=0.0512, before_controls=0.0485
+    )
+    contrast.attrs = {**contrast_table().attrs, "caliper": 0.4}
+    figure = paper.role_slopes(slopes_table(), contrast)
+    twin = figures.role_slopes(slopes_table(), contrast)
+    for text in (words(figure), " ".join(a.text for a in twin.layout.annotations)):
+        assert "p = 0.25, at least 0.25" in text and "p = 0.43, at least 0.25" in text
+    said = "within 0.4 SD (0.0512 and 0.0485, standardised difference 0.12), and the difference,"
+    assert said in figure.caption and "smallest p that these can give" in figure.caption
+
+
+def test_roles_are_picked_out_by_intervals_that_hold_together():
+    table = slopes_table()
+    low, high = table["slope"] - 0.02, table["slope"] + 0.02  # wider than each alone
+    table = table.assign(ci_low_all=low, ci_high_all=high, vif=1.5, left_out="")
+    table.loc[table["role"] == "retrieval", ["vif", "left_out"]] = [35.5, "its VIF is above 10"]
+    table.attrs = slopes_table().attrs
+    figure, twin = paper.role_slopes(table), figures.role_slopes(table)
+    np.testing.assert_allclose(twin.data[0].error_x.array, 0.02)
+    assert "95% for all roles of a panel together (max-t)" in figure.caption
+    assert "left out for a variance inflation above 10: retrieval" in figure.caption
+    assert "by Student's t" in paper.role_slopes(slopes_table()).caption
 
 
 def test_other_names_of_measures_and_controls_are_understood():

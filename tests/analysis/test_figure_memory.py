@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -211,7 +213,8 @@ def test_tokens_read_as_they_are_written():
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     shown = ["def", "·$f$", "(", "x", "):⏎", "⇥", "return", "·<s>", "x", "∅", "·self.count…"]
     assert labels[:11] == shown
-    assert twin.layout.xaxis.ticktext[7] == "·&lt;s&gt;" and twin.layout.xaxis.ticktext[1] == "·$f$"
+    ticks = twin.layout.xaxis.ticktext
+    assert ticks[7] == "·&lt;s&gt;" and html.unescape(ticks[1]) == "·$f$"
     assert "·$f$" in words(figure)
     assert "· space, ⏎ line break" in figure.caption
     unknown = view_table().assign(token=None)

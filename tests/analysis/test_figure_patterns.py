@@ -49,7 +49,7 @@ def test_axes_name_tokens_of_short_texts_and_count_positions_of_long_ones():
     assert labels == [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert labels[:5] == ["def", "␣$f$", "(", "x<y>", r"):\n"] and len(labels) == 20
     for axis in (twin.layout.xaxis, twin.layout.yaxis):
-        assert list(axis.ticktext) == [html.escape(label) for label in labels]
+        assert list(axis.ticktext) == [html.escape(x).replace("$", "&#36;") for x in labels]
     assert figures.attention_pattern(long).layout.xaxis.ticktext is None
     assert "return" not in words(paper.attention_pattern(long))
     low, high = twin.layout.yaxis.range

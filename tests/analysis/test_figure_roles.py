@@ -34,7 +34,7 @@ def importance() -> pd.DataFrame:
 
 
 def test_every_role_of_the_analysis_has_its_colour_and_letter():
-    assert set(figure_data.ROLES) == {*labels.ROLES, labels.NONE}
+    assert set(figure_data.ROLES) == {*labels.ROLES, *labels.DESCRIPTIONS, labels.NONE}
     styles = figure_data.ROLES.values()
     assert len({style.letter for style in styles}) == len({s.colour for s in styles}) == len(styles)
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis import figure_data, figures, paper, tables
-from kernels.errors import IncomparableTables, MidusError
+from kernels.errors import IncomparableTables, MidusError, RunError
 from tests.analysis.figure_tables import (
     BASE_BLOCKS,
     HEADS,
@@ -296,7 +296,7 @@ def test_a_failed_save_leaves_nothing(before, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         paper.save(figure, tmp_path / "x", formats=("svg",))
     assert list(tmp_path.iterdir()) == []
 

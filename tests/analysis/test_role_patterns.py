@@ -11,7 +11,17 @@ from scipy import stats
 from transformer_lens import head_detector
 
 from analysis.roles import pattern_scores
-from analysis.roles.labels import NONE, ROLES, Scores, Tally, labels, pooled, scores_of
+from analysis.roles.labels import (
+    DESCRIPTIONS,
+    NONE,
+    ROLES,
+    THRESHOLDS,
+    Scores,
+    Tally,
+    labels,
+    pooled,
+    scores_of,
+)
 from analysis.roles.patterns import copying, looks_up_next, matching_measures, text_measures
 from analysis.roles.probes import make_probes
 from kernels.errors import MidusError
@@ -74,6 +84,8 @@ CONSTRUCTED: dict[str, tuple[Pattern, bool]] = {
     "retrieval": (mixed(0.3, induction, everything), True),
     "first_token_sink": (first_token, False),
     "delimiter": (looking_at(delimiter_source), False),
+}
+DESCRIBED = {
     "local": (looking_at(lambda t, *_: range(max(t - 3, 0), t + 1)), False),
     "broad": (everything, False),
     "confident": (anything, False),
@@ -121,6 +133,23 @@ def test_every_role_is_told_from_its_pattern() -> None:
     assert scores.offset[names.index("positional_offset")] == 3
 
 
+def test_a_description_is_a_number_and_no_role() -> None:
+    scores = scores_for(list(DESCRIBED.values()))
+    assert set(DESCRIBED) == set(DESCRIPTIONS) and not set(DESCRIPTIONS) & {*ROLES, *THRESHOLDS}
+    assert labels(scores)[0] == [NONE] * 3
+    for head, name in enumerate(DESCRIBED):
+        assert scores.score[name][head] > 0.8
+
+
+def test_a_role_is_above_the_highest_score_of_mixed_heads() -> None:
+    scores = scores_for([CONSTRUCTED["previous_token"], CONSTRUCTED["induction"]])
+    assert labels(scores, None, {"previous_token": 0.9, "copying": 0.5})[0] == list(
+        ("previous_token", "induction")
+    )
+    assert labels(scores, None, {"previous_token": 1.0})[0] == [NONE, "induction"]
+    assert labels(scores, None, {"copying": 1.0})[0][1] != "induction"
+
+
 @pytest.mark.parametrize("role", [role for role in CONSTRUCTED if role != "retrieval"])
 def test_noise_keeps_a_label_until_there_is_too_much_of_it(role: str) -> None:
     pattern, copies = CONSTRUCTED[role]
@@ -154,7 +183,7 @@ def test_a_label_needs_evidence_and_a_lead() -> None:
     scores = scores_for([CONSTRUCTED["previous_token"], CONSTRUCTED["first_token_sink"]])
     assert labels(scores)[0] == ["previous_token", "first_token_sink"]
     scores.stderr["previous_token"][0] = 0.2  # 0.5 is then within the bound
-    assert labels(scores)[0][0] == "local"
+    assert labels(scores)[0][0] == NONE
     scores.stderr["previous_token"][0] = 0.01
     scores.score["positional_offset"][0] = 0.85
     assert labels(scores)[0][0] == NONE  # clear, but not ahead

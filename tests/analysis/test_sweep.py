@@ -73,7 +73,9 @@ def test_a_killed_sweep_ends_with_the_same_table(
         **given,
     )
     tables_equal(table, whole)
-    assert not path.exists(), "a finished sweep leaves no checkpoint"
+    calls_before = len(calls)
+    tables_equal(head_importance(model, data, checkpoint=path, **given), whole)
+    assert len(calls) == calls_before  # it stays until the table is saved
     if method == "ablation":
         again = len(calls)
         calls.clear()
@@ -167,12 +169,11 @@ def test_a_failure_after_the_sweep_loses_nothing(
     monkeypatch.undo()
     monkeypatch.setattr(ablation.Resumed, "resume", lambda *_: pytest.fail("measured again"))
     head_importance(model, data, checkpoint=path)
-    assert not path.exists()
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write the checkpoint"):
+    with pytest.raises(DataError, match="cannot write to .*kept: "):
         head_importance(tiny("llama"), random_texts([12]), checkpoint=tmp_path / "file" / "kept")
 
 

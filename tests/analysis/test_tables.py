@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from torch import nn
 
 from analysis import tables
 from analysis.statistics import bootstrap_mean
-from kernels.errors import DataError, IncomparableTables, MidusError, ModelError
+from kernels.errors import IncomparableTables, MidusError, ModelError
 
 
 @dataclass(frozen=True)
@@ -74,120 +73,6 @@ def test_shapes_that_do_not_fit_are_refused():
         tables.head_table(SITES, SCORES[:2], WEIGHTS, attrs())
     with pytest.raises(MidusError, match="lists 1 documents"):
         tables.head_table(SITES, SCORES, WEIGHTS, attrs(documents=[{}]))
-
-
-def test_attrs_are_json_only():
-    plain = tables.json_attrs({"a": (1, np.int64(2)), "b": float("nan"), "c": {3: np.bool_(True)}})
-    assert plain == {"a": [1, 2], "b": None, "c": {"3": True}}
-    with pytest.raises(MidusError, match="x.y is a ndarray"):
-        tables.json_attrs({"x": {"y": np.zeros(2)}})
-
-
-def test_round_trip_keeps_everything(tmp_path):
-    made = table()
-    path = tables.save(made, tmp_path / "new" / "pico-0.5")
-    assert path == tmp_path / "new" / "pico-0.5.parquet"
-    for spelling in ("pico-0.5", "pico-0.5.parquet", "pico-0.5.json"):
-        back = tables.load(tmp_path / "new" / spelling)
-        pd.testing.assert_frame_equal(back, made)
-        assert back.attrs == made.attrs
-        assert isinstance(back["by_document"][0], list)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["pico-0.5.json", "pico-0.5.parquet"]
-    assert made.attrs["documents"][0]["id"] == "file 0"  # saving leaves the table alone
-
-
-def test_saving_again_replaces_both_files(tmp_path):
-    tables.save(table(), tmp_path / "t")
-    tables.save(table(method="taylor"), tmp_path / "t")
-    assert tables.load(tmp_path / "t").attrs["method"] == "taylor"
-
-
-def test_a_failed_save_leaves_the_old_table(tmp_path, monkeypatch):
-    tables.save(table(), tmp_path / "t")
-
-    def full(self, *args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(DataError, match="No space left"):
-        tables.save(table(method="taylor"), tmp_path / "t")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.json", "t.parquet"]
-    assert tables.load(tmp_path / "t").attrs["method"] == "ablation"
-
-
-def test_a_save_cut_between_the_two_renames_is_noticed(tmp_path, monkeypatch):
-    tables.save(table(), tmp_path / "t")
-    replace = Path.replace
-
-    def once(self, target):
-        if Path(target).suffix == ".json":
-            raise OSError(5, "Input/output error")
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", once)
-    changed = tables.head_table(SITES, SCORES + 1, WEIGHTS, attrs())
-    with pytest.raises(DataError, match="Input/output"):
-        tables.save(changed, tmp_path / "t")
-    with pytest.raises(DataError, match="do not belong together"):
-        tables.load(tmp_path / "t")
-
-
-def _remove_sidecar(folder):
-    (folder / "t.json").unlink()
-
-
-def _remove_parquet(folder):
-    (folder / "t.parquet").unlink()
-
-
-def _remove_both(folder):
-    _remove_sidecar(folder)
-    _remove_parquet(folder)
-
-
-def _cut_sidecar(folder):
-    (folder / "t.json").write_text((folder / "t.json").read_text()[:40])
-
-
-def _cut_parquet(folder):
-    (folder / "t.parquet").write_bytes((folder / "t.parquet").read_bytes()[:-20])
-
-
-def _other_json(folder):
-    (folder / "t.json").write_text("[1, 2]")
-
-
-def _other_schema(folder):
-    stored = json.loads((folder / "t.json").read_text())
-    (folder / "t.json").write_text(json.dumps({**stored, "schema": 99}))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_remove_sidecar, "keep the two files together"),
-        (_remove_parquet, "cannot read the table"),
-        (_remove_both, "no table at"),
-        (_cut_sidecar, "is damaged"),
-        (_cut_parquet, "do not belong together"),
-        (_other_json, "not the description of a result table"),
-        (_other_schema, "schema 99"),
-    ],
-)
-def test_damage_is_one_clear_line(tmp_path, damage, message):
-    tables.save(table(), tmp_path / "t")
-    damage(tmp_path)
-    with pytest.raises(DataError, match=message) as caught:
-        tables.load(tmp_path / "t")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_path_that_cannot_be_written_is_one_clear_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write the table"):
-        tables.save(table(), tmp_path / "file" / "t")
-    with pytest.raises(DataError, match="needs a file name"):
-        tables.save(table(), ".parquet")
 
 
 # ---------------------------------------------------------------- comparison

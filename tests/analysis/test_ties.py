@@ -11,9 +11,10 @@ from scipy import stats
 
 from analysis import rank_heads, ties
 from analysis.amplification import amplification
-from analysis.contrasts import amplification_contrast, random_intercept
+from analysis.contrasts import amplification_contrast
 from analysis.dose import _best
 from analysis.evidence import _agreement, _split_half
+from analysis.mixed_model import random_intercept
 from analysis.ranking import _sorted
 from analysis.roles.labels import MARGIN, NONE, ROLES, _label
 from analysis.statistics import bootstrap_mean, weighted_mean
@@ -192,8 +193,9 @@ def test_chosen_heads_that_gained_what_their_controls_did_differ_by_nothing():
     gained = rng.normal(0.1, 0.3, 30)
     table["by_document"] = [gained.tolist()] * 8
     table["score"] = gained.mean()
-    for how in ("matched", "layer"):
-        found = amplification_contrast(table, [(0, 1), (0, 3), (1, 2)], controls=how).iloc[0]
+    for caliper in (1.0, 10.0):
+        chosen = [(0, 1), (0, 3), (1, 2)]
+        found = amplification_contrast(table, chosen, caliper=caliper, unmatched="drop").iloc[0]
         assert found["difference"] == found["ci_low"] == found["ci_high"] == 0
         assert found["p"] == 1 and not np.any(found["by_document"])
 

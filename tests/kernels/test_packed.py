@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.product_key_select import eager, naive, packed
+from kernels.product_key_select import doubled, eager, naive, packed
 
 
 def keys(tokens: int, heads: int, half: int, n: int) -> list[torch.Tensor]:
@@ -42,13 +42,25 @@ def halved(q: torch.Tensor, r: torch.Tensor, c: torch.Tensor) -> list[torch.Tens
     return [x.bfloat16() for x in (q, r, c)]
 
 
+def partly(q: torch.Tensor, r: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+    """Tokens that like no row, some whose best are tiny or tied, and plain ones."""
+    q, r = q.clone(), r.abs()
+    half = q.shape[-1] // 2
+    q[::3, :, :half] = -q[::3, :, :half].abs()
+    q[1::3, :, :half] *= 1e-42
+    return [q, r, c.round()]
+
+
 CHANGES: list[Callable[..., list[torch.Tensor]]] = [
     lambda *given: list(given),
     ties,
     zeros,
     broken,
     halved,
+    partly,
 ]
+
+
 SHAPES = [  # tokens, heads, half, n, k
     (1, 4, 32, 256, 32),
     (40, 2, 12, 64, 8),
@@ -61,7 +73,9 @@ SHAPES = [  # tokens, heads, half, n, k
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=["plain", "ties", "zeros", "broken", "bf16"])
+@pytest.mark.parametrize(
+    "change", CHANGES, ids=["plain", "ties", "zeros", "broken", "bf16", "partly"]
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_numpy_gives_the_bits_of_topk(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], change: Callable
@@ -70,7 +84,8 @@ def test_numpy_gives_the_bits_of_topk(
     inputs = change(*keys(*sizes))
     found = []
     for sorts in (True, False):
-        monkeypatch.setattr(packed, "numpy_sorts", lambda sorts=sorts: sorts)
+        for module in (packed, doubled):
+            monkeypatch.setattr(module, "numpy_sorts", lambda sorts=sorts: sorts)
         found.append(eager.select(*inputs, k))
     (weights, slots), (want, at) = found
     assert torch.equal(slots, at)
@@ -143,3 +158,25 @@ def test_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numpy", None)
     assert not packed.numpy_sorts()
     packed.numpy_sorts.cache_clear()
+
+
+def test_positive_scores_and_labels_in_one_number() -> None:
+    scores = torch.tensor([3.0, 1e-44, 0.0, -0.0, -1.0, 3.0, 3.4e38, 1.1754944e-38])
+    labels = torch.tensor([5, 0, 1, 2, 3, 4, 2**28 - 1, 2**27])
+    joined = doubled.join(scores, labels)
+    assert doubled.positive(joined).tolist() == (scores > 0).tolist()
+    best, at = doubled.split(joined.sort().values)
+    assert at[:5].tolist() == [2**28 - 1, 4, 5, 2**27, 0]  # of equals the lower first
+    assert torch.equal(best[:5], torch.tensor([3.4e38, 3.0, 3.0, 1.1754944e-38, 1e-44]))
+    assert all(map(torch.equal, doubled.split(joined), (scores, labels)))
+
+
+@pytest.mark.parametrize("spoiled", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+def test_what_is_joined(monkeypatch: pytest.MonkeyPatch, spoiled: float) -> None:
+    monkeypatch.setattr(doubled, "numpy_sorts", lambda: True)
+    scores = torch.randn(2, 3, 64)
+    assert doubled.joins(scores, 64 * 64, 16)
+    assert not doubled.joins(scores, 64 * 64, 17)
+    assert not doubled.joins(scores, 2**28, 16)
+    scores[1, 2, 63] = spoiled
+    assert not doubled.joins(scores, 64 * 64, 16)

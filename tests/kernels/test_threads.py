@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from kernels import headwise_memory, product_key_select, threads
+from kernels.product_key_select.eager import chunks
 
 needs_openmp = pytest.mark.skipif(threads._setters() is None, reason="no OpenMP to hold back")
 
@@ -66,7 +68,7 @@ def counted(tokens: int, dtype: str, held: str) -> list[int]:
 
 @needs_openmp
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-@pytest.mark.parametrize(("tokens", "dtype"), [(1, "float32"), (16, "bfloat16")])
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, "float32"), (8, "bfloat16")])
 def test_few_tokens_start_no_thread(tokens: int, dtype: str) -> None:
     assert counted(tokens, dtype, "held") == [0, 4]
 
@@ -118,8 +120,44 @@ def test_an_error_is_raised_and_ends_the_rest(four: None) -> None:
 
     with pytest.raises(ZeroDivisionError, match="part 3"):
         threads.share(work, range(4))
-    assert not [thread for thread in threading.enumerate() if thread.name == "midus"]
+    threads.share(done.append, range(10, 14))  # the threads stay, and go on
+    assert {10, 11, 12, 13} <= set(done)
     assert torch.get_num_threads() == 4
+
+
+@needs_openmp
+def test_callers_at_once_all_get_their_work_done(four: None) -> None:
+    """More callers than the pool has threads."""
+    done: list[int] = []
+    callers = [
+        threading.Thread(target=threads.share, args=(done.append, range(4), 4)) for _ in range(40)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert sorted(done) == sorted(list(range(4)) * 40)
+
+
+FORKED = """
+import os, torch
+from kernels import threads
+from kernels.product_key_select.eager import chunks
+torch.set_num_threads(2)
+done = []
+threads.share(done.append, range(4))
+child = os.fork()
+threads.share(done.append, range(4))
+if child == 0:
+    os._exit(sorted(done) != sorted(2 * list(range(4))))
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    env = {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", FORKED], env=env, check=True, timeout=120)
 
 
 def test_one_part_or_none() -> None:
@@ -148,4 +186,5 @@ def test_the_profiler_sees_every_op(four: None) -> None:
     with torch.profiler.profile() as profile:
         headwise_memory(*inputs, 4)
     names = [event.name for event in profile.events()]
-    assert names.count("aten::embedding_bag") == 2  # 90 tokens of 8 heads: two chunks, both seen
+    parts, _ = chunks(inputs[0])
+    assert names.count("aten::embedding_bag") == len(parts) > 1

@@ -91,7 +91,7 @@ def _file(cases: Any, kernel: str = "join") -> str:
         ('{"schema": 1, "devices": []}', "devices must be an object"),
         ('{"schema": 1, "devices": {"GPU": 3}}', "GPU must be an object"),
         ('{"schema": 1, "devices": {}', "delimiter"),
-        ("\udcff", "utf-8"),
+        ("\udcff", "no UTF-8"),
         (_file({}, "softmax"), "'softmax' is no kernel"),
         (_file({"R=16": {}}), "is no case of join"),
         (_file({"K=16, few": {}}), "is no case of join"),

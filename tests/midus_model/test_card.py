@@ -16,7 +16,7 @@ from peft import LoraConfig
 from midus_model import load, load_tokenizer, upscale
 from midus_model.card import CARD, MARK, base_name, card, write_card
 from tests.models import tiny
-from workbench.training import save_model
+from workbench.training.saving import save_model
 
 SMALL = {"num_keys": 4, "top_k": 3, "latent_dim": 8}
 
@@ -99,6 +99,13 @@ def test_the_base_by_name_and_never_by_folder(name: str, said: str | None, tmp_p
         assert (said or "A base model") in text and "/somewhere" not in text
         assert ("base_model: meta-llama/Llama-3.2-1B" in text) == ("/Llama" in name)
         assert card(again) == text  # a model that was read and saved again says the same
+
+
+def test_a_base_that_is_no_hub_id_writes_no_front_matter() -> None:
+    """A configuration's `base_model_name` may come from anybody."""
+    model = grown()
+    model.config.base_model_name = "owner/name\nlicense: none"
+    assert "\nlicense:" not in card(model).split("---")[1]
 
 
 def test_another_card_is_never_overwritten(tmp_path: Path) -> None:

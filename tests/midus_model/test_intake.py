@@ -229,7 +229,7 @@ def test_an_adapter_finds_its_base_and_its_tokenizer(
         with pytest.raises(ModelError, match=says):
             load(adapter)
     (adapter / "adapter_config.json").write_text("{")
-    with pytest.raises(ModelError, match="which model it adapts"):
+    with pytest.raises(ModelError, match="adapter_config.json is damaged"):
         load(adapter)
 
 

@@ -142,7 +142,7 @@ def upscale(model, output, *more):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--num-keys", 4, "--top-k", 5], ["top_k is 5"]),
+        (["--num-keys", 4, "--top-k", 5], ["--top-k is 5"]),
         (["--slots", 1000], ["perfect square", "961", "1024"]),
         (["--slots", 0], ["perfect square"]),
         (["--slots", 16, "--num-keys", 5], ["one of the two"]),
@@ -233,7 +233,7 @@ def test_groups_conventions_and_budgets(model, texts, tmp_path):
     result = midus(*line, "--memory-budget", "64MB", "-o", tmp_path / "budget")
     assert result.exit_code == 0, result.output
     refused(midus(*line, "--memory-budget", "lots"), "--memory-budget is 'lots'", "512MB")
-    refused(midus(*line, "--memory-budget", "1KB"), "memory_budget is 1024 bytes")
+    refused(midus(*line, "--memory-budget", "1KB"), "--memory-budget is 1024 bytes")
     refused(midus(*line, "--convention", "lrp"), "convention is 'lrp'", "bertology")
 
 
@@ -347,7 +347,7 @@ def test_runs_that_cannot_be_read(tmp_path):
         refused(midus(*arguments), "made by midus 9.9")
     refused(midus("figures", tmp_path / "none"), "no run folder")
     run = RunFolder.create(tmp_path / "empty", "rank")
-    refused(midus("figures", run.path), "no tables to draw")
+    refused(midus("figures", run.path), "no table that a figure is drawn from")
     refused(midus("figures", run.path, "--format", "gif"), "--format is 'gif'")
     refused(midus("figures", run.path, "--figure", "pie"), "no figure 'pie'")
 

@@ -17,9 +17,9 @@ from kernels.errors import MidusError
 from midus_model import load
 from tests.analysis.clocks import counting
 from tests.models import tiny
-from workbench import training
 from workbench.cli import amplify, app, common, doctor, measure, models, options, study, usage
 from workbench.runs import RunFolder, free_place
+from workbench.training.settings import bf16_of, trainer_arguments, training_device
 
 RUNS_MODEL = (
     measure.importance, measure.rank, measure.roles, usage.memory, usage.costs, amplify.amplify,
@@ -157,10 +157,10 @@ def test_a_training_runs_and_computes_as_asked(there: Path) -> None:
 
 def test_the_trainer_is_on_the_device_that_is_asked_for() -> None:
     cpu = torch.device("cpu")
-    assert training.training_device("cpu") == cpu and training.bf16_of("bfloat16", cpu)
-    assert not training.bf16_of("float32", cpu)
+    assert training_device("cpu") == cpu and bf16_of("bfloat16", cpu)
+    assert not bf16_of("float32", cpu)
     every = {"eval": 1, "save": 1, "log": 1}
-    made = training._arguments(Path("x"), 1, 1, 1e-3, every, None, False, 0, cpu)
+    made = trainer_arguments(Path("x"), 1, 1, 1e-3, every, None, False, 0, cpu)
     assert made.device == cpu and not made.bf16
 
 
@@ -175,8 +175,9 @@ def test_a_tilde_is_the_home_folder_wherever_it_stands(given: str, there: Path) 
     assert load("~/out").config.num_hidden_layers == 6
 
 
-def test_lines_of_what_is_next_can_be_pasted(there: Path) -> None:
-    done = midus("upscale", "a model", "-o", "a deeper one", *SMALL)
+def test_lines_of_what_is_next_can_be_pasted(there: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("workbench.hints.shutil.which", lambda name: "/usr/bin/midus")
+    done = midus("upscale", "pico", "-o", "a deeper one", *SMALL)
     line = done.stdout.split("Next: ")[1].splitlines()[0]
     assert shlex.split(line)[:3] == ["midus", "train", "a deeper one"]
     done = midus("memory", "pico-midus", "--limit", 1, "--context", 32, "-o", "my run's")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -37,9 +40,9 @@ def test_manifest_holds_what_the_contract_says(tmp_path):
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert set(manifest) == {
         "schema", "midus", "kind", "status", "created", "command", "parameters", "versions",
-        "models", "tables", "figures", "summary",
+        "inputs", "models", "made", "tables", "figures", "summary", "overwrites", "sha256",
     }  # fmt: skip
-    assert manifest["schema"] == 1 and manifest["status"] == "running"
+    assert manifest["schema"] == 2 and manifest["status"] == "running"
 
 
 def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
@@ -49,8 +52,7 @@ def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
     with pytest.raises(RunError, match="finished run"):
         RunFolder.create(tmp_path / "r", "demo")
     assert RunFolder.open(tmp_path / "r").done
-    fresh = RunFolder.create(tmp_path / "r", "demo", overwrite=True)
-    assert fresh.tables == [] and not (tmp_path / "r" / "tables").exists()
+    assert RunFolder.create(tmp_path / "r", "demo", overwrite=True).tables == []
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
@@ -75,7 +77,7 @@ def test_an_unwritable_place_is_refused(tmp_path):
     [
         (None, "no manifest.json"),
         ("{", "damaged"),
-        ("[]", "names no schema"),
+        ("[]", "holds an array, not an object"),
         ("{}", "names no schema"),
         ('{"schema": 1}', "lacks kind"),
         ('{"schema": 7, "midus": "9.9"}', "made by midus 9.9"),
@@ -149,3 +151,75 @@ def test_a_models_folder_is_found_from_another_working_directory(tmp_path, monke
     assert (found["shipped"], found["hub"]) == ("pico", "nobody/model")
     written = json.loads((tmp_path / "project/runs/two/manifest.json").read_text())["models"]
     assert str(tmp_path) not in written["relative"]
+
+
+HOLD = """
+import sys
+from workbench.runs import RunFolder
+with getattr(RunFolder, sys.argv[2])(sys.argv[1], *sys.argv[3:]) as run:
+    print(run.kind, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def elsewhere(place, how, *words):
+    """Another process that writes the run at `place`, as it says."""
+    line = [sys.executable, "-c", HOLD, str(place), how, *words]
+    with subprocess.Popen(line, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline().strip() == "demo"
+        yield other
+        other.kill()
+
+
+@pytest.mark.parametrize("how", ["create", "begin"])
+def test_one_process_at_a_time_writes_a_run(tmp_path, how):
+    place = tmp_path / "run"
+    with elsewhere(place, how, "demo") as other:
+        before = (place / "manifest.json").read_bytes()
+        for write in (
+            lambda: RunFolder.create(place, "demo"),
+            lambda: RunFolder.create(place, "demo", overwrite=True),
+            lambda: RunFolder.begin(place, "demo"),
+            lambda: RunFolder.begin(place, "rank", overwrite=True),
+            lambda: RunFolder.open(place, writing=True),
+        ):
+            with pytest.raises(RunError, match=f"being written by process {other.pid}"):
+                write()
+        assert RunFolder.open(place).kind == "demo"  # whoever reads is not kept waiting
+        assert (place / "manifest.json").read_bytes() == before
+    RunFolder.begin(place, "demo").finish()  # the killed one holds nothing
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_refused_run_holds_nothing(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(RunError) as caught:
+        RunFolder.create(tmp_path, "demo")
+    with elsewhere(tmp_path / "run", "create", "demo"):
+        assert caught.value is not None  # its traceback lives
+    run = RunFolder.create(tmp_path / "mine", "demo")
+    run.finish()
+    run.release()
+    with elsewhere(tmp_path / "run", "create", "demo"):
+        pass
+
+
+ODD = {
+    "kind": 5, "status": ["done"], "parameters": [1], "models": ["a"], "tables": {"a": 1},
+    "figures": "all", "summary": None, "created": 3.5, "command": "midus", "versions": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ODD)
+def test_a_field_of_another_kind_is_said(tmp_path, field):
+    RunFolder.create(tmp_path / "r", "demo").release()
+    path = tmp_path / "r" / "manifest.json"
+    known = json.loads(path.read_text())
+    del known["sha256"]
+    known["schema"] = 1  # as earlier versions had it, without a checksum
+    for value in (ODD[field], *([[[1]]] if field == "tables" else [])):
+        path.write_text(json.dumps(known | {field: value}))
+        with pytest.raises(RunError, match="is damaged") as caught:
+            RunFolder.open(tmp_path / "r")
+        assert field in str(caught.value) and "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup
 
 from analysis import memory_usage
 from analysis.documents import documents
@@ -17,33 +17,15 @@ from kernels.errors import DataError, MidusError, RunError
 from midus_model import load, param_groups, upscale
 from midus_model.keys import halves, imbalance, loads, memories_of, queries_of
 from midus_model.optim import new_parameter_names
-from workbench.training import PackedRows, evaluate, train, usage_log
-
-CONTEXT = 16
-
-
-def tiny() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=CONTEXT,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-def deeper() -> torch.nn.Module:
-    return upscale(tiny(), num_keys=4, top_k=2, latent_dim=4)
+from tests.workbench.trainings import CONTEXT, deeper, random_texts, tiny, weights
+from workbench.training.log import usage_log
+from workbench.training.rows import PackedRows
+from workbench.training.train import train
 
 
 @pytest.fixture(scope="module")
 def texts():
-    rng = np.random.default_rng(0)
-    ids = [rng.integers(0, 50, int(n)).tolist() for n in rng.integers(40, 90, 24)]
-    return documents(ids, model=tiny(), context=CONTEXT)
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return random_texts()
 
 
 def test_resume_equals_a_straight_run(texts, tmp_path):
@@ -108,48 +90,6 @@ def test_checkpoints_of_another_training_are_refused(texts, tmp_path):
         train(deeper(), texts, tmp_path, steps=2, batch_size=2)
     train(deeper(), texts, tmp_path, steps=2, batch_size=2, resume=False)
     assert json.loads((tmp_path / "training.json").read_text())["steps"] == 2
-
-
-def test_rows_are_the_same_for_everyone_and_cover_an_epoch_once(texts):
-    rows, again = PackedRows(texts, 200, seed=3), PackedRows(texts, 200, seed=3)
-    order = np.random.default_rng(1).permutation(200)
-    for index in order[:40].tolist():
-        assert torch.equal(rows[index]["input_ids"], again[index]["input_ids"])
-    epoch = torch.stack([rows[i]["input_ids"] for i in range(rows.per_epoch)]).flatten()
-    offset = rows._epochs[0][0]
-    span = rows.ids[offset : offset + rows.per_epoch * CONTEXT]
-    assert torch.equal(epoch.bincount(minlength=50), span.bincount(minlength=50))
-    other = PackedRows(texts, 200, seed=4)
-    assert any(not torch.equal(rows[i]["input_ids"], other[i]["input_ids"]) for i in range(10))
-
-
-def test_a_prompt_carries_no_loss():
-    class Letters:
-        model_max_length = CONTEXT
-
-        def __call__(self, texts, **kwargs):
-            return {"input_ids": [[ord(c) - 97 for c in text] for text in texts]}
-
-        def __len__(self):
-            return 26
-
-    task = {"prompt": "aaaa", "answer": "bcde"}
-    rows = PackedRows(documents([task] * 40, tokenizer=Letters(), context=CONTEXT), 4)
-    counted = rows.labels[rows.labels >= 0]
-    assert set(counted.tolist()) == {1, 2, 3, 4} and len(counted) == 160
-
-
-def test_evaluation_is_weighted_by_tokens(texts):
-    model = deeper()
-    nats = count = 0.0
-    for window in texts.windows:
-        loss = model(window.ids[None], labels=window.ids[None]).loss.item()
-        nats, count = nats + loss * (len(window.ids) - 1), count + len(window.ids) - 1
-    found, tokens = evaluate(model, texts, batch_size=4)
-    assert tokens == count == texts.tokens
-    assert found / tokens == pytest.approx(nats / count, abs=1e-5)
-    parts = [evaluate(model, texts, batch_size=4, rank=r, world=3) for r in range(3)]
-    assert sum(n for n, _ in parts) == pytest.approx(found) and sum(c for _, c in parts) == count
 
 
 # ---------------------------------------------------------------- revival and balance

@@ -94,7 +94,7 @@ def test_keys_from_queries(tmp_path: Path) -> None:
         (["--budget", "greedy"], ["--budget is 'greedy'", "uniform or importance"]),
         (["--key-init", "queries"], ["give --calibration"]),
         (["--calibration", "heldout"], ["--key-init queries alone"]),
-        (["--key-init", "zero"], ["key_init is 'zero'"]),
+        (["--key-init", "zero"], ["--key-init is 'zero'"]),
         (["--key-init", "queries", "--calibration", "nowhere.txt"], ["nowhere.txt"]),
     ],
 )
@@ -117,8 +117,8 @@ def test_a_model_of_llama_3_and_a_name_of_eighty_characters(
     made = place.with_name("deeper")
     result = midus("upscale", Path("~") / place, "-o", made, *SMALL)
     assert result.exit_code == 0, (result.output, result.exception)
-    last = result.output.strip().splitlines()[-1]
-    assert last.startswith(f"Next: midus train {made} --data") and str(made / "README.md") in last
+    last = result.output.strip().splitlines()[-1]  # no Next: it has no tokenizer to read text with
+    assert last.endswith(str(made / "README.md")) and "Next:" not in result.output
     assert "import midus_model" in (made / "README.md").read_text()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -126,7 +126,7 @@ def test_a_model_of_llama_3_and_a_name_of_eighty_characters(
     assert torch.equal(new(tokens()).logits, base(tokens()).logits)
     assert new.config.base_model_name == place.name
     result = midus("upscale", Path("..") / place, "-o", "a b", *SMALL)
-    assert result.output.strip().splitlines()[-1].startswith("Next: midus train 'a b' --data")
+    assert result.output.strip().splitlines()[-1].endswith("a b/README.md")
 
 
 def test_what_does_not_fit_its_configuration_is_one_line(tmp_path: Path) -> None:

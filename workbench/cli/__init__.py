@@ -15,6 +15,7 @@ from workbench.cli import (
     documents,
     explore,
     measure,
+    mistakes,
     models,
     show,
     study,
@@ -56,6 +57,7 @@ def _start(
 
 app = typer.Typer(
     name="midus",
+    cls=mistakes.Group,
     callback=_start,
     no_args_is_help=True,
     add_completion=False,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
 from workbench.cli.measure import Metric
+from workbench.inputs import inputs_of
+
+DRAWS = 8
 
 
 @common.reports
@@ -33,10 +36,11 @@ def amplify(
         bool,
         typer.Option(
             "--dose",
-            help="Also gains from 0 to 2, and controls, as analysis.dose_response has them.",
+            help="Also gains from 0 to 2, and controls, as analysis.dose_response has them: 72 "
+            "forward passes over the text, or as --within holds.",
         ),
     ] = False,
-    draws: Annotated[int, typer.Option(help="Sets of random heads, with --dose.")] = 8,
+    draws: Annotated[int, typer.Option(help="Sets of random heads, with --dose.")] = DRAWS,
     save: Annotated[
         Path | None, typer.Option(help="Folder for a model with the gains in its weights.")
     ] = None,
@@ -63,7 +67,9 @@ def amplify(
     from analysis.distributed import is_main
     from analysis.dose import CONTROLS, GAINS, dose_response
 
-    _check_target(save, overwrite)
+    if not dose:
+        options.unused("--dose", draws=draws != DRAWS)
+    replaces = _check_target(save, output, overwrite)
     given = within(dose_response)
     loaded = placed.load(model)
     louder = amplified(loaded, common.parse_heads(heads), gain)
@@ -77,37 +83,65 @@ def amplify(
     placed.tell(loaded, texts=texts)
     asked |= given
     asked |= {"gains": (*GAINS, gain) if dose else (1, gain), "controls": CONTROLS if dose else ()}
-    with common.begin(output, "amplify", model, parameters, overwrite) as run:
+    made_of = inputs_of({model: loaded}, {texts.name: texts})
+    with common.begin(output, "amplify", model, parameters, made_of, overwrite) as run:
+        run.add_model("before", model)
         if not run.has_table("dose_response"):
             with common.progress() as progress:
                 found = dose_response(loaded, list(louder.gains), texts, progress=progress, **asked)
             run.save_table("dose_response", found)
-            run.add_model("before", model)
         if save is not None and is_main():
-            louder.save(save, overwrite=overwrite)
-            run.add_model("after", os.path.relpath(save.resolve(), run.path.resolve()))
+            # Entered first: an interrupted command is known by it to have begun that model.
+            where = os.path.relpath(save.resolve(), run.path.resolve())
+            run.add_model("after", where)
+            louder.save(save, overwrite=replaces)
+            run.add_model("after", where, made=True)
         table = run.load_table("dose_response")
         run.finish(_summary(table, gain))
         _print_effect(table, gain)
         if dose:
             _print_curves(table)
-        typer.echo(f"Saved in {run.path}")
+        kept = []
         if save is not None:
-            typer.echo(f"The model is in {save}. Next: midus importance {shlex.quote(str(save))}")
+            common.say(f"The model is in {save}")
+            words = options.words(data=data, split=split, limit=limit, metric=metric)
+            kept = [hints.typed("importance", save, *words, *read.words)]
+        common.closing(run.path, *kept)
 
 
-def _check_target(save: Path | None, overwrite: bool) -> None:
-    """Raises RunError before anything is measured for a model that could not be kept."""
+def _check_target(save: Path | None, output: Path | None, overwrite: bool) -> bool:
+    """Whether a model at `save` is to be replaced: asked for, or begun by this very command.
+
+    Raises RunError before anything is measured for a model that could not be kept.
+    """
     from kernels.errors import RunError
     from workbench.runs import check_place
 
     if save is None:
-        return
+        return overwrite
     check_place(save)
-    if save.exists() and not (overwrite and (save / "config.json").is_file()):
+    common.hold(save)
+    replaces = overwrite or _began(output, save)
+    if save.exists() and not (replaces and (save / "config.json").is_file()):
         raise RunError(
             f"{save} exists already; give another folder, or --overwrite if it is a model"
         )
+    return replaces
+
+
+def _began(output: Path | None, save: Path) -> bool:
+    """Whether the unfinished run at `output` was about to write, or wrote, the model at `save`."""
+    from kernels.errors import RunError
+    from workbench.runs import RunFolder
+
+    if output is None:
+        return False
+    try:
+        run = RunFolder.open(output)
+    except RunError:
+        return False
+    after = run.manifest["models"].get("after")
+    return not run.done and after is not None and (run.path / after).resolve() == save.resolve()
 
 
 def _chosen_at(table: Any, gain: float) -> dict[str, Any]:
@@ -128,7 +162,7 @@ def _summary(table: Any, gain: float) -> dict[str, Any]:
 
 def _print_effect(table: Any, gain: float) -> None:
     found, attrs = _summary(table, gain), table.attrs
-    typer.echo(
+    common.say(
         f"{attrs['metric']} of {attrs['model']} ({attrs['unit']}) with {found['heads']} heads at "
         f"gain {gain:g}: {found['before']:.4f} before, {found['after']:.4f} after; change "
         f"{found['change']:+.4f}, 95% {found['ci_low']:+.4f} to {found['ci_high']:+.4f}"

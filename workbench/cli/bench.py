@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import typer
 
@@ -56,7 +54,7 @@ def _kernels(arguments: Sequence[str]) -> None:
     figure = benchmark_ratios(given.out / "benchmark.json")
     if figure is not None:
         save(figure, given.out / "benchmark")
-        typer.echo(f"drawn: {given.out / 'benchmark'}.pdf, .svg, .png")
+        common.say(f"drawn: {given.out / 'benchmark'}.pdf, .svg, .png")
 
 
 def _device(arguments: Sequence[str]) -> None:
@@ -67,23 +65,21 @@ def _device(arguments: Sequence[str]) -> None:
         raise typer.Exit(code)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its errors are one line, as those of every command."""
-
-    def error(self, message: str) -> NoReturn:
-        common.stop(f"{message}; see {self.prog} --help")
-
-
 def _importance(arguments: Sequence[str]) -> None:
     import torch
 
     from midus_model import resolve_device
+    from midus_model.bench.parser import Parser
     from midus_model.bench.report import around, fill_in
     from midus_model.bench.verify import WrongResult
     from workbench import importance_bench
     from workbench.importance_bench import cases, report
 
-    parser = _Parser(prog="midus bench importance", description=importance_bench.__doc__)
+    parser = Parser(
+        prog="midus bench importance",
+        description=importance_bench.__doc__,
+        epilog="Example: midus bench importance --quick",
+    )
     parser.add_argument("--quick", action="store_true", help="a minute or two, rough")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, or cuda:1; default: cpu")
     parser.add_argument("--dtype", choices=("auto", "float32"), default="auto",
@@ -106,16 +102,17 @@ def _importance(arguments: Sequence[str]) -> None:
             around(given.markdown, place.type)
     except (OSError, ValueError) as error:
         parser.error(f"{'--markdown' if isinstance(error, ValueError) else '--out'}: {error}")
+    common.hold(given.out)
     if given.threads:
         torch.set_num_threads(given.threads)
     chosen, seconds = (cases.QUICK, 2.0) if given.quick else (cases.CASES, 20.0)
     try:
-        result = report.run(chosen, given.out, device=place.type, seconds=seconds, tell=typer.echo)
+        result = report.run(chosen, given.out, device=place.type, seconds=seconds, tell=common.say)
     except WrongResult as error:
         common.stop(f"wrong result, the benchmark ends here: {error}", 1)
-    typer.echo(report.summary(result))
+    common.say(report.summary(result))
     for table in report.tables(result):
         common.print_table(*table)
     if given.markdown:
         fill_in(given.markdown, place.type, report.markdown(result))
-    typer.echo(f"written: {given.out / 'benchmark.json'}, {given.out / 'benchmark.csv'}")
+    common.say(f"written: {given.out / 'benchmark.json'}, {given.out / 'benchmark.csv'}")

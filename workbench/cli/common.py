@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from analysis.escapes import terminal
+from workbench import hints
 from workbench.progress import written
 
 settings = {"debug": False}
@@ -43,21 +43,34 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies 
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 
 
+def say(text: str, err: bool = False) -> None:
+    """A line on the terminal; what comes in names from outside shows and does nothing."""
+    typer.echo(terminal(text), err=err)
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    say(f"midus: {' '.join(message.split())}", err=True)
+
+
 def stop(message: str, code: int = 2) -> NoReturn:
     """One line on stderr, and the exit code."""
-    line = " ".join(message.split())
-    typer.echo(f"midus: {line}", err=True)
+    complain(message)
     raise typer.Exit(code)
 
 
 def reports(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose errors are one line and exit code 2, and whose interruption is 130."""
+    """A command whose errors are one line and exit code 2, and whose interruption is 130.
+
+    A training that diverges was asked for rightly: 1.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         _quiet()
         try:
-            command(*args, **{name: at_home(value) for name, value in kwargs.items()})
+            with _holding:
+                command(*args, **{name: at_home(value) for name, value in kwargs.items()})
         except KeyboardInterrupt:
             stop(
                 "interrupted; the same command goes on where a run folder holds what was done, "
@@ -65,13 +78,39 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
                 130,
             )
         except Exception as error:
-            from kernels.errors import MidusError
+            from kernels.errors import Diverged, MidusError
 
             if settings["debug"] or not isinstance(error, MidusError | OSError):
                 raise
-            stop(str(error) or type(error).__name__)
+            said = as_options(str(error), kwargs) or type(error).__name__
+            stop(said, 1 if isinstance(error, Diverged) else 2)
 
     return run
+
+
+_holding = ExitStack()  # what the command that runs holds
+
+
+def hold(place: str | os.PathLike[str]) -> None:
+    """Hold a folder until the command ends; RunError where another process writes it."""
+    from kernels import locks
+
+    _holding.enter_context(locks.hold(place))
+
+
+def as_options(text: str, given: Iterable[str]) -> str:
+    """A message of Python's arguments with the names that the command line has for them.
+
+    >>> as_options("top_k is 5; give limit=8, or heads= alone", ["top_k", "limit", "heads"])
+    '--top-k is 5; give --limit 8, or --heads alone'
+    """
+    for name in given:
+        option = "--" + name.replace("_", "-")
+        alone = rf"(?<![\w.-]){name}(?![\w(=])" if "_" in name else rf"^{name}(?= (?:is|has) )"
+        text = re.sub(alone, option, text)
+        text = re.sub(rf"(?<![\w.-]){name}=(?=[\d'\"])", f"{option} ", text)
+        text = re.sub(rf"(?<![\w.-]){name}=", option, text)
+    return text
 
 
 def at_home(value: Any) -> Any:
@@ -86,9 +125,7 @@ def at_home(value: Any) -> Any:
 
 def _quiet() -> None:
     """Warnings as one line each; no bars and no chatter of the libraries."""
-    warnings.showwarning = lambda message, *args, **kwargs: typer.echo(
-        f"midus: note: {' '.join(str(message).split())}", err=True
-    )
+    warnings.showwarning = lambda message, *args, **kwargs: complain(f"note: {message}")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from transformers.utils import logging as transformers_logging
@@ -112,7 +149,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -128,14 +165,14 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
 
         def report(done: int, total: int, text: str) -> None:
             if total == 0:  # a stage begins; what follows tells its own steps
-                console.print(text, highlight=False)
+                console.print(terminal(text), highlight=False, markup=False, emoji=False)
                 state["total"] = None
-                bar.reset(task, total=None, description=text)
+                bar.reset(task, total=None, description=terminal(text))
                 return
             if total != state["total"]:
                 state["total"] = total
                 bar.reset(task, total=total)
-            bar.update(task, completed=done, description=text)
+            bar.update(task, completed=done, description=terminal(text))
 
         yield written(report)
 
@@ -146,27 +183,31 @@ def _plain_progress() -> Callable[[int, int, str], None]:
 
     def report(done: int, total: int, text: str) -> None:
         if total == 0:
-            typer.echo(text, err=True)
+            say(text, err=True)
             told.clear()
             return
         tenth = 10 * done // total
         if total >= 10 and tenth > told.get(text, 0):
-            typer.echo(f"{text} {done}/{total}", err=True)
+            say(f"{text} {done}/{total}", err=True)
         told[text] = tenth
 
     return report
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout, numbers to the right."""
+    """A table on stdout, numbers to the right; nothing in it is markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    def plain(text: str) -> Text:
+        return Text(terminal(text))
+
+    table = Table(title=plain(title), title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(plain(column), justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     # A pipe has no width of its own: eighty columns would cut the numbers.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
@@ -207,16 +248,26 @@ def parse_bytes(text: str | None) -> int | None:
 
 @contextmanager
 def begin(
-    output: Path | None, kind: str, name: str, parameters: dict[str, Any], overwrite: bool
+    output: Path | None,
+    kind: str,
+    name: str,
+    parameters: dict[str, Any],
+    inputs: dict[str, str],
+    overwrite: bool,
+    *,
+    finished: bool = False,
 ) -> Iterator[Any]:
     """A new run, or the unfinished one at `output` that was asked the same, to be gone on with.
+
+    `inputs` is what it is made of, as `workbench.inputs.inputs_of` has it. One that is finished is
+    refused, or given as it is with `finished`.
 
     Of several processes the first has the run folder; the others work in a folder that is thrown
     away and print nothing, but keep their checkpoints in the run's.
     """
     from analysis.distributed import barrier, is_main, rank_and_size
     from kernels.errors import RunError
-    from workbench.runs import RunFolder
+    from workbench.runs import RunFolder, written_at
 
     if output is None and rank_and_size()[1] > 1:
         raise RunError("several processes need one run folder: give it with --output")
@@ -225,16 +276,19 @@ def begin(
         barrier()
         with tempfile.TemporaryDirectory() as folder, _silent():
             copied = Path(folder) / place.name  # with the tables that are there already
-            shutil.copytree(place, copied, ignore=shutil.ignore_patterns("partial", "models"))
+            begun = written_at(place, overwrite)
+            left = shutil.ignore_patterns("partial", "models", "training", ".*")
+            shutil.copytree(begun, copied, ignore=left)
             run = RunFolder.open(copied)
-            run.shared = place
+            run.shared = begun
             barrier()
             yield run
         return
-    run = RunFolder.begin(place, kind, None, parameters, overwrite=overwrite)
-    if run.done:
+    run = RunFolder.begin(place, kind, None, parameters, inputs=inputs, overwrite=overwrite)
+    if run.done and not finished:
         raise RunError(f"{place} holds a run already; give another folder, or --overwrite")
-    run.resume()
+    if not run.done:
+        run.resume()
     barrier()  # the others copy what is there
     barrier()
     with run:
@@ -260,35 +314,21 @@ def checkpoint(run: Any, table: str) -> Path:
     return Path(run.shared) / "partial" / f"{table}.safetensors"
 
 
-def closing(place: Path) -> None:
-    """The last lines of a command that leaves a run folder; what a time budget left out is last."""
-    quoted = shlex.quote(str(place))
-    typer.echo(f"Saved in {place}. Next: midus figures {quoted}, or midus explore --run {quoted}")
+def closing(place: Path, *commands: str) -> None:
+    """The last lines of a command that leaves a run folder; what a time budget left out is last.
+
+    commands: what is next, before what can be done with any run folder.
+    """
+    say(f"Saved in {place}. {hints.line(*commands, *hints.of_run(place))}")
     for line in _left_out(place):
-        typer.echo(line)
+        say(line)
 
 
 def _left_out(place: Path) -> Iterator[str]:
     """What the measurements of a run folder left out to keep to a time, a line each."""
     from analysis.estimates import left_out
+    from analysis.table_files import load_attrs
 
-    for path in sorted(place.rglob("*.json")):
-        try:
-            attrs = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(attrs, dict) and "table" in attrs and (line := left_out(attrs)):
+    for path in sorted((place / "tables").glob("*.parquet")):
+        if line := left_out(load_attrs(path)):
             yield f"{path.stem}: {line}"
-
-
-def run_place(output: Path | None, command: str, name: str, overwrite: bool) -> Path:
-    """Where a run goes: the folder asked for, or a free one in runs/. Writes nothing."""
-    from kernels.errors import RunError
-    from workbench.runs import MANIFEST, check_place
-
-    place = output or free_folder(command, name)
-    check_place(place)
-    if place.is_dir() and not overwrite and any(place.iterdir()):
-        what = "a run" if (place / MANIFEST).is_file() else "files"
-        raise RunError(f"{place} holds {what} already; give another folder, or --overwrite")
-    return place

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli import common, options
+from workbench.inputs import inputs_of
 
 
 @common.reports
@@ -48,21 +49,26 @@ def doctor(
         "limit": limit, "timing": timing, "seed": seed, **options.parameters(placed, read),
     }  # fmt: skip
     placed.tell(*filter(None, (loaded, base)), texts=texts)
-    with common.begin(output, "doctor", model, parameters, overwrite) as run:
-        with common.progress() as progress:
-            table = examined(
-                loaded, texts, before=base, general=familiar, limit=limit, timing=timing,
-                seed=seed, progress=progress,
-            )  # fmt: skip
-        run.save_table("doctor", table)
+    models = {model: loaded} | ({} if before is None else {before: base})
+    read_texts = {part.name: part for part in (texts, familiar) if part is not None}
+    made_of = inputs_of(models, read_texts)
+    with common.begin(output, "doctor", model, parameters, made_of, overwrite) as run:
         run.add_model("after", model)
+        if not run.has_table("doctor"):
+            with common.progress() as progress:
+                table = examined(
+                    loaded, texts, before=base, general=familiar, limit=limit, timing=timing,
+                    seed=seed, progress=progress,
+                )  # fmt: skip
+            run.save_table("doctor", table)
+        table = run.load_table("doctor")
         run.finish({"findings": [str(name) for name in table["finding"]]})
         for row in table.to_dict("records"):
             where = "" if isna(row["block"]) else f" (block {int(row['block'])})"
-            typer.echo(f"{row['finding']}{where}: {row['evidence']}")
-            typer.echo(f"    try: {row['advice']}")
+            common.say(f"{row['finding']}{where}: {row['evidence']}")
+            common.say(f"    try: {row['advice']}")
         if table.empty:
-            typer.echo(f"nothing found; looked for: {', '.join(table.attrs['checked'])}")
+            common.say(f"nothing found; looked for: {', '.join(table.attrs['checked'])}")
         for name, why in table.attrs["skipped"].items():
-            typer.echo(f"not looked for: {name} ({why})")
+            common.say(f"not looked for: {name} ({why})")
         common.closing(run.path)

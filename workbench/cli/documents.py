@@ -44,4 +44,4 @@ def documents(
         warnings.simplefilter("ignore")  # what was left out stands in the overview
         texts = read(data, model=model, split=split, limit=limit)
     for line in overview(texts, show, tokens):
-        typer.echo(line)
+        common.say(line)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -49,7 +50,16 @@ def explore(
         if not folder.is_dir():
             raise RunError(f"--models is {folder}, which is no folder; give one of checkpoints")
     line = command(explorer(), run or [], runs, models or [], port, headless)
-    raise typer.Exit(subprocess.call(line))
+    _become(line)
+
+
+def _become(line: list[str]) -> NoReturn:
+    """Go on as the server: signals reach it, its exit code is ours, and nothing outlives it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform == "win32":  # which would start another process and end this one
+        raise typer.Exit(subprocess.call(line))
+    os.execv(line[0], line)
 
 
 def explorer() -> Path:
@@ -73,7 +83,8 @@ def command(
     headless: bool,
 ) -> list[str]:
     """The command line that starts the explorer, bound to this machine, telling nobody."""
-    line = [sys.executable, "-m", "streamlit", "run", str(app)]
+    # -P: nothing is imported from the folder that it is started in.
+    line = [sys.executable, "-P", str(Path(__file__).with_name("serve.py")), "run", str(app)]
     line += ["--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
     line += ["--server.headless", str(headless).lower()]
     line += ["--server.port", str(port)] if port is not None else []

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
+from workbench.inputs import inputs_of
 
 Method = Annotated[
     str,
@@ -99,7 +101,8 @@ def importance(
     models = {side: placed.load(name) for side, name in names.items()}
     texts = read(data, model=models["before"], split=split, limit=limit)
     placed.tell(*models.values(), texts=texts, gradients=method not in FORWARD)
-    with common.begin(output, "importance", model, parameters, overwrite) as run:
+    made_of = inputs_of({name: models[side] for side, name in names.items()}, {texts.name: texts})
+    with common.begin(output, "importance", model, parameters, made_of, overwrite) as run:
         with common.progress() as progress:
             tables = _importances(run, names, models, texts, progress, given)
             if after is not None:
@@ -139,12 +142,12 @@ def _importances(
             if in_time and tables:
                 all_heads(tables["after"], "--after")
                 given = given | {"within": tables["after"].attrs["within"]}
+            run.add_model(side, names[side])
             kept = common.checkpoint(run, table)
             found = head_importance(
                 models[side], texts, progress=progress, checkpoint=kept, **given
             )
             run.save_table(table, found)
-            run.add_model(side, names[side])
         tables[side] = run.load_table(table)
     return tables
 
@@ -207,11 +210,12 @@ def rank(
     loaded = placed.load(model)
     texts = read(data, model=loaded, split=split, limit=limit)
     placed.tell(loaded, texts=texts, gradients=method not in FORWARD)
-    with common.begin(output, "rank", model, parameters, overwrite) as run:
+    made_of = inputs_of({model: loaded}, {texts.name: texts})
+    with common.begin(output, "rank", model, parameters, made_of, overwrite) as run:
+        run.add_model("before", model)
         with common.progress() as progress:
             if not run.has_table("ranking"):
                 run.save_table("ranking", rank_heads(loaded, texts, progress=progress, **given))
-                run.add_model("before", model)
             table = run.load_table("ranking")
             if evidence:
                 _trust(run, loaded, texts, table, progress, asked, within)
@@ -227,7 +231,7 @@ def rank(
         )
         if evidence:
             _print_evidence(run.load_table("evidence"))
-        common.closing(run.path)
+        common.closing(run.path, *hints.deeper(loaded, model, run.path / "ranking.json"))
         typer.echo(summary(table))
 
 
@@ -269,11 +273,14 @@ def roles(
     loaded = placed.load(model)
     texts = read(data, model=loaded, split=split, limit=limit)
     placed.tell(loaded, texts=texts)
-    with common.begin(output, "roles", model, parameters, overwrite) as run:
-        with common.progress() as progress:
-            table = head_roles(loaded, texts, seed=seed, progress=progress, **given)
-        run.save_table("roles", table)
+    made_of = inputs_of({model: loaded}, {texts.name: texts})
+    with common.begin(output, "roles", model, parameters, made_of, overwrite) as run:
         run.add_model("before", model)
+        if not run.has_table("roles"):
+            with common.progress() as progress:
+                table = head_roles(loaded, texts, seed=seed, progress=progress, **given)
+            run.save_table("roles", table)
+        table = run.load_table("roles")
         if beside is not None:
             measured = beside.load_table("importance_before")
             run.save_table("role_importance", by_role(table, measured))
@@ -355,4 +362,4 @@ def _print_scores(title: str, table: Any, more: dict[str, str] | None = None) ->
     left = len(table) - len(rows)
     common.print_table(title, columns, rows)
     if left > 0:
-        typer.echo(f"and {left} more")
+        common.say(f"and {left} more")

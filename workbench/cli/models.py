@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shlex
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from workbench import hints
 from workbench.cli import common, options
 
 CALIBRATION_WINDOWS = 256
+TOP_K, LATENT_DIM, EVAL_LIMIT = 32, 128, 40
 
 
 @common.reports
@@ -38,8 +39,8 @@ def upscale(
     slots: Annotated[
         int | None, typer.Option(help="Slots a block, N: a perfect square, in place of --num-keys.")
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = 32,
-    latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = 128,
+    top_k: Annotated[int, typer.Option(help="Slots that a head reads a token.")] = TOP_K,
+    latent_dim: Annotated[int, typer.Option(help="Width of the shared bank.")] = LATENT_DIM,
     budget: Annotated[
         str,
         typer.Option(
@@ -77,14 +78,22 @@ def upscale(
     from midus_model import upscale as deeper
     from midus_model.placement import held_bytes
     from workbench.runs import check_place
-    from workbench.training import save_model
+    from workbench.training.saving import save_model
 
     check_place(output)
+    common.hold(output)
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise RunError(
             f"{output} exists already; give another folder, or --overwrite if it is a model"
         )
     _check_choices(budget, key_init, calibration)
+    if calibration is None:
+        options.unused("--calibration", **dict.fromkeys(read.given, True))
+    if method == "llama-pro":
+        options.unused(
+            "--method midus", num_keys=num_keys is not None, slots=slots is not None,
+            top_k=top_k != TOP_K, latent_dim=latent_dim != LATENT_DIM, budget=budget != "uniform",
+        )  # fmt: skip
     base = placed.load(model)
     placed.tell(base, more=held_bytes(base))  # the new model holds the base's weights too
     new = deeper(
@@ -97,8 +106,9 @@ def upscale(
         calibration=_calibration(base, calibration, read),
         seed=seed,
     )
-    save_model(new, _tokenizer(model), output)
-    _print_blocks(base, new, output)
+    tokenizer = _tokenizer(model)
+    save_model(new, tokenizer, output)
+    _print_blocks(base, new, output, tokenizer is not None)
 
 
 def _num_keys(num_keys: int | None, slots: int | None) -> int:
@@ -154,6 +164,7 @@ def _scored(chosen: Any) -> Any:
     import pandas as pd
 
     from kernels.errors import HeadError
+    from kernels.reading import read_json
     from midus_model.sites import head_pairs
     from workbench.runs import MANIFEST, RunFolder
 
@@ -162,7 +173,7 @@ def _scored(chosen: Any) -> Any:
             "--budget importance needs scores: give --heads a ranking.json of midus rank"
         )
     path, pairs = Path(chosen), head_pairs(chosen)
-    content = json.loads(path.read_text())
+    content = read_json(path)
     scores = content.get("scores") if isinstance(content, dict) else None
     if scores is None and (path.parent / MANIFEST).is_file():
         run = RunFolder.open(path.parent)
@@ -202,16 +213,19 @@ def _blocks(text: str | None) -> Any:
 
 
 def _tokenizer(model: str) -> Any:
-    from kernels.errors import ModelError
+    from kernels.errors import DamagedTokenizer, ModelError
     from midus_model import load_tokenizer
 
     try:
         return load_tokenizer(model)
-    except ModelError:  # token ids can be worked with too
+    except DamagedTokenizer:  # what is written would lack it
+        raise
+    except ModelError as error:  # token ids can be worked with too
+        warnings.warn(f"{error}; the new model is saved without a tokenizer", stacklevel=2)
         return None
 
 
-def _print_blocks(base: Any, new: Any, output: Path) -> None:
+def _print_blocks(base: Any, new: Any, output: Path, reads_text: bool) -> None:
     from midus_model import blocks as blocks_of
     from midus_model.card import CARD
 
@@ -224,12 +238,11 @@ def _print_blocks(base: Any, new: Any, output: Path) -> None:
     ]
     columns = ["block", "kind", "source layer", "heads", "slots", "k", "r"]
     common.print_table("Inserted blocks", columns, rows)
-    typer.echo(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
-    where = shlex.quote(str(output))
-    typer.echo(
-        f"Next: midus train {where} --data packages --split train --steps 200; "
-        f"how to load it elsewhere says {output / CARD}"
-    )
+    common.say(f"{grown - old:,} parameters added to {old:,}. The model is in {output}")
+    common.say(f"How to load it elsewhere says {output / CARD}")
+    if reads_text:
+        words = ("--data", "packages", "--split", "train", "--steps", 200)
+        common.say(hints.line(hints.typed("train", output, *words)))
 
 
 def _heads(heads: list[int] | None) -> str:
@@ -270,7 +283,7 @@ def train(
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data for the held-out loss.")] = None,
     eval_split: Annotated[str | None, typer.Option(help="Its split: train or test.")] = None,
-    eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = 40,
+    eval_limit: Annotated[int, typer.Option(help="Documents of it, at most.")] = EVAL_LIMIT,
     eval_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps. [default: a tenth]")] = None,
     revive_every: Annotated[
@@ -296,20 +309,31 @@ def train(
 
     Example: `midus train runs/deeper --data packages --split train --limit 400 -o runs/trained`
     """
+    from analysis.distributed import is_main
     from kernels.errors import MidusError
     from midus_model import load
     from midus_model.optim import new_parameter_names
-    from workbench import training
-    from workbench.runs import RunFolder, check_place
+    from workbench.inputs import inputs_of
+    from workbench.runs import check_place
+    from workbench.training.log import usage_log
+    from workbench.training.rows import PackedRows
+    from workbench.training.saving import save_model
+    from workbench.training.settings import bf16_of, training_device
+    from workbench.training.train import train as trained
 
-    place = output or common.free_folder("train", model)
-    check_place(place)
-    device = training.training_device(placed.device)
-    bf16 = training.bf16_of(placed.dtype, device)
+    if eval_data is None:
+        options.unused(
+            "--eval-data", eval_split=eval_split is not None, eval_limit=eval_limit != EVAL_LIMIT,
+            log_usage=log_usage,
+        )  # fmt: skip
+    if output is not None:
+        check_place(output)
+    device = training_device(placed.device)
+    bf16 = bf16_of(placed.dtype, device)
     loaded = load(model, dtype="float32")  # the Trainer takes it to the device
     params = params or ("new" if new_parameter_names(loaded) else "all")
-    if lr <= 0:
-        raise MidusError(f"--lr is {lr}; it must be above 0")
+    if not 0 < lr < float("inf"):
+        raise MidusError(f"--lr is {lr}; it must be a number above 0")
     asked: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "bank_lr_multiplier": bank_lr,
         "weight_decay": weight_decay, "train": params, "eval_every": eval_every,
@@ -320,46 +344,49 @@ def train(
     held: dict[str, Any] = {"data": eval_data, "split": eval_split, "limit": eval_limit}
     texts = read(**source, model=loaded)
     held_texts = read(**held, model=loaded) if eval_data else None
-    training.PackedRows(texts, 1, seed)  # too little text is refused before a folder is made
+    PackedRows(texts, 1, seed)  # too little text is refused before a folder is made
     if steps < 1 or batch_size < 1:
         raise MidusError(f"--steps {steps} and --batch-size {batch_size} must be at least 1")
     parameters = {"model": model, **source, **asked, "eval": held}
     parameters |= options.parameters(placed, read)
     _tell_training(loaded, texts.context, batch_size, params, device, bf16)
-    run = RunFolder.begin(place, "train", None, parameters, overwrite=overwrite)
-    if run.done:
-        typer.echo(f"{place} holds this training, finished")
-        return
-    with run, common.progress() as progress:
-        run.resume()
-        log = training.train(
-            loaded,
-            texts,
-            place / "training",
-            eval_documents=held_texts,
-            run=Path(model).name,
-            resume=not overwrite,
-            progress=progress,
-            device=device,
-            bf16=bf16,
-            **asked,
-        )
-        training.save_model(loaded, texts.tokenizer, place / "models" / "trained")
-        if log_usage:
-            run.save_table("usage_log", training.usage_log(log))
-        run.save_table("training", log)
+    texts_read = {texts.name: texts}
+    if held_texts is not None:
+        texts_read[f"{held_texts.name} (held out)"] = held_texts
+    made_of = inputs_of({model: loaded}, texts_read)
+    with common.begin(output, "train", model, parameters, made_of, overwrite, finished=True) as run:
+        if run.done:
+            common.say(f"{run.path} holds this training, finished")
+            return
+        with common.progress() as progress:
+            log = trained(
+                loaded,
+                texts,
+                Path(run.shared) / "training",
+                eval_documents=held_texts,
+                run=Path(model).name,
+                progress=progress,
+                device=device,
+                bf16=bf16,
+                **asked,
+            )
+        if is_main():
+            save_model(loaded, texts.tokenizer, run.path / "models" / "trained")
         run.add_model("after", "models/trained")
+        if log_usage:
+            run.save_table("usage_log", usage_log(log))
+        run.save_table("training", log)
         run.finish(_training_summary(log))
-    _print_training(log, place)
+        _print_training(log, run.path)
 
 
 def _tell_training(
     model: Any, context: int, rows: int, params: str, device: Any, bf16: bool
 ) -> None:
-    from workbench import training
+    from workbench.training.settings import needed_bytes
 
     rows = -(-rows // int(os.environ.get("WORLD_SIZE", "1")))
-    needs = training.needed_bytes(model, context, rows, params)
+    needs = needed_bytes(model, context, rows, params)
     options.tell(model, needs, ", computed in bfloat16" if bf16 else "", device)
 
 
@@ -383,4 +410,5 @@ def _print_training(log: Any, place: Path) -> None:
     common.print_table(
         "Training (nats/token)", ["step", "loss", "held-out loss", "learning rate"], rows
     )
-    typer.echo(f"The model is in {place / 'models' / 'trained'}, the log in {place / 'tables'}")
+    common.say(f"The model is in {place / 'models' / 'trained'}, the log in {place / 'tables'}")
+    common.closing(place)

@@ -23,6 +23,8 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli import common
+
 Command = Callable[..., None]
 CLEARLY = 1.1  # needed over free memory from which a warning is due
 
@@ -77,7 +79,7 @@ def tell(model: Any, needs: int, computed: str = "", device: Any = None) -> None
     if not is_main():
         return
     device = device or input_device(model)
-    typer.echo(where(model, needs, computed, device))
+    common.say(where(model, needs, computed, device))
     free = free_bytes(device)
     if free is not None and needs > CLEARLY * free:
         warnings.warn(
@@ -109,15 +111,20 @@ class Reader:
         """What the run's manifest says of it."""
         return asdict(self)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are not as they are by default."""
+        return {k: v for k, v in asdict(self).items() if v != getattr(type(self), k)}
+
+    @property
+    def words(self) -> list[str]:
+        """The same on a command line."""
+        return words(**self.given)
+
     def __call__(self, data: Any, *, model: Any, **more: Any) -> Any:
         from analysis.documents import documents
 
-        given = {
-            name: value
-            for name, value in asdict(self).items()
-            if value != getattr(type(self), name)  # the field's default
-        }
-        return documents(data, model=model, **taken(documents, given), **more)
+        return documents(data, model=model, **taken(documents, self.given), **more)
 
 
 @dataclass
@@ -156,6 +163,33 @@ def taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]
             option = "--" + name.replace("_", "-")
             raise MidusError(f"{option} does not apply to {function.__name__}; leave it out")
     return given
+
+
+def words(**given: Any) -> list[str]:
+    """Options as the words of a command line; what is None or False is left out.
+
+    >>> words(text_column="a", chat=True, limit=None)
+    ['--text-column', 'a', '--chat']
+    """
+    found = []
+    for name, value in given.items():
+        option = "--" + name.replace("_", "-")
+        if value is not None and value is not False:
+            found += [option] if value is True else [option, str(value)]
+    return found
+
+
+def unused(needs: str, **given: bool) -> None:
+    """Refuse options, by name whether they were given, that do nothing without `needs`."""
+    from kernels.errors import MidusError
+
+    found = ["--" + name.replace("_", "-") for name, asked in given.items() if asked]
+    if found:
+        them = "it" if len(found) == 1 else "them"
+        verb = "does" if len(found) == 1 else "do"
+        raise MidusError(
+            f"{', '.join(found)} {verb} nothing without {needs}; leave {them} out, or give that too"
+        )
 
 
 def parameters(*parts: Placed | Reader | Within) -> dict[str, Any]:

@@ -34,9 +34,11 @@ def figures(
     for name in formats:
         if name not in FORMATS:
             raise RunError(f"--format is {name!r}; it must be one of {', '.join(FORMATS)}")
-    folder = RunFolder.open(run)
-    check_place(folder.path)
+    RunFolder.open(run)  # what is wrong with it is said first
+    check_place(run)
     paper = [name for name in formats if name != "html"]
+    common.hold(run)
+    folder = RunFolder.open(run, writing=True)
     with common.progress() as progress:
         names = draw(folder, figure, paper or ["png"], "html" in formats, progress)
     rows = [[name, ", ".join(formats if paper else ["png", "html"])] for name in names]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import common, options
+from workbench.inputs import inputs_of
 
 
 @common.reports
@@ -32,13 +33,10 @@ def memory(
 ) -> None:
     """What every memory head retrieves: slots used, how evenly, and how sharply.
 
+    Given the run folder of an interrupted count, the same command goes on from its tables.
+
     Example: `midus memory pico-midus --data packages --split test --limit 40 --slots 2:0`
     """
-    from analysis import memory_usage
-    from analysis.memory import usage_stability
-    from workbench.runs import RunFolder
-
-    place = common.run_place(output, "memory", model, overwrite)
     loaded = placed.load(model)
     at = _memory_place(loaded, slots)
     texts = read(data, model=loaded, split=split, limit=limit)
@@ -50,24 +48,37 @@ def memory(
         "against": against, **options.parameters(placed, read),
     }  # fmt: skip
     placed.tell(loaded, texts=texts)
-    with RunFolder.create(place, "memory", None, parameters, overwrite=overwrite) as run:
-        with common.progress() as progress:
-            usage = memory_usage(loaded, texts, progress=progress)
-            found = {"memory_slots": usage.all_slots(), "memory_usage": usage}
-            found["memory_blocks"] = usage.blocks()
-            if others is not None:
-                second = memory_usage(loaded, others, progress=progress)
-                found["memory_stability"] = usage_stability(usage, second)
-            if at is not None:
-                found |= _contents(loaded, texts, *at, progress)
-        for name, table in found.items():
-            run.save_table(name, table)
+    read_texts = {part.name: part for part in (texts, others) if part is not None}
+    made_of = inputs_of({model: loaded}, read_texts)
+    with common.begin(output, "memory", model, parameters, made_of, overwrite) as run:
         run.add_model("after", model)
+        with common.progress() as progress:
+            _usage(run, loaded, texts, others, progress)
+            if at is not None:
+                _contents(run, loaded, texts, *at, progress)
+        usage = run.load_table("memory_usage")
         run.finish({"coverage": float(usage["coverage"].mean())})
-    _print_usage(model, usage, found.get("memory_stability"))
-    if at is not None:
-        _print_contents(*at, found["memory_contents"], found["memory_tokens"])
-    common.closing(place)
+        stability = None if others is None else run.load_table("memory_stability")
+        _print_usage(model, usage, stability)
+        if at is not None:
+            _print_contents(*at, *map(run.load_table, ("memory_contents", "memory_tokens")))
+        common.closing(run.path)
+
+
+def _usage(run: Any, model: Any, texts: Any, others: Any, progress: Any) -> None:
+    """The tables of how slots are used, where the run folder lacks one of them."""
+    from analysis import memory_usage
+    from analysis.memory import usage_stability
+
+    names = ["memory_slots", "memory_usage", "memory_blocks"]
+    if all(map(run.has_table, names if others is None else [*names, "memory_stability"])):
+        return
+    usage = memory_usage(model, texts, progress=progress)
+    for name, table in zip(names, (usage.all_slots(), usage, usage.blocks()), strict=True):
+        run.save_table(name, table)
+    if others is not None:
+        second = memory_usage(model, others, progress=progress)
+        run.save_table("memory_stability", usage_stability(usage, second))
 
 
 def _memory_place(model: Any, text: str | None) -> tuple[int, int | None] | None:
@@ -88,18 +99,23 @@ def _memory_place(model: Any, text: str | None) -> tuple[int, int | None] | None
     return block, head[0] if head else None
 
 
-def _contents(model: Any, texts: Any, block: int, head: int | None, progress: Any) -> dict:
-    """The tables memory_contents and memory_tokens of the slots most used."""
+def _contents(
+    run: Any, model: Any, texts: Any, block: int, head: int | None, progress: Any
+) -> None:
+    """The tables memory_contents and memory_tokens of the slots most used, where one is lacking."""
     import pandas as pd
 
     from analysis.memory import memory_contents, slot_tokens
 
+    if run.has_table("memory_contents") and run.has_table("memory_tokens"):
+        return
     contents = memory_contents(model, texts, block=block, head=head, progress=progress)
     tokens = [slot_tokens(model, block, slot, head) for slot in contents["slot"].unique()]
     attrs = tokens[0].attrs
     table = pd.concat(tokens, ignore_index=True)
     table.attrs = attrs
-    return {"memory_contents": contents, "memory_tokens": table}
+    run.save_table("memory_contents", contents)
+    run.save_table("memory_tokens", table)
 
 
 def _print_usage(model: str, usage: Any, stability: Any) -> None:
@@ -122,14 +138,12 @@ def _print_usage(model: str, usage: Any, stability: Any) -> None:
 
 def _print_contents(block: int, head: int | None, contents: Any, tokens: Any) -> None:
     """A row a slot: its three heaviest contexts, and what its value speaks for most."""
-    from rich.markup import escape
-
     rows = []
     for slot, part in contents.groupby("slot", sort=False):
         best = tokens[(tokens["slot"] == slot) & (tokens["direction"] == "promotes")]
         best = best.sort_values("logit", ascending=False).drop_duplicates("token_id")[:4]
         texts = [_shown(row) for row in part[:3].to_dict("records")]
-        rows.append([str(slot), "\n".join(texts), escape(" ".join(map(repr, _words(best))))])
+        rows.append([str(slot), "\n".join(texts), " ".join(map(repr, _words(best)))])
     where = f"block {block}" if head is None else f"block {block}, head {head}"
     columns = ["slot", "read most at", "promotes"]
     common.print_table(f"Slots most used in {where}", columns, rows)
@@ -137,12 +151,10 @@ def _print_contents(block: int, head: int | None, contents: Any, tokens: Any) ->
 
 def _shown(row: dict[str, Any]) -> str:
     """A context on one line, the token at which the slot was read in brackets."""
-    from rich.markup import escape
-
     if row["token"] is None:
         return f"{row['weight']:.2f} token {row['token_id']}"
     before = repr(row["before"][-24:])[1:-1]
-    return escape(f"{row['weight']:.2f} {before}[{repr(row['token'])[1:-1]}]")
+    return f"{row['weight']:.2f} {before}[{repr(row['token'])[1:-1]}]"
 
 
 def _words(table: Any) -> list[Any]:
@@ -173,27 +185,26 @@ def costs(
     Example: `midus costs pico-midus --against pico --latency`
     """
     from analysis import costs as measured
-    from workbench.runs import RunFolder
 
-    place = None if output is None else common.run_place(output, "costs", model, overwrite)
     names = {"costs_before": against or model} | ({"costs_after": model} if against else {})
     models = {key: placed.load(name) for key, name in names.items()}
     placed.tell(*models.values())
-    tables = {
-        key: measured(loaded, context=context, latency=latency) for key, loaded in models.items()
-    }
-    if place is not None:
-        parameters = {"models": names, "context": context, "latency": latency}
-        parameters |= options.parameters(placed)
-        with RunFolder.create(place, "costs", None, parameters, overwrite=overwrite) as run:
-            for key, table in tables.items():
-                run.save_table(key, table)
-                run.add_model(key.removeprefix("costs_"), names[key])
-            run.finish()
-    for key, table in tables.items():
-        _print_costs(names[key], table)
-    if place is not None:
-        common.closing(place)
+    asked: dict[str, Any] = {"context": context, "latency": latency}
+    if output is None:
+        for key, loaded in models.items():
+            _print_costs(names[key], measured(loaded, **asked))
+        return
+    parameters = {"models": names, **asked, **options.parameters(placed)}
+    made_of = inputs_of({names[key]: loaded for key, loaded in models.items()}, {})
+    with common.begin(output, "costs", model, parameters, made_of, overwrite) as run:
+        for key, loaded in models.items():
+            run.add_model(key.removeprefix("costs_"), names[key])
+            if not run.has_table(key):
+                run.save_table(key, measured(loaded, **asked))
+        run.finish()
+        for key in models:
+            _print_costs(names[key], run.load_table(key))
+        common.closing(run.path)
 
 
 def _print_costs(name: str, table: Any) -> None:
@@ -207,4 +218,4 @@ def _print_costs(name: str, table: Any) -> None:
     times = table.attrs.get("latency_ms") or {}
     for phase in ("prefill", "decode"):
         if times.get(phase) is not None:
-            typer.echo(f"{phase}: {times[phase]:.2f} ms")
+            common.say(f"{phase}: {times[phase]:.2f} ms")

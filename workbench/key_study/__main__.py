@@ -7,7 +7,6 @@ a training from its checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from kernels.errors import MidusError, RunError
+from kernels.files import write_json
 from midus_model.bench.report import around, fill_in
 from workbench.key_study import report
 from workbench.key_study.measure import STARTS, TRAININGS, Experiment, Setting
+from workbench.records import read_sealed, sealed
 from workbench.runs import RunFolder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -47,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
                 around(page, name)
         setting = Setting(seeds=given.seeds, steps=given.steps, windows=given.windows)
         found = run(setting, given.out, trainings=not given.coverage_only)
-        given.docs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        (given.docs / ROWS).write_text(text, encoding="utf-8")
+        write_json(given.docs / ROWS, found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))
@@ -62,14 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(setting: Setting, out: Path, *, trainings: bool = True) -> dict[str, Any]:
     """What is not measured yet, row by row; everything found so far."""
+    work = out / "training"
+    experiment = Experiment(setting, work, _say)
     folder = RunFolder.begin(
-        out, "key-study", ["python", "-m", "workbench.key_study"], setting.parameters()
-    )
+        out, "key-study", ["python", "-m", "workbench.key_study"], setting.parameters(),
+        inputs=experiment.inputs(),
+    )  # fmt: skip
     folder.resume()
     with folder:
         found = _kept(folder.path / ROWS)
-        work = folder.path / "training"
-        experiment = Experiment(setting, work, _say)
         for part, row_of, key in _jobs(experiment, trainings):
             if any(all(row[name] == key[name] for name in key) for row in found[part]):
                 continue
@@ -78,7 +78,7 @@ def run(setting: Setting, out: Path, *, trainings: bool = True) -> dict[str, Any
             if not found["about"]:
                 found["about"] = experiment.about()
                 found["about"]["tokens"] = found[part][0]["tokens"]
-            folder.write_json(ROWS, found)
+            folder.write_json(ROWS, sealed(found))
             shutil.rmtree(work, ignore_errors=True)
         folder.finish({part: len(found[part]) for part in ("coverage", "training")})
     return found
@@ -101,9 +101,9 @@ def _kept(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"about": {}, "coverage": [], "training": []}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); remove it to begin anew") from error
+        return dict(read_sealed(path))
+    except RunError as error:
+        raise RunError(f"{error}; remove it to begin anew") from error
 
 
 def _say(done: int, total: int, text: str) -> None:

@@ -19,8 +19,10 @@ from midus_model import load, upscale
 from midus_model.bench.report import machine_of
 from midus_model.keys import halves, memories_of, queries_of
 from midus_model.optim import new_parameter_names
+from workbench.inputs import inputs_of
 from workbench.recipe import excerpts
-from workbench.training import evaluate, train
+from workbench.training.evaluation import evaluate
+from workbench.training.train import train
 
 Progress = Callable[[int, int, str], None]
 STARTS = ("uniform", "raw k-means", "queries")
@@ -108,6 +110,11 @@ class Experiment:
             setting.data, model=setting.base, split="test", limit=3 * setting.excerpts
         )
         return excerpts(source, setting.excerpts, 2, f"{setting.data} (test)")
+
+    def inputs(self) -> dict[str, str]:
+        """What the study is made of, by hash, for its run folder."""
+        texts = {"heldout": self.heldout, "training": self.training, "test": self.test}
+        return inputs_of({self.setting.base: self.base}, texts)
 
     def model(self, keys: str, seed: int) -> Any:
         """The base with three blocks of memory, by default, and keys of that kind."""

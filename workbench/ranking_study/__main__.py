@@ -8,12 +8,14 @@ seed; docs/ranking.json and the tables of docs/ranking.md are written from what 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from analysis.subject import loaded_with
 from kernels.errors import MidusError
+from kernels.files import write_json
 from midus_model.bench.report import around, fill_in
+from workbench.inputs import inputs_of
 from workbench.ranking_study import report
 from workbench.ranking_study.exhaustive import exhaustive
 from workbench.ranking_study.replays import study
@@ -41,15 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
         if page.exists():
             for name in report.TABLES:
                 around(page, name)
+        model, docs = loaded_with("pico", None, given.limit)
         run = RunFolder.begin(
             given.work, "ranking-study", ["python", "-m", "workbench.ranking_study"],
             {"model": "pico", "limit": given.limit},
+            inputs=inputs_of({"pico": model}, {docs.name: docs}),
         )  # fmt: skip
         run.resume()
         with run:
-            table = exhaustive(
-                run.path / "exhaustive.safetensors", "pico", limit=given.limit, progress=_say
-            )
+            table = exhaustive(run.path / "exhaustive.safetensors", model, docs, progress=_say)
             found = study(
                 table,
                 seeds=given.seeds,
@@ -59,9 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             run.write_json("ranking.json", found)
             run.finish({"success_at_a_quarter": report.at_a_quarter(found)["success"]})
-        given.docs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        (given.docs / "ranking.json").write_text(text, encoding="utf-8")
+        write_json(given.docs / "ranking.json", found)
         if page.exists():
             for name, make in report.TABLES.items():
                 fill_in(page, name, make(found))

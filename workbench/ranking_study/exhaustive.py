@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from analysis.array_files import load_arrays, save_arrays
 from analysis.documents import Documents
 from analysis.engine import batches
 from analysis.ranking import measured
@@ -128,21 +126,11 @@ def _measure(
 def _read(place: Path, identity: str) -> dict[str, np.ndarray] | None:
     if not place.exists():
         return None
-    try:
-        with safe_open(place, framework="np") as file:
-            if (file.metadata() or {}).get("identity") == identity:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{place} is damaged ({error}); remove it to begin anew") from error
+    arrays, known = load_arrays(place, RunError)
+    if known.get("identity") == identity:
+        return arrays
     raise RunError(f"{place} is of another model or data; give another folder, or remove it")
 
 
 def _write(place: Path, arrays: dict[str, np.ndarray], identity: str) -> None:
-    draft = place.with_name(f".{place.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        save_file(arrays, draft, {"identity": identity})
-        draft.replace(place)
-    except OSError as error:
-        raise RunError(f"cannot write {place}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    save_arrays(place, arrays, {"identity": identity}, RunError)

@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kernels import locks
 from midus_model.bench.device import lines
 from midus_model.bench.device.plan import NAMES, STAGES
 from midus_model.bench.device.runner import Runner
 from midus_model.bench.device.stage import Run, one_line
+from midus_model.bench.parser import Parser
 
 PROBE = 90.0  # seconds in which a GPU must answer
 REHEARSAL = 240.0  # seconds of a run on a CPU, unless others are given
@@ -24,7 +26,11 @@ DEADLINE = 540.0
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="midus bench device", description=__doc__)
+    made = Parser(
+        prog="midus bench device",
+        description=__doc__,
+        epilog="Example: midus bench device --out benchmark-device",
+    )
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--deadline", type=float, help="seconds for the whole run; default: 540")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -48,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error(f"--deadline is {given.deadline:g}; it must be a number of seconds, 5 or more")
     try:
         given.out.mkdir(parents=True, exist_ok=True)
+        held = locks.hold(given.out)
         lines.read(given.out / lines.NAME)
     except (OSError, ValueError) as error:
         made.error(f"--out: {error}")
@@ -79,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad = [name for name, status in ended.items() if status in ("failed", "timeout")]
     print(f"{time.monotonic() - begun:.0f} s of {deadline:.0f}"
           + (f"; failed: {', '.join(bad)}" if bad else ""), flush=True)  # fmt: skip
+    held.release()
     return 1 if bad else 0
 
 

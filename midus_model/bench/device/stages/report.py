@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import kernels
+from kernels import files
 from midus_model.bench import report
 from midus_model.bench.device import lines, tables
 from midus_model.bench.device.plan import NAMES
@@ -114,6 +114,4 @@ def _as_benchmark(
 
 
 def _put(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    files.write_file(path, text)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kernels import tuning
+from kernels import files, tuning
 from kernels.backend import interpreted
 from midus_model.bench.device import pool
 from midus_model.bench.device.stage import TUNING, Run
@@ -239,10 +239,9 @@ def winners(run: Run) -> tuning.Table:
 
 
 def _write(run: Run, table: tuning.Table) -> None:
-    partial = run.out / f".{TUNING}.partial"
-    partial.write_text(json.dumps(tuning.as_json(table), indent=1) + "\n", encoding="utf-8")
-    tuning.read(partial)
-    os.replace(partial, run.out / TUNING)
+    with files.replacing(run.out / TUNING) as draft:
+        draft.write_text(json.dumps(tuning.as_json(table), indent=1) + "\n", encoding="utf-8")
+        tuning.read(draft)
 
 
 def _verify(run: Run) -> None:

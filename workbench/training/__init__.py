@@ -1,0 +1,1 @@
+"""Continual pre-training through the Hugging Face Trainer; `workbench.training.train` begins it."""
