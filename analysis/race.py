@@ -110,6 +110,7 @@ class Race:
         self.lead = np.zeros((heads, heads))  # [i, j]: i's lead over j, in standard errors
         self.money = np.zeros((heads, heads))  # [i, j]: log of what betting on i > j has won
         self._shared = np.zeros((heads, heads), dtype=np.int32)  # windows behind a pair's numbers
+        self._fresh = np.zeros(heads, dtype=bool)  # measured since pairs were last compared
         self.stopped = ""
 
     # ------------------------------------------------------------ measuring
@@ -156,6 +157,7 @@ class Race:
     ) -> None:
         """Measure until the top set is settled, the budget spent, or no window left; see `stopped`.
 
+        A race that its budget ended goes on where it was when it is run again with a larger one.
         `may` is asked before each piece but the pilot's; where it says no, the budget counts as
         spent. The minimum is measured `step` windows at a time, the pilot's first of all.
 
@@ -165,6 +167,8 @@ class Race:
         if may is not None:
             starts = [0, *range(min(PILOT, self.minimum), self.minimum, step)]
         for start, stop in zip(starts, [*starts[1:], self.minimum], strict=True):
+            if self.counts[~self.screened].min() >= stop:
+                continue
             if may and start >= PILOT and not may(np.flatnonzero(~self.screened), stop - start):
                 self.stopped = "budget"
                 return
@@ -198,6 +202,7 @@ class Race:
             )
         self.y[chosen, start:stop] = values
         self.counts[chosen] = stop
+        self._fresh[chosen] = True
         split = min(max(self.known - start, 0), stop - start)  # values of windows not drawn
         for head, row in zip(
             chosen.tolist(), np.asarray(values, dtype=float).tolist(), strict=True
@@ -252,15 +257,22 @@ class Race:
     def _compare(self, racing: np.ndarray) -> None:
         """Bring `better` and `lead` of all pairs of the given heads up to date."""
         alpha = (1 - self.confidence) / 2 / (self.top * (self.heads - self.top))
-        self._pair(racing)
-        place = np.ix_(racing, racing)
-        complete = np.minimum.outer(*[self.counts[racing] >= self.windows] * 2)
+        if self.range.grew():
+            self._shared[:] = 0
+            self._fresh[:] = True
+        fresh = racing[self._fresh[racing]]
+        self._fresh[:] = False
+        self._pair(fresh, racing)
+        place, turned = np.ix_(fresh, racing), np.ix_(racing, fresh)
+        above, below = self.certain(place, alpha), self.certain(turned, alpha).T
         # Of all windows the scores are known: they decide, and of equal ones the model's order.
-        scores, index = self.scores[racing], np.arange(len(racing))
-        exact = scores[:, None] > scores
-        exact |= (scores[:, None] == scores) & (index[:, None] < index)
-        found = self.certain(place, alpha)
-        self.better[place] = np.where(complete, exact, found & ~found.T)
+        complete = np.logical_and.outer(*[self.counts[h] >= self.windows for h in (fresh, racing)])
+        higher = np.subtract.outer(self.scores[fresh], self.scores[racing])
+        before = np.subtract.outer(fresh, racing)
+        exact = (higher > 0) | ((higher == 0) & (before < 0))
+        after = (higher < 0) | ((higher == 0) & (before > 0))
+        self.better[place] = np.where(complete, exact, above & ~below)
+        self.better[turned] = np.where(complete, after, below & ~above).T
 
     def certain(self, place: tuple[np.ndarray, ...], alpha: float) -> np.ndarray:
         """Of pairs that have not seen all windows, whether the first is surely better, [A, A]."""
@@ -277,17 +289,18 @@ class Race:
         """How far from 0 the differences of pairs may lie, [P]; see `Range.of_pairs`."""
         return self.range.of_pairs(one, two, largest, spread)
 
-    def _pair(self, racing: np.ndarray) -> None:
-        """Bets on those pairs that share more windows than before, or whose range grew."""
-        if self.range.grew():
-            self._shared[:] = 0
-        counts = self.counts[racing]
-        shared = np.minimum.outer(counts, counts)
-        stale = np.argwhere(np.triu(shared != self._shared[np.ix_(racing, racing)], 1))
-        windows = shared[stale[:, 0], stale[:, 1]]
+    def _pair(self, fresh: np.ndarray, racing: np.ndarray) -> None:
+        """Bets on those pairs of the given heads that share more windows than they did."""
+        shared = np.minimum.outer(self.counts[fresh], self.counts[racing])
+        stale = shared != self._shared[np.ix_(fresh, racing)]
+        # Of two heads that are both fresh, the pair once; never a head with itself.
+        stale &= (fresh[:, None] < racing) | ~np.isin(racing, fresh)
+        rows, columns = np.nonzero(stale)
+        pairs = np.sort(np.stack([fresh[rows], racing[columns]], axis=1), axis=1)  # [P, 2]
+        windows = shared[rows, columns]
         for count in np.unique(windows).tolist():
-            pairs = racing[stale[windows == count]]  # [P, 2]
-            for part in np.array_split(pairs, -(-len(pairs) * count // PAIR_ENTRIES)):
+            chosen = pairs[windows == count]
+            for part in np.array_split(chosen, -(-len(chosen) * count // PAIR_ENTRIES)):
                 self._bet(part[:, 0], part[:, 1], count)
 
     def _bet(self, one: np.ndarray, two: np.ndarray, count: int) -> None:
