@@ -12,8 +12,8 @@ Bets need a range that values cannot leave. Where the metric has one (`bound`), 
 holds in every sample size. Elsewhere a range is taken from what was seen: no value of a head lies
 further from its median than the largest seen, nor than the heaviest tail seen of any head would
 have it in units of its own scale (`analysis.tails`). That is an assumption, true in the long run:
-what rests on it is called asymptotic. When a larger value shows up, what was decided is decided
-again.
+what rests on it is called asymptotic, and nothing is certain of heads on fewer windows than
+`enough`. When a larger value shows up, what was decided is decided again.
 
 No decision hangs on the last bit of a sum. Sums of values are exact, so that heads whose values add
 up to the same have one score, whatever the order of windows; a pair's differences are formed before
@@ -25,6 +25,7 @@ Nothing here knows of models or losses. Shape letters: H heads, N windows, A hea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -35,6 +36,7 @@ from analysis.tails import Range
 from kernels.errors import ModelError
 
 MINIMUM = 16  # exact windows a head, drawn at random, before anything is said of it
+KIND = 0.2  # share of windows that is not missed, of any head, before a range is taken as known
 PILOT = 2  # windows of a head that a screen leaves out
 ROUND = 8  # windows between two looks
 FOCUS = 6  # heads measured in a round
@@ -52,6 +54,16 @@ def least_budget(top: int, heads: int, windows: int) -> int:
     """The smallest budget: the minimum for top + 1 heads and a pilot for the others."""
     minimum, pilot = min(MINIMUM, windows), min(PILOT, windows)
     return heads * pilot + (top + 1) * (minimum - pilot)
+
+
+def enough(heads: int, confidence: float) -> int:
+    """Windows a head before values not seen are taken to reach no further than those seen.
+
+    More, the more heads and the surer: any kind of window that makes up a fifth of a head's was
+    met by then, for all heads together with half of what the confidence leaves. Rarer ones are
+    met sooner where several heads have them, which all widen the range.
+    """
+    return math.ceil(math.log(2 * heads / (1 - confidence)) / -math.log(1 - KIND))
 
 
 def exact_sum(values: Iterable[float]) -> int:
@@ -122,8 +134,22 @@ class Race:
 
     @property
     def minimum(self) -> int:
-        """Exact windows of every head in the race."""
+        """Exact windows of every head in the race, whatever the budget."""
         return min(self.known + MINIMUM, self.windows)
+
+    @property
+    def enough(self) -> int:
+        """Windows of a head before anything is certain of it, where its values are not bounded."""
+        if self.range.bound is not None:
+            return self.minimum
+        return min(self.known + max(MINIMUM, enough(self.heads, self.confidence)), self.windows)
+
+    @property
+    def guarantee(self) -> str:
+        """ "exact", "asymptotic", or "few windows": asymptotic, and of some heads on too few."""
+        if self.range.bound is not None:
+            return "exact"
+        return "asymptotic" if self.counts.min() >= self.enough else "few windows"
 
     @property
     def spent(self) -> int:
@@ -159,15 +185,20 @@ class Race:
 
         A race that its budget ended goes on where it was when it is run again with a larger one.
         `may` is asked before each piece but the pilot's; where it says no, the budget counts as
-        spent. The minimum is measured `step` windows at a time, the pilot's first of all.
+        spent. The minimum, or `enough` where the budget pays that, is measured `step` windows at a
+        time, the pilot's first of all.
 
         Raises ModelError where a value is not finite.
         """
-        starts = list(range(0, self.minimum, step))
+        wanted = np.where(self.screened, min(PILOT, self.windows), self.enough)
+        pays = np.maximum(self.counts, wanted).sum() <= budget
+        least = self.enough if pays else self.minimum
+        starts = list(range(0, least, step))
         if may is not None:
-            starts = [0, *range(min(PILOT, self.minimum), self.minimum, step)]
-        for start, stop in zip(starts, [*starts[1:], self.minimum], strict=True):
-            if self.counts[~self.screened].min() >= stop:
+            starts = [0, *range(min(PILOT, least), least, step)]
+        for start, stop in zip(starts, [*starts[1:], least], strict=True):
+            behind = ~self.screened & (self.counts < stop)
+            if not behind.any():
                 continue
             if may and start >= PILOT and not may(np.flatnonzero(~self.screened), stop - start):
                 self.stopped = "budget"
@@ -175,7 +206,10 @@ class Race:
             pilot = np.flatnonzero(self.screened)
             if start < PILOT and len(pilot):
                 self._take(measure, pilot, start, min(PILOT, stop), told)
-            self._take(measure, np.flatnonzero(~self.screened), start, stop, told)
+            for count in np.unique(self.counts[behind]).tolist():  # `start`, or where it ended
+                self._take(
+                    measure, np.flatnonzero(behind & (self.counts == count)), count, stop, told
+                )
         while True:
             racing = self.active
             if self.settled():
@@ -271,6 +305,10 @@ class Race:
         before = np.subtract.outer(fresh, racing)
         exact = (higher > 0) | ((higher == 0) & (before < 0))
         after = (higher < 0) | ((higher == 0) & (before > 0))
+        both = np.isin(racing, fresh)
+        below[:, both] = above[:, both].T
+        shared = np.minimum.outer(self.counts[fresh], self.counts[racing])
+        above, below = above & (shared >= self.enough), below & (shared >= self.enough)
         self.better[place] = np.where(complete, exact, above & ~below)
         self.better[turned] = np.where(complete, after, below & ~above).T
 

@@ -23,7 +23,7 @@ from analysis.importance import head_importance, method_cost
 from analysis.methods import METHODS, ablation_passes
 from analysis.metrics import Metric
 from analysis.noise import with_noise
-from analysis.race import FOCUS, MINIMUM, ROUND, May, Race, least_budget
+from analysis.race import FOCUS, MINIMUM, ROUND, May, Race, enough, least_budget
 from analysis.race_found import by_cluster, design_effect, may_turn, p_top, tails, ties
 from analysis.race_in_time import (
     BARE,
@@ -105,16 +105,18 @@ def rank_heads(
         `.attrs["stopped"]` says why the race ended: "settled", "budget", or "documents" (the last
         contenders were measured on every window); `.attrs["evaluations"]` what it cost;
         `.attrs["guarantee"]` is "exact" where the metric is bounded, which makes intervals and set
-        right in every sample size, and "asymptotic" where the range of values was taken from those
-        seen; `.attrs["tails"]` warns of scores that a few windows carry; `.attrs["first"]` counts
-        the windows that every head was measured on first, because to first order they carry much
-        of some head (a pass over all windows, made where it costs little beside the budget);
+        right in every sample size; "asymptotic" where the range of values was taken from those
+        seen, once every head had `.attrs["enough"]` windows, more of them the more heads and the
+        surer; "few windows" where the budget did not pay those: nothing is settled then, and no
+        error is stated. `.attrs["tails"]` warns of scores that a few windows carry (`["kurtosis"]`
+        and `["tail_share"]` are the largest around the top); `.attrs["first"]` counts the windows
+        that every head was measured on first, because to first order they carry much of some head
+        (a pass over all windows, made where it costs little beside the budget);
         `.attrs["design_effect"]` how many times larger the variance of a score is when documents
-        are drawn rather than windows. Every head has at least 16 exact windows, and nothing is
-        certain on so few; where a budget does not pay them, gradients choose the heads that get
-        them, and `.attrs["screened"]` counts the others, given two windows each and ranked last:
-        the confidence is conditional on that choice. `analysis.ranking_words.summary` says all of
-        this in a line.
+        are drawn rather than windows. Every head has at least 16 exact windows; where a budget does
+        not pay them, gradients choose the heads that get them, and `.attrs["screened"]` counts the
+        others, given two windows each and ranked last: the confidence is conditional on that
+        choice. `analysis.ranking_words.summary` says all of this in a line.
 
     Under `torchrun` or `accelerate launch` the windows are shared out.
 
@@ -153,7 +155,7 @@ def rank_heads(
 
     if in_time:
         return _raced_in_time(race_of, subject, allowed, top, progress)
-    race = race_of(subject, _heavy(subject, allowed))
+    race = race_of(subject, _heavy(subject, allowed, confidence))
     _run(race, subject, allowed, progress)
     return _table(race, subject)
 
@@ -164,14 +166,15 @@ def _sized(model: Any, units: Sequence[Unit], windows: int, allowed: int) -> boo
     return passes <= SIZING * allowed * evaluation_passes(model, units)
 
 
-def _heavy(subject: Subject, allowed: int) -> list[int]:
+def _heavy(subject: Subject, allowed: int, confidence: float) -> list[int]:
     """Windows that carry much of some head to first order, where looking for them pays.
 
     A bounded metric has no rare window that the race does not know the size of.
     """
     units, windows = subject.units, len(subject.docs.windows)
-    room = allowed // len(units) - MINIMUM
-    if subject.metric.bound is not None or room < 1 or windows <= MINIMUM:
+    drawn = max(MINIMUM, enough(len(units), confidence))
+    room = allowed // len(units) - drawn
+    if subject.metric.bound is not None or room < 1 or windows <= drawn:
         return []
     if not _sized(subject.model, units, windows, allowed):
         return []
@@ -333,7 +336,8 @@ def _table(race: Race, subject: Subject) -> pd.DataFrame:
         "exhaustive": race.heads * race.windows,
         "minimum": race.minimum,
         "screened": screened,
-        "guarantee": "asymptotic" if race.range.bound is None else "exact",
+        "enough": race.enough,
+        "guarantee": race.guarantee,
         "first": race.known,
         "design_effect": design_effect(race),
     }
@@ -358,7 +362,10 @@ def _table(race: Race, subject: Subject) -> pd.DataFrame:
     table = table.iloc[order].reset_index(drop=True)
     table["tied_with_next"] = ties(race, order)
     table.attrs = attrs
-    table.attrs["tails"] = tail_warning(table)
+    around = table.iloc[: 2 * race.top]
+    table.attrs |= {"tails": tail_warning(table)} | {
+        name: float(around[name].max()) for name in ("kurtosis", "tail_share")
+    }
     return with_noise(table, subject, name="ablation")
 
 
@@ -410,6 +417,6 @@ def _sorted(table: pd.DataFrame, top: int, exact: int) -> pd.DataFrame:
         "stopped": "documents",
         "evaluations": exact * len(table),
         "screened": 0,
-        "interval": "bootstrap over documents",
+        "interval": attrs.get("interval", "bootstrap over documents"),
     }
     return table

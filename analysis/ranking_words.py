@@ -74,6 +74,8 @@ def _error(attrs: Mapping[Any, Any]) -> str:
     if not _raced(attrs):
         exact = attrs.get("evaluations")
         return "every window measured" if exact else "no head was ablated: these scores stand in"
+    if attrs.get("guarantee") == "few windows":
+        return f"at no stated error: some heads have fewer than {attrs['enough']} windows"
     level = f"{100 * (1 - attrs['confidence']):.3g}%"
     what = "all intervals" if attrs["stopped"] == "budget" else "the set and all intervals"
     how = {

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from analysis import race as module
-from analysis.race import MINIMUM, PILOT, Race, least_budget
+from analysis.race import MINIMUM, PILOT, Race, enough, least_budget
 from analysis.race_found import by_cluster, design_effect, p_top, ties
 from analysis.sequences import capital, interval
 from kernels.errors import ModelError
@@ -150,6 +150,57 @@ def test_settling_takes_more_windows_of_more_heads_and_of_more_confidence():
         assert race.stopped == "settled"
         least.append(race.counts.min())
     assert least == sorted(least) and least[0] < least[1] < least[2]
+
+
+def test_nothing_is_certain_of_unbounded_values_on_few_windows():
+    """Eight heads that are far apart: with a bound it is settled on the minimum, without it not."""
+    least = enough(HEADS, 0.95)
+    assert MINIMUM < least == 26 < enough(512, 0.95) < enough(512, 0.999)
+    assert 2 * HEADS * (1 - 0.2) ** least <= 0.05 < 2 * HEADS * (1 - 0.2) ** (least - 1)
+    values = np.random.default_rng(0).normal(0, 0.01, (HEADS, WINDOWS))
+    values[:TOP] += 0.9
+    for bound, counts, word in ((1.0, MINIMUM, "exact"), (None, least, "asymptotic")):
+        race = Race(HEADS, np.ones(WINDOWS), np.arange(WINDOWS), TOP, 0.95, bound=bound)
+        race.run(fed(values), UNLIMITED)
+        assert race.stopped == "settled" and race.guarantee == word
+        assert race.counts.min() == counts
+    short = raced(values, HEADS * least - 1)
+    assert short.stopped == "budget" and short.guarantee == "few windows"
+    few = short.counts < least
+    assert few.any() and not short.better[few].any() and not short.better[:, few].any()
+
+
+@pytest.mark.parametrize("budget", [137, 500])
+def test_a_race_that_its_budget_ended_goes_on(budget):
+    values = close(2)
+    race = raced(values, budget)
+    assert race.stopped == "budget" and race.spent <= budget
+    asked: list[tuple[int, int]] = []
+
+    def once(heads: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        asked.extend((h, w) for h in heads.tolist() for w in windows.tolist())
+        return values[np.ix_(heads, windows)]
+
+    before = race.spent
+    race.run(once, UNLIMITED)
+    assert race.stopped != "budget" and chosen(race) == best(values)
+    assert len(asked) == len(set(asked)) == race.spent - before
+    np.testing.assert_array_equal(race.y[:, 0], values[:, race.order[0]])
+    whole = race.counts == WINDOWS
+    np.testing.assert_allclose(race.scores[whole], values.mean(1)[whole], atol=1e-12)
+
+
+def test_a_look_after_each_piece_finds_what_a_look_at_all_of_it_does():
+    """Only pairs of heads that were measured since are looked at again."""
+    values = close(7)
+    race = raced(values, 700)
+    whole = Race(HEADS, np.ones(WINDOWS), np.arange(WINDOWS), TOP)
+    for head, count in enumerate(race.counts.tolist()):
+        whole._take(fed(values), np.array([head]), 0, count, None)
+    whole.range = race.range
+    whole.settled()
+    np.testing.assert_array_equal(whole.better, race.better)
+    np.testing.assert_array_equal(whole.money, race.money)
 
 
 def test_what_was_decided_is_decided_again_when_a_larger_value_shows_up():

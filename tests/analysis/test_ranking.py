@@ -15,6 +15,7 @@ from analysis import ranking as module
 from analysis.documents import documents
 from analysis.importance import head_importance
 from analysis.ranking import rank_heads
+from analysis.ranking_words import summary
 from analysis.subject import prepared
 from kernels.errors import MidusError, ModelError
 from midus_model import upscale
@@ -93,6 +94,16 @@ def test_a_race_says_what_kind_of_guarantee_it_has_and_how_its_tails_are(
     assert ranking["tail_share"].between(0, 1).all()
     assert (ranking["carried_by"] <= ranking["exact"]).all()
     assert isinstance(ranking.attrs["tails"], str)
+    around = ranking.iloc[:8]
+    assert ranking.attrs["kurtosis"] == around["kurtosis"].max() >= 1
+    assert ranking.attrs["tail_share"] == around["tail_share"].max()
+
+
+def test_a_budget_that_pays_few_windows_states_no_error(model, texts):
+    ranking = rank_heads(model, texts, top=4, budget=HEADS * 20)
+    assert ranking.attrs["guarantee"] == "few windows" and ranking.attrs["stopped"] == "budget"
+    assert ranking["exact"].min() < ranking.attrs["enough"]
+    assert "at no stated error" in summary(ranking)
 
 
 def test_windows_that_are_heavy_to_first_order_come_first_where_the_budget_pays(

@@ -44,6 +44,11 @@ def test_what_was_settled_over_what_at_which_error_and_cost():
     [
         ({"stopped": "budget"}, "not settled (chance of 95% and more: 2 heads)", "the set and"),
         ({"guarantee": "exact"}, "in every sample size", "asymptotically"),
+        (
+            {"guarantee": "few windows", "enough": 33, "stopped": "budget"},
+            "fewer than 33",
+            "at most",
+        ),
         ({"guarantee": None}, "if values are near normal", "asymptotically"),
         ({"first": 7}, "a first-order pass (7 windows first)", "all there are"),
         ({"evaluations": 1200}, "1,200 exact evaluations, all there are", "first-order"),

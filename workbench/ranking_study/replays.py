@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.race import MINIMUM, Race
+from analysis.race import Race, enough
 from analysis.race_found import design_effect, p_top
 from analysis.ranking import PER_HEAD
 from analysis.statistics import bootstrap
@@ -232,7 +232,7 @@ def study(
         "top": top,
         "confidence": confidence,
         "seeds": seeds,
-        "minimum": MINIMUM,
+        "enough": enough(heads, confidence),
         "evaluations": full,
         "first_order_cost": table.seconds[0] / table.seconds[1],
         "boundary": near_the_boundary(table, top),

@@ -81,15 +81,24 @@ def chances(found: dict[str, Any]) -> str:
 
 
 def planted(found: dict[str, Any]) -> str:
-    """Races of planted tables, to their end."""
+    """Races of planted tables: cut short, and at their end."""
     return _table(
-        ["planted effects", "heads x windows, top", "wrong though settled (95% bound)",
-         "all intervals right", "cost (most)", "few windows carry a head", "guarantee"],
-        [[row["setting"], f"{row['heads']} x {row['windows']}, {row['top']}",
-          f"{row['wrong_share']:.1%} ({row['wrong_upper']:.1%})", _share(row["covered"], 1),
-          f"{row['cost']:.0%} ({row['cost_most']:.0%})", _share(row["few_windows_carry"]),
+        ["planted effects", "heads x windows, top", "races", "wrong though settled (95% bound)",
+         "all intervals right at the end", "cut short (95% bound of wrong)", "cost (most)",
+         "few windows carry a head", "guarantee"],
+        [[row["setting"], f"{row['heads']} x {row['windows']}, {row['top']}", str(row["races"]),
+          f"{row['wrong_share']:.1%} ({row['wrong_upper']:.1%})",
+          _share(row["covered"], 1), _cut_short(row),
+          f"{row['cost']:.0%} ({row['cost_most']:.0%})", _share(row["cut_few_windows_carry"]),
           row["guarantee"]] for row in found["settings"]],
     )  # fmt: skip
+
+
+def _cut_short(row: dict[str, Any]) -> str:
+    if not row["cut_races"]:
+        return "no error stated"
+    of = "" if row["cut_races"] == row["races"] else f" of {row['cut_races']}"
+    return f"{row['cut_covered']:.1%}{of} ({row['cut_uncovered_upper']:.1%})"
 
 
 def planted_chances(found: dict[str, Any]) -> str:
