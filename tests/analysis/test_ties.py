@@ -106,14 +106,14 @@ def test_equal_heads_have_equal_means_and_intervals_wherever_they_stand(heads):
 def test_a_sorted_table_keeps_ties_in_the_models_order_and_says_that_they_tie():
     rng = np.random.default_rng(4)
     levels = np.repeat(rng.normal(0, 1, (4, 31)) + 1, 5, axis=0)[rng.permutation(20)]
-    table = _sorted(importance(levels, rng.integers(1, 90, 31)), 7, 0.95, 31)
+    table = _sorted(importance(levels, rng.integers(1, 90, 31)), 7, 31)
     places = table["layer"] * 4 + table["head"]
     for _, group in places.groupby(table["score"].round(9), sort=False):
         assert len(group) == 5 and group.is_monotonic_increasing
         assert table["tied_with_next"].iloc[group.index[:-1]].all()
         chances = table["p_top"].iloc[group.index]
         assert chances.is_monotonic_decreasing
-    whole = _sorted(importance(np.tile(levels[:1], (9, 1))), 4, 0.95, 31)
+    whole = _sorted(importance(np.tile(levels[:1], (9, 1))), 4, 31)
     assert whole["p_top"].tolist() == [1.0] * 4 + [0.0] * 5
     assert whole["tied_with_next"].tolist() == [True] * 8 + [False]
 
@@ -127,7 +127,7 @@ def test_scores_that_add_up_to_the_same_keep_the_models_order():
         row[rng.choice(40, 9, replace=False)] = 1
     table = importance(right / tokens, tokens)
     assert len(set(table["score"].tolist())) > 1  # rounding tells them apart
-    ranked = _sorted(table, 5, 0.95, 40)
+    ranked = _sorted(table, 5, 40)
     assert (ranked["layer"] * 4 + ranked["head"]).tolist() == list(range(16))
 
 

@@ -110,7 +110,7 @@ def test_summary_counts_what_races_found() -> None:
     assert row["covered_together"] == 1 and row["cost"] <= row["cost_max"] < 1
     assert sum(row["stopped"].values()) == 10 and row["p_top"]["brier"] < 0.01
     name = "plain 95% intervals, uncorrected"
-    careless = summary(planted(step=0.1), name, ALL, seeds=20, top=3)
+    careless = summary(planted(step=0.03), name, ALL, seeds=20, top=3)
     assert careless["covered_together"] < 0.7 and careless["settled_wrong"] > 0
 
 

@@ -196,6 +196,7 @@ def rank(
     `midus rank pico --data tasks.jsonl --metric logit_difference --evidence`
     """
     from analysis import rank_heads
+    from analysis.ranking_words import summary
 
     asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "top": top,
@@ -231,6 +232,7 @@ def rank(
         if evidence:
             _print_evidence(run.load_table("evidence"))
         common.closing(run.path, *hints.deeper(loaded, model, run.path / "ranking.json"))
+        typer.echo(summary(table))
 
 
 @common.reports

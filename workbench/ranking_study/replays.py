@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.race import MINIMUM, Race
+from analysis.race import Race, enough
+from analysis.race_found import design_effect, p_top
 from analysis.ranking import PER_HEAD
 from analysis.statistics import bootstrap
+from analysis.tails import heavy_windows
 from analysis.ties import best_first
 from workbench.ranking_study.exhaustive import Exhaustive
-from workbench.ranking_study.races import CONTROLLED, VARIANTS
+from workbench.ranking_study.races import CONTROLLED, HEAVY_FIRST, VARIANTS
 
 Progress = Callable[[int, int, str], None]
 ALL = 10**12  # a budget that never ends a race
@@ -78,7 +80,10 @@ def replay(
     values = table.effects
     if name == CONTROLLED:
         values = values - table.first_order + table.first_order.mean(1, keepdims=True)
-    race = VARIANTS[name](len(values), table.weights, table.clusters, top, confidence, seed)
+    first = heavy_windows(np.abs(table.first_order)) if name == HEAVY_FIRST else ()
+    race = VARIANTS[name](
+        len(values), table.weights, table.clusters, top, confidence, seed, first=first
+    )
     work = Work(table)
 
     def measure(heads: np.ndarray, windows: np.ndarray) -> np.ndarray:
@@ -112,13 +117,13 @@ def summary(
         found = race.intervals()
         slack = 1e-9 * np.abs(scores).max()  # sums in another order
         covered.append((found["ci_low"] - slack <= scores) & (scores <= found["ci_high"] + slack))
-        chances.append(race.p_top())
+        chances.append(p_top(race))
         stops.append(race.stopped)
         costs.append(race.spent / table.evaluations)
         forwards.append(work.forwards / whole.forwards)
-        effects.append(race.design_effect())
-    # A control variate's known means take a first-order pass over every window.
-    before = table.seconds[0] / table.seconds[1] if name == CONTROLLED else 0.0
+        effects.append(design_effect(race))
+    # First-order scores of every window take a pass.
+    before = table.seconds[0] / table.seconds[1] if name in (CONTROLLED, HEAVY_FIRST) else 0.0
     same = np.array([verdict == "same" for verdict in verdicts["documents"]])
     right = np.array([verdict != "wrong" for verdict in verdicts["documents"]])
     settled = np.array([stop != "budget" for stop in stops])
@@ -227,7 +232,7 @@ def study(
         "top": top,
         "confidence": confidence,
         "seeds": seeds,
-        "minimum": MINIMUM,
+        "enough": enough(heads, confidence),
         "evaluations": full,
         "first_order_cost": table.seconds[0] / table.seconds[1],
         "boundary": near_the_boundary(table, top),
