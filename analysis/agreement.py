@@ -117,7 +117,9 @@ def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return below + (values[None, :] == values[:, None]) @ weights / 2
 
 
-def share_interval(hits: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def share_interval(
+    hits: float, count: float, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
     """The interval of Clopper and Pearson, of counts that need not be whole."""
     tail = (1 - confidence) / 2
     low = stats.beta.ppf(tail, hits, count - hits + 1) if hits > 0 else 0.0

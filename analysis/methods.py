@@ -115,8 +115,6 @@ def check_method(
         raise MidusError("method 'dla' is of what heads write; a query writes nothing")
     if how["stage"] == "query" and name == "integrated_gradients" and retrieval == "frozen":
         raise MidusError("with retrieval 'frozen' a query changes nothing; give 'free'")
-    if name in REGISTERED:
-        registered(name).check(how)
     if convention is not None:
         check_choice("convention", convention, CONVENTIONS)
         if name != "gradient" or how["baseline"] != "zero":

@@ -7,7 +7,7 @@ A file of this folder registers itself: its name is the method's, its `METHOD` s
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -32,15 +32,13 @@ class FirstOrder:
     """A registered method.
 
     words: as a caption names it; effects: what it measures; passes: about what a window costs, in
-    forward passes of a model; signed: whether its scores tell what helps from what harms; check:
-    refuses, with a MidusError, what `Subject.how` says of the gate.
+    forward passes of a model; signed: whether its scores tell what helps from what harms.
     """
 
     words: str
     effects: Effects
     passes: Callable[[Any], float]
     signed: bool = True
-    check: Callable[[Mapping[str, Any]], None] = lambda how: None
 
 
 def registered(name: str) -> FirstOrder:

@@ -70,7 +70,9 @@ def importance(
     normalise: Annotated[str, typer.Option(help="none, layer, or share.")] = "none",
     agreement: Annotated[
         bool,
-        typer.Option(help="Ablate a sample of heads exactly, to say how far a cheap method agrees."),
+        typer.Option(
+            help="Ablate a sample of heads exactly, to say how far a cheap method agrees."
+        ),
     ] = True,
     memory_budget: Budget = None,
     output: common.Output = None,
