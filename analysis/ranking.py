@@ -17,8 +17,8 @@ import pandas as pd
 from analysis.distributed import is_main, rank_and_size, reduced, share
 from analysis.documents import Documents
 from analysis.engine import Progress
-from analysis.estimates import FIRST_ORDER, Cheaper, a_time, current, did, timed
-from analysis.few_heads import SCREENING, first_order, with_the_others
+from analysis.estimates import Cheaper, a_time, current, did, timed
+from analysis.few_heads import first_order, with_the_others
 from analysis.importance import head_importance, method_cost
 from analysis.methods import METHODS, ablation_passes
 from analysis.metrics import Metric
@@ -36,7 +36,7 @@ from analysis.race_in_time import (
     raced_documents,
     windows_at_once,
 )
-from analysis.screen import BUDGET, planned, screened
+from analysis.screen import BUDGET, planned, screened, screening_passes
 from analysis.screen import NAME as BY_SCREEN
 from analysis.subject import Subject, Unit, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
@@ -125,7 +125,7 @@ def rank_heads(
         return _sorted(table, top, confidence, windows if method == "ablation" else 0)
     cost = _cost(docs, top, allowed)
     if method == BY_SCREEN:
-        cost = replace(cost, beside=lambda *_: {SCREENING: FIRST_ORDER})
+        cost = replace(cost, beside=lambda model, _, count: screening_passes(model, count))
     subject = prepared(network, docs, cost=cost, **how)
 
     def race_of(subject: Subject) -> Race:

@@ -1,8 +1,9 @@
 """Screen, then ablate: cheap scores choose the candidates, exact ablation decides among them.
 
-1. Every head's size to first order: the mean over windows of the size of its effect on each, so that
-   effects of both signs do not cancel (Kramar et al. 2024, arXiv 2403.00745, eq. 5).
-2. The largest are candidates. Of the others, the screened-out, some are drawn at random.
+1. Taylor and RelP nominate in turn, each by its score and by its size: the mean over windows of the
+   size of its effect on each, in which effects of both signs do not cancel (Kramar et al. 2024,
+   arXiv 2403.00745, eq. 5). They miss different heads: `docs/first-order.md`.
+2. The first nominated are candidates. Of the others, the screened-out, some are drawn at random.
 3. A trial: candidates and drawn heads are ablated on the same few windows.
 4. The best of the trial, drawn heads among them, are raced on the rest of the budget.
 
@@ -12,7 +13,7 @@ top set as in proportion of the drawn do, with the exact interval of drawing wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +23,10 @@ from scipy import stats
 
 from analysis.distributed import reduced, share
 from analysis.engine import batches
-from analysis.estimates import FIRST_ORDER, did
+from analysis.estimates import did
 from analysis.few_heads import SCREENING, with_the_others
 from analysis.memory_plan import plan_for
+from analysis.methods import Method, method_passes
 from analysis.metrics import LOSS
 from analysis.subject import Subject
 from analysis.ties import best_first
@@ -32,10 +34,12 @@ from kernels.errors import MidusError
 
 NAME = "screen"
 BUDGET = 0.1  # of all evaluations, by default
+NOMINATING = ("taylor", "relp")
+WINDOWS = 32  # for nominations, at most
 TRIED = 4  # heads in the trial, for a place in the top set
 TRIAL = 2, 32  # windows of the trial, at least and at most
 SHARE = 0.45  # of the budget, for the trial
-DRAWN = 1 / 4  # of the trial's heads
+DRAWN = 1 / 6  # of the trial's heads
 RACED = 2  # heads in the race at most, for a place in the top set
 CONFIDENCE = 0.95
 
@@ -88,9 +92,9 @@ def screened(
     """
     heads, windows = len(subject.units), len(subject.docs.windows)
     plan = planned(heads, windows, top, budget, minimum)
-    sizes = first_order_sizes(subject)
-    order = best_first(sizes)
     rng = np.random.default_rng(seed)
+    seen = np.sort(rng.choice(windows, min(WINDOWS, windows), replace=False))
+    order, sizes = nominated(subject, seen.tolist())
     candidates, out = order[: plan.candidates], order[plan.candidates :]
     drawn = np.sort(rng.choice(out, plan.drawn, replace=False))
     tried = np.concatenate([candidates, drawn])
@@ -103,17 +107,40 @@ def screened(
     return _whole(table, subject, sizes, kinds, drawn, out, plan)
 
 
-def first_order_sizes(subject: Subject) -> np.ndarray:
-    """The mean over windows of the size of each head's first-order effect on it, [units], nats a
-    token of the loss; the windows are shared out under `torchrun`."""
+def nominated(subject: Subject, windows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """All heads in the order of their nomination, and their Taylor sizes, nats a token: [units].
+
+    Of the loss, whatever the metric, which may have no gradient. Under `torchrun` the windows are
+    shared out.
+    """
     docs = subject.docs
     plan = plan_for(subject.model, max(len(w.ids) for w in docs.windows), LOSS, gradients=True)
     smooth = replace(subject, metric=LOSS, plan=plan)
-    size = np.zeros(len(subject.units))
-    for part in share(batches(docs.windows, plan.windows)):
-        size += np.abs(smooth.gradients(part)).sum(1)
-        did(SCREENING, FIRST_ORDER * sum(len(docs.windows[index].ids) for index in part))
-    return reduced(size) / sum(int(window.scored.sum()) for window in docs.windows)
+    methods = [Method(name, smooth) for name in NOMINATING]
+    total = np.zeros((2 * len(methods), len(subject.units)))
+    chosen = [docs.windows[index] for index in windows]
+    for part in share(batches(chosen, plan.windows)):
+        here = [int(windows[index]) for index in part]
+        for row, method in enumerate(methods):
+            effects = method(here, lambda _: None)["effects"]
+            total[2 * row] += effects.sum(1)
+            total[2 * row + 1] += np.abs(effects).sum(1)
+            did(SCREENING, method.forwards * sum(len(docs.windows[index].ids) for index in here))
+    total = reduced(total) / sum(int(window.scored.sum()) for window in chosen)
+    return in_turn([best_first(scores) for scores in total]), total[1]
+
+
+def in_turn(orders: Sequence[np.ndarray]) -> np.ndarray:
+    """The first of every order, then the second, ..., each index once."""
+    every = np.stack(orders, axis=1).ravel()
+    _, first = np.unique(every, return_index=True)
+    return every[np.sort(first)]
+
+
+def screening_passes(model: Any, windows: int) -> dict[str, float]:
+    """The nominations in an estimate, in passes over so many windows."""
+    each = sum(method_passes(name, model, []) for name in NOMINATING)
+    return {SCREENING: each * min(WINDOWS, windows) / windows}
 
 
 def missed(drawn: int, hits: int, population: int) -> tuple[float, int]:

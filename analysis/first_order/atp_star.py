@@ -8,17 +8,23 @@ pass it by the residual connection alone), and the sizes are averaged:
 
     score_h = sum over blocks l of abs(I_l(h)) / (L - 1),   I_l(h) = (b - z) * dL/dz, block l held.
 
-With a head's own block held I is 0, which is why L - 1. The size is taken of a window's sum, windows
-being their prompts. Scores have no sign: they are for finding heads, not for telling help from harm.
+With a head's own block held I is 0, which is why L - 1. The size is taken of a window's sum: their
+prompts are windows here. Scores have no sign: they are for finding heads, not for telling help from
+harm.
 
 QK fix (their section 3.1.1): it is for nodes that are queries or keys, whose softmax may be
-saturated. A head's output is none; a memory head's query (`stage="query"`) is one. What it retrieves
-is then recomputed with the baseline in place of the query, and only what follows is linear.
+saturated. A head's output is none; a memory head's query (`stage="query"`) is one. What it
+retrieves is then recomputed with the baseline in place of the query, and only what follows is
+linear.
+
+What was missed: in place of their subsets that are patched together, whose effects do not add up
+for whole heads, `analysis.screen` ablates some of the screened-out heads singly, with an exact
+bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -122,7 +128,10 @@ def recomputed(
 def _retrieved(memory: Any, queries: torch.Tensor) -> torch.Tensor:
     """What the heads of a memory give for queries [W, T, H*D], before they are mixed."""
     kept: list[torch.Tensor] = []
-    look: Callable[[nn.Module, tuple], None] = lambda _, args: kept.append(args[0])
+
+    def look(_: nn.Module, args: tuple) -> None:
+        kept.append(args[0])
+
     hook = memory.out.register_forward_pre_hook(look)
     try:
         memory(queries)

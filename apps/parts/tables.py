@@ -134,7 +134,7 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(table: pd.DataFrame) -> str:
-    """How a head table was measured, in one line: metric, baseline, data, and how far to trust it."""
+    """How a head table was measured, in one line: metric, baseline, data, how far to trust it."""
     attrs = table.attrs
     texts = attrs.get("documents") or []
     parts = [
