@@ -46,6 +46,7 @@ CONFIDENCE = 0.95
 # The ranking of a subject's units on a budget of evaluations; exact values [units, windows].
 Raced = Callable[[Subject, int], pd.DataFrame]
 Exact = Callable[[Subject, np.ndarray, np.ndarray], np.ndarray]
+Trial = Callable[[np.ndarray], np.ndarray]  # exact scores of heads on the trial's windows
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,25 @@ def planned(heads: int, windows: int, top: int, budget: int, minimum: int) -> Pl
     return Plan(tried - drawn, drawn, trial, raced, budget - tried * trial)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Indices of heads: candidates, drawn (ascending) from the others (`out`), and who is raced."""
+
+    candidates: np.ndarray
+    drawn: np.ndarray
+    out: np.ndarray
+    raced: np.ndarray
+
+
+def chosen(plan: Plan, order: np.ndarray, trial: Trial, rng: np.random.Generator) -> Chosen:
+    """Who is ablated, of all heads in the order of their nomination."""
+    candidates, out = order[: plan.candidates], order[plan.candidates :]
+    drawn = np.sort(rng.choice(out, plan.drawn, replace=False))
+    tried = np.concatenate([candidates, drawn])
+    raced = np.sort(tried[best_first(trial(tried))[: plan.raced]])
+    return Chosen(candidates, drawn, out, raced)
+
+
 def screened(
     subject: Subject, race: Raced, exact: Exact, top: int, budget: int, minimum: int, seed: int
 ) -> pd.DataFrame:
@@ -95,16 +115,14 @@ def screened(
     rng = np.random.default_rng(seed)
     seen = np.sort(rng.choice(windows, min(WINDOWS, windows), replace=False))
     order, sizes = nominated(subject, seen.tolist())
-    candidates, out = order[: plan.candidates], order[plan.candidates :]
-    drawn = np.sort(rng.choice(out, plan.drawn, replace=False))
-    tried = np.concatenate([candidates, drawn])
     places = np.sort(rng.choice(windows, plan.trial, replace=False))
-    trial = exact(subject, tried, places).sum(1) / subject.window_weights[places].sum()
-    entrants = np.sort(tried[best_first(trial)[: plan.raced]])
-    table = race(replace(subject, units=[subject.units[head] for head in entrants]), plan.race)
-    kinds = np.full(heads, "out", dtype=object)
-    kinds[candidates], kinds[drawn], kinds[entrants] = "tried", "drawn", "raced"
-    return _whole(table, subject, sizes, kinds, drawn, out, plan)
+
+    def trial(tried: np.ndarray) -> np.ndarray:
+        return exact(subject, tried, places).sum(1) / subject.window_weights[places].sum()
+
+    who = chosen(plan, order, trial, rng)
+    table = race(replace(subject, units=[subject.units[head] for head in who.raced]), plan.race)
+    return _whole(table, subject, sizes, who, plan)
 
 
 def nominated(subject: Subject, windows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -160,13 +178,13 @@ def _whole(
     table: pd.DataFrame,
     subject: Subject,
     sizes: np.ndarray,
-    kinds: np.ndarray,
-    drawn: np.ndarray,
-    out: np.ndarray,
+    who: Chosen,
     plan: Plan,
 ) -> pd.DataFrame:
     """All heads: the race's rows in its order, then the others, larger first-order sizes first."""
     attrs, top = table.attrs, int(table.attrs["top"])
+    kinds = np.full(len(sizes), "out", dtype=object)
+    kinds[who.candidates], kinds[who.drawn], kinds[who.raced] = "tried", "drawn", "raced"
     whole = with_the_others(table, subject.units, sizes).assign(screen=kinds)
     whole["exact"] = whole["exact"].fillna(0).astype(int)
     whole.loc[whole["screen"].isin(["tried", "drawn"]), "exact"] = plan.trial
@@ -175,8 +193,8 @@ def _whole(
     place = {key: at for at, key in enumerate(table[keys].itertuples(index=False, name=None))}
     rows = list(whole[keys].itertuples(index=False, name=None))
     at = np.array([place.get(key, len(table)) for key in rows])
-    hits = int((at[drawn] < top).sum())
-    found = found_by(plan, hits, len(out), top)
+    hits = int((at[who.drawn] < top).sum())
+    found = found_by(plan, hits, len(who.out), top)
     found["out"] = [[int(row[0]), int(row[2])] for row, kind in zip(rows, kinds, strict=True)
                     if kind == "out"]  # fmt: skip
     spent = int(table.attrs["evaluations"]) + plan.trial * (plan.candidates + plan.drawn)
@@ -219,5 +237,5 @@ def screen_words(found: dict[str, Any]) -> str:
         f"{out} heads were not ablated at all; of {found['drawn']} drawn from the "
         f"{found['population']} that it left out {found['hits']} came into the top set, so about "
         f"{found['missed']:.0f} and at most {found['missed_high']} (95%) of those not ablated "
-        "belong there"
+        "belong there, as far as the trial tells"
     )

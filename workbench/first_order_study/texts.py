@@ -1,4 +1,4 @@
-"""Texts for a real model: the prose of Python's own reference, which every Python brings."""
+"""Documents of like length: the prose of Python's own reference, or a model's own held-out text."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from analysis.documents import Documents, documents
 from kernels.errors import DataError
 
 
-def reference_windows(model: Any, windows: int = 24, context: int = 128) -> Documents:
-    """The first `context` tokens of so many topics, spread over their alphabet.
+def evenly(model: Any, source: str, count: int, tokens: int, context: int) -> Documents:
+    """The first `tokens` of so many documents, spread evenly over those that hold as many.
 
-    Each is a document of its own, so that documents are what intervals speak of.
+    source: "topics", Python's reference; or what `analysis.documents` takes. Every text is a
+    document of its own, so that documents are what intervals speak of.
 
-    Raises DataError where too few topics are as long.
+    Raises DataError where too few are as long.
     """
-    texts = [{"id": name, "text": text} for name, text in sorted(pydoc_data.topics.topics.items())]
-    whole = documents(texts, model=model, context=context)
-    long = [item for item in whole if len(item.ids) >= context]
-    if not 1 <= windows <= len(long):
+    topics = sorted(pydoc_data.topics.topics.items())
+    data: Any = [{"id": name, "text": text} for name, text in topics]
+    whole = documents(data if source == "topics" else source, model=model, context=context)
+    long = [item for item in whole if len(item.ids) >= tokens]
+    if not 1 <= count <= len(long):
         raise DataError(
-            f"windows is {windows}; it must be between 1 and {len(long)}, the topics of Python's "
-            f"reference that hold {context} tokens"
+            f"documents is {count}; it must be between 1 and {len(long)}, those of {source!r} that "
+            f"hold {tokens} tokens"
         )
-    chosen = [long[at * len(long) // windows] for at in range(windows)]
-    rows = [{"id": item.id, "input_ids": item.ids[:context].tolist()} for item in chosen]
+    chosen = [long[at * len(long) // count] for at in range(count)]
+    rows = [{"id": item.id, "input_ids": item.ids[:tokens].tolist()} for item in chosen]
     return documents(rows, model=model, context=context)
