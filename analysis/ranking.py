@@ -112,6 +112,7 @@ def rank_heads(
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
     work = current()
     in_time = work is not None and work.limited
+    allowed: int | None
     if method == BY_SCREEN:
         allowed = _allowed_to_screen(budget, heads * windows, in_time)
         planned(heads, windows, top, allowed, min(MINIMUM, windows))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def _taylor(view: Any, batch: Any, replacement: Any, clean: Any) -> tuple[Any, A
 CHEAP: dict[str, Callable[..., tuple[Any, Any]]] = {
     "taylor": _taylor,
     "relp": registered("relp").effects,
-    HELD: lambda *given: relevance(*given, held=True),
+    HELD: partial(relevance, held=True),
     "atp_star": registered("atp_star").effects,
 }
 
