@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.agreement import sample_passes, with_agreement
 from analysis.conventions import convention_table
 from analysis.engine import Progress
 from analysis.estimates import Cheaper, a_first_order_method, a_time, timed
 from analysis.few_heads import chosen_in_part, with_few_heads, with_the_others
 from analysis.methods import (
+    CHEAP,
     FIRST_ORDER,
     METHODS,
     PER_DOCUMENT,
@@ -51,6 +53,7 @@ def head_importance(
     limit: int | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
+    agreement: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -72,6 +75,7 @@ def head_importance(
             "dla": the head's direct effect on the next token's logit through the final norm, that
             norm's scale held, in logits.
             "shapley": Shapley value by sampled orders of ablation, with its sampling error.
+            "atp_star", "relp": see `analysis.first_order`. AtP* has no sign.
         baseline: "mean" (the head's mean output over these documents), "zero", or "resample" (its
             output at the same position of another document).
         metric: what takes the place of L: "loss" (nats a token); "logit_difference" (of a task's
@@ -92,6 +96,10 @@ def head_importance(
         seed: of the bootstrap over documents, and of the resampled baseline.
         memory_budget: bytes that arrays may take beside the weights; by default 1 GiB on a CPU,
             half of what is free on a GPU.
+        agreement: of a method that stands in for exact ablation (all but "ablation" and "shapley"):
+            measure on a sample of heads how far it does. `.attrs["agreement"]`, described in
+            `analysis.agreement.with_agreement`, is shown on figures and in the app. It costs about
+            as much as the table on few windows, and little on many. A `convention` has none.
         checkpoint: a file that keeps the sums so far: the same call goes on where it was killed. It
             stays, so that the table can be made again until it is saved; remove it then.
         within: seconds that all of this may take. As many documents as fit are measured, those
@@ -138,7 +146,7 @@ def head_importance(
         memory_budget=memory_budget,
         gradients=method in (*FIRST_ORDER, "integrated_gradients"),
         progress=progress,
-        cost=method_cost(options),
+        cost=method_cost(options, agreement=agreement),
     )
     every, first_order = subject.units, None
     if chosen_in_part():
@@ -168,14 +176,20 @@ def head_importance(
     table = head_table(
         subject.units, by_document, weights, attrs, seed=seed, intervals=measure.intervals(totals)
     )
-    table = normalised(with_noise(table, subject, **options), normalise)
+    table = with_noise(table, subject, **options)
+    if agreement:
+        table = with_agreement(table, subject, progress, **options)
+    table = normalised(table, normalise)
     if first_order is not None:
         table = with_the_others(table, every, first_order)
     return table
 
 
-def method_cost(options: Mapping[str, Any]) -> Cost:
-    """What a measurement of all heads by a method does; `options`: of `Method`."""
+def method_cost(options: Mapping[str, Any], agreement: bool = False) -> Cost:
+    """What a measurement of all heads by a method does; `options`: of `Method`.
+
+    agreement: whether it is set against exact ablation afterwards.
+    """
     name = options["name"]
 
     def sample(subject: Subject) -> Sampled:
@@ -184,6 +198,9 @@ def method_cost(options: Mapping[str, Any]) -> Cost:
 
     def passes(model: Any, units: Sequence[Unit]) -> float:
         return method_passes(name, model, units, options.get("permutations", 8))
+
+    def sampled(model: Any, units: Sequence[Unit], windows: int) -> dict[str, float]:
+        return sample_passes(passes(model, units), model, units, windows)
 
     def cheaper(seconds: float, forward: float, metric: Metric) -> list[Cheaper]:
         known = metric.smooth and name not in FIRST_ORDER
@@ -196,6 +213,7 @@ def method_cost(options: Mapping[str, Any]) -> Cost:
         heads=name == "ablation",
         options=cheaper,
         half=passes,
+        beside=sampled if agreement and name in CHEAP else None,
         check=lambda metric, how: check_method(
             metric, how, name, options.get("convention"), options.get("retrieval", "frozen")
         ),

@@ -38,6 +38,8 @@ from analysis.race_in_time import (
     windows_at_once,
 )
 from analysis.ranking_words import tail_warning
+from analysis.screen import BUDGET, planned, screened, screening_passes
+from analysis.screen import NAME as BY_SCREEN
 from analysis.subject import Subject, Unit, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
 from analysis.tails import heavy_windows
@@ -70,7 +72,9 @@ def rank_heads(
     Args:
         model: what `midus_model.load` takes; by default "pico".
         data: what `analysis.documents` takes, a task included; by default pico's held-out text.
-        method: "ablation" (exact, raced), or another of `head_importance`, whose table is sorted.
+        method: "ablation" (exact, raced); "screen" (first-order sizes choose the candidates, exact
+            ablation decides among them, on a tenth of all evaluations by default: see
+            `analysis.screen`); or another of `head_importance`, whose table is sorted.
         baseline, metric: as `head_importance` takes them.
         top: size of the top set, at least 1 and below the number of heads.
         confidence: that the whole top set is right, where the race ends settled, and that all
@@ -123,7 +127,7 @@ def rank_heads(
     Raises:
         MidusError: where an argument, the model or the data cannot be used.
     """
-    check_choice("method", method, METHODS)
+    check_choice("method", method, (*METHODS, BY_SCREEN))
     network, docs = loaded_with(model, data)
     heads, windows = len(units_of(network)), len(docs.windows)
     if not 1 <= top < heads:
@@ -132,11 +136,16 @@ def rank_heads(
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
     work = current()
     in_time = work is not None and work.limited
-    allowed = _allowed(budget, top, heads, windows, in_time)
+    allowed: int | None
+    if method == BY_SCREEN:
+        allowed = _allowed_to_screen(budget, heads * windows, in_time)
+        planned(heads, windows, top, allowed, min(MINIMUM, windows))
+    else:
+        allowed = _allowed(budget, top, heads, windows, in_time)
     how: dict[str, Any] = {
         "baseline": baseline, "metric": metric, "seed": seed, "progress": progress,
     }  # fmt: skip
-    if method != "ablation" or allowed is None:
+    if method not in ("ablation", BY_SCREEN) or allowed is None:
         if confidence != CONFIDENCE:
             raise MidusError(
                 f"confidence is {confidence}; only a race has one, and method {method!r} with "
@@ -144,7 +153,10 @@ def rank_heads(
             )
         table = head_importance(network, docs, method=method, **how)
         return _sorted(table, top, windows if method == "ablation" else 0)
-    subject = prepared(network, docs, cost=_cost(docs, top, allowed), **how)
+    cost = _cost(docs, top, allowed)
+    if method == BY_SCREEN:
+        cost = replace(cost, beside=lambda model, _, count: screening_passes(model, count))
+    subject = prepared(network, docs, cost=cost, **how)
 
     def race_of(subject: Subject, first: Sequence[int] = ()) -> Race:
         clusters = [window.unit for window in subject.docs.windows]
@@ -153,6 +165,14 @@ def rank_heads(
             len(subject.units), weights, clusters, top, confidence, seed, bound=bound, first=first
         )
 
+    if method == BY_SCREEN:
+
+        def raced(part: Subject, budget: int) -> pd.DataFrame:
+            race = race_of(part)
+            _run(race, part, budget, progress)
+            return _table(race, part)
+
+        return screened(subject, raced, measured, top, allowed, min(MINIMUM, windows), seed)
     if in_time:
         return _raced_in_time(race_of, subject, allowed, top, progress)
     race = race_of(subject, _heavy(subject, allowed, confidence))
@@ -181,6 +201,31 @@ def _heavy(subject: Subject, allowed: int, confidence: float) -> list[int]:
     return heavy_windows(first_order_by_window(subject), most=room // 2)
 
 
+def _allowed_to_screen(budget: Any, full: int, in_time: bool) -> int:
+    """Evaluations allowed to a screen and what follows it."""
+    if in_time:
+        raise MidusError(
+            f"method {BY_SCREEN!r} keeps to a budget of evaluations, not to a time; give budget "
+            "and leave within out"
+        )
+    given = BUDGET if budget is None else budget
+    found = _evaluations(given, full)
+    if found is None:
+        raise MidusError(
+            f"budget is {budget!r}; method {BY_SCREEN!r} takes a number of evaluations, or a share "
+            "of all there are such as 0.1"
+        )
+    return min(full, found)
+
+
+def _evaluations(budget: Any, full: int) -> int | None:
+    """A budget as a number of evaluations: a whole number, or a share of all; None of another."""
+    if isinstance(budget, int | np.integer) and not isinstance(budget, bool):
+        return int(budget)
+    share = isinstance(budget, float | np.floating) and 0 < budget <= 1
+    return int(budget * full) if share else None
+
+
 def _allowed(budget: Any, top: int, heads: int, windows: int, in_time: bool) -> int | None:
     """Evaluations allowed; None for all of them, without a race."""
     full = heads * windows
@@ -191,9 +236,7 @@ def _allowed(budget: Any, top: int, heads: int, windows: int, in_time: bool) -> 
             raise MidusError("within chooses the budget; leave budget 'all' out")
         return None
     least = least_budget(top, heads, windows)
-    whole = isinstance(budget, int | np.integer) and not isinstance(budget, bool)
-    share = isinstance(budget, float | np.floating) and 0 < budget <= 1
-    allowed = int(budget) if whole else int(budget * full) if share else 0
+    allowed = _evaluations(budget, full) or 0
     if allowed < least:
         raise MidusError(
             f"budget is {budget!r}; it must be at least {least} evaluations (that pays "

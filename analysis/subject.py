@@ -39,6 +39,7 @@ GROUPS = {"head": "query heads", "kv": "kv groups"}
 
 
 NOISE, NOISE_WINDOWS = "half precision", 8  # see `analysis.noise`
+AGREEMENT = "agreement with exact ablation"  # the stage, see `analysis.agreement`
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,8 @@ def prepared(
         else:
             if cost.half is not None:
                 stages |= noise_passes(network, docs, cost.half(network, units))
+            if cost.beside is not None:
+                stages |= cost.beside(network, units, len(docs.windows))
             totals = {name: each * passes_of(docs) for name, each in stages.items()}
             expect(cost.text, network, docs, totals, cost.cheaper(chosen), limit=cost.limit)
     return made(docs, units, progress)

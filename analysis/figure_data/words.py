@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.agreement_words import agreement_words
 from analysis.figure_data.names import ems, fold
+from analysis.first_order import REGISTERED, registered
 
 METHODS = {
     "ablation": "exact ablation",
@@ -19,6 +21,7 @@ METHODS = {
     "fisher": "Fisher information",
     "dla": "direct logit attribution",
     "shapley": "sampled Shapley value",
+    "screen": "exact ablation of what a first-order screen chose",
 }
 
 
@@ -82,6 +85,7 @@ def caption(
         data_words(attrs),
         f"model {' → '.join(n for n in names if n) or 'not recorded'}",
         *([f"intervals: {interval_words(table)}"] if intervals else []),
+        *_agreements([t for t in (table, *others) if t is not None] if method else []),
         *(n for n in notes if n),
     ]
     return "; ".join(parts) + "."
@@ -90,9 +94,20 @@ def caption(
 def _method_words(attrs: Mapping[Any, Any]) -> str:
     method = attrs.get("method")
     words = METHODS.get(str(method), str(method or "method not recorded"))
+    if method in REGISTERED:
+        words = registered(str(method)).words
     if attrs.get("normalise") in ("michel", "bertology"):
         words += f", convention {attrs['normalise']}"
     return words
+
+
+def _agreements(tables: Sequence[pd.DataFrame]) -> list[str]:
+    """How far each table's scores agree with exact ablation, where it carries that."""
+    found = [(model_name(table, ""), agreement_words(table.attrs)) for table in tables]
+    found = [(name, words) for name, words in found if words]
+    if len(found) == 1:
+        return [found[0][1]]
+    return [f"{words} in {name}" if name else words for name, words in found]
 
 
 def _gate_words(attrs: Mapping[Any, Any]) -> list[str]:

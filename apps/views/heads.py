@@ -20,7 +20,8 @@ METHOD = """
 **Score.** The head's output is replaced, before heads are mixed, by the *baseline* named in the
 caption (its mean output over the evaluated documents, or zero). The score of an exact ablation is
 the loss after that minus the loss before, in nats per token, weighted by tokens; a positive score
-means that the head helps. Other methods estimate the same quantity; the caption names the one used.
+means that the head helps. Other methods estimate the same quantity; the caption names the one used
+and, where it was measured, how far it agrees with exact ablation on a sample of heads.
 
 **Interval.** A bootstrap over documents (the unit the caption names): the tokens of one document
 are not independent, so whole documents are drawn.

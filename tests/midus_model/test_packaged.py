@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apps.parts import access
+from kernels.cache import cache_folder
 from kernels.errors import ModelError
 from midus_model import PACKAGED, load, load_tokenizer, packaged, upscale
-from kernels.cache import cache_folder
 from midus_model.packaged import READER, Packaged, packaged_folder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -55,7 +55,7 @@ def test_the_table_is_the_sweep_by_window_and_goes_on_where_it_was(
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "SAVE_EVERY", 1)
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(module, "measured", interrupted)
     with pytest.raises(KeyboardInterrupt):
         exhaustive(place, model, data)

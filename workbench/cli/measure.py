@@ -7,13 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.first_order import REGISTERED
 from workbench import hints
 from workbench.cli import common, options
 from workbench.inputs import inputs_of
 
 Method = Annotated[
     str,
-    typer.Option(help="ablation, gradient, taylor, integrated_gradients, fisher, dla, shapley."),
+    typer.Option(
+        help="ablation, gradient, taylor, integrated_gradients, fisher, dla, shapley, "
+        f"{', '.join(REGISTERED)}."
+    ),
+]
+Ranked = Annotated[
+    str,
+    typer.Option(
+        help="ablation; screen (first order chooses what is ablated, for a tenth of the cost); or "
+        "a method of `midus importance`."
+    ),
 ]
 Baseline = Annotated[
     str, typer.Option(help="What replaces a head's output: mean, zero, or resample.")
@@ -57,6 +68,12 @@ def importance(
         str | None, typer.Option(help="michel or bertology: gradients as published code has them.")
     ] = None,
     normalise: Annotated[str, typer.Option(help="none, layer, or share.")] = "none",
+    agreement: Annotated[
+        bool,
+        typer.Option(
+            help="Ablate a sample of heads exactly, to say how far a cheap method agrees."
+        ),
+    ] = True,
     memory_budget: Budget = None,
     output: common.Output = None,
     seed: common.Seed = 0,
@@ -89,7 +106,7 @@ def importance(
         )
     asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "stage": stage, "group": group,
-        "convention": convention, "normalise": normalise, "seed": seed,
+        "convention": convention, "normalise": normalise, "agreement": agreement, "seed": seed,
     }  # fmt: skip
     parameters = {
         "model": model, "after": after, "data": data, "split": split, "limit": limit, **asked,
@@ -120,6 +137,7 @@ def importance(
             change = run.load_table("amplification")
             change = change.iloc[best_first(change["score"])]
             _print_scores(f"Amplification, after minus before ({unit})", change)
+        _say_agreement(tables)
         common.closing(run.path)
 
 
@@ -170,7 +188,7 @@ def rank(
             "are), or all. [default: 56 a head]"
         ),
     ] = None,
-    method: Method = "ablation",
+    method: Ranked = "ablation",
     baseline: Baseline = "mean",
     metric: Metric = "loss",
     evidence: Annotated[
@@ -229,6 +247,7 @@ def rank(
             table,
             {"p_top": ".2f", "exact": "d"},
         )
+        _say_agreement({"": table})
         if evidence:
             _print_evidence(run.load_table("evidence"))
         common.closing(run.path, *hints.deeper(loaded, model, run.path / "ranking.json"))
@@ -296,6 +315,15 @@ def roles(
             ],
         )
         common.closing(run.path)
+
+
+def _say_agreement(tables: dict[str, Any]) -> None:
+    """How far each table's scores agree with exact ablation, a line each."""
+    from analysis.agreement_words import agreement_words
+
+    for side, table in tables.items():
+        if words := agreement_words(table.attrs):
+            common.say(f"{side}: {words}" if len(tables) > 1 else words)
 
 
 def parse_budget(text: str | None) -> int | float | str | None:
