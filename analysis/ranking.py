@@ -23,7 +23,7 @@ from analysis.importance import head_importance, method_cost
 from analysis.methods import METHODS, ablation_passes
 from analysis.metrics import Metric
 from analysis.noise import with_noise
-from analysis.race import FOCUS, MINIMUM, ROUND, May, Race, enough, least_budget
+from analysis.race import FOCUS, MINIMUM, ROUND, May, Measure, Race, enough, least_budget
 from analysis.race_found import by_cluster, design_effect, may_turn, p_top, tails, ties
 from analysis.race_in_time import (
     BARE,
@@ -167,12 +167,13 @@ def rank_heads(
 
     if method == BY_SCREEN:
 
-        def raced(part: Subject, budget: int) -> pd.DataFrame:
+        def raced(part: Subject, measure: Measure, budget: int) -> pd.DataFrame:
             race = race_of(part)
-            _run(race, part, budget, progress)
+            _run(race, part, budget, progress, measure=measure)
             return _table(race, part)
 
-        return screened(subject, raced, measured, top, allowed, min(MINIMUM, windows), seed)
+        exact, order = partial(measured, subject), race_of(subject).order
+        return screened(subject, raced, exact, order, top, allowed, min(MINIMUM, windows), seed)
     if in_time:
         return _raced_in_time(race_of, subject, allowed, top, progress)
     race = race_of(subject, _heavy(subject, allowed, confidence))
@@ -286,8 +287,9 @@ def _run(
     progress: Progress | None,
     may: May | None = None,
     step: int = ROUND,
+    measure: Measure | None = None,
 ) -> None:
-    """Race the subject's heads."""
+    """Race the subject's heads; `measure`: by values that come otherwise than from ablation now."""
     every = min(allowed, race.heads * race.windows)
 
     work = current()
@@ -304,7 +306,7 @@ def _run(
     if may is None and allowed < race.heads * race.minimum:
         sizes = first_order(subject, race.order[:SCREEN].tolist())
         race.screen(best_first(sizes), allowed)
-    race.run(lambda heads, windows: measured(subject, heads, windows), every, told, may, step)
+    race.run(measure or partial(measured, subject), every, told, may, step)
 
 
 def _raced_in_time(

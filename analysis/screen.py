@@ -1,11 +1,13 @@
 """Screen, then ablate: cheap scores choose the candidates, exact ablation decides among them.
 
-1. Taylor and RelP nominate in turn, each by its score and by its size: the mean over windows of the
-   size of its effect on each, in which effects of both signs do not cancel (Kramar et al. 2024,
-   arXiv 2403.00745, eq. 5). They miss different heads: `docs/first-order.md`.
+1. Taylor and RelP nominate in turn, by size: the mean over windows of the size of a head's effect
+   on each, in which effects of both signs do not cancel (Kramar et al. 2024, arXiv 2403.00745,
+   eq. 5). They miss different heads, and signs to first order mislead: `docs/first-order.md`.
 2. The first nominated are candidates. Of the others, the screened-out, some are drawn at random.
-3. A trial: candidates and drawn heads are ablated on the same few windows.
-4. The best of the trial, drawn heads among them, are raced on the rest of the budget.
+3. A trial of two rounds (sequential halving: Karnin, Koren and Somekh 2013): candidates and drawn
+   heads are ablated on the same few windows, the better of them on as many again.
+4. The best of the trial, drawn heads among them, are raced on the rest of the budget, in the same
+   order of windows: what the trial measured is not measured again.
 
 What the screen missed is estimated from the drawn heads: as many of the screened-out belong to the
 top set as in proportion of the drawn do, with the exact interval of drawing without replacement.
@@ -36,50 +38,72 @@ NAME = "screen"
 BUDGET = 0.1  # of all evaluations, by default
 NOMINATING = ("taylor", "relp")
 WINDOWS = 32  # for nominations, at most
-TRIED = 4  # heads in the trial, for a place in the top set
-TRIAL = 2, 32  # windows of the trial, at least and at most
-SHARE = 0.45  # of the budget, for the trial
+TRIED, RACED = 4, 1.5  # heads in the trial and in the race, for a place in the top set
+ROUND = 2, 32  # windows of a round, at least and at most
+EACH = 10  # evaluations of the budget for each head in the trial, where it holds more heads
+SHARE = 0.65  # of the budget, for the trial at most
 DRAWN = 1 / 6  # of the trial's heads
-RACED = 2  # heads in the race at most, for a place in the top set
 CONFIDENCE = 0.95
 
-# The ranking of a subject's units on a budget of evaluations; exact values [units, windows].
-Raced = Callable[[Subject, int], pd.DataFrame]
-Exact = Callable[[Subject, np.ndarray, np.ndarray], np.ndarray]
-Trial = Callable[[np.ndarray], np.ndarray]  # exact scores of heads on the trial's windows
+# Exact values [heads, windows] of indices of heads and of windows.
+Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# The ranking of a subject's units on a budget of evaluations, by values as `Measure` gives them.
+Raced = Callable[[Subject, Measure, int], pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a budget is spent: heads of each kind, windows of the trial, evaluations of the race."""
+    """How a budget is spent.
+
+    candidates, drawn: heads in the trial's first round; second, raced: heads in the second round
+    and in the race; trial: windows of a round; race: evaluations up to the end of the race, those
+    of its heads in the trial among them.
+    """
 
     candidates: int
     drawn: int
-    trial: int
+    second: int
     raced: int
+    trial: int
     race: int
 
 
 def planned(heads: int, windows: int, top: int, budget: int, minimum: int) -> Plan:
     """The spending of a budget; `minimum`: exact windows of every raced head.
 
-    Raises MidusError where the budget does not hold the least: a trial of top + 2 heads and a race
-    of top + 1.
+    As many windows a round as the budget holds; else fewer heads in the race, then in the trial.
+
+    Raises MidusError where the budget does not hold the least: top + 2 heads in the trial, and
+    top + 1 in the race.
     """
-    shortest = min(TRIAL[0], windows)
-    least = minimum * (top + 1) + shortest * (top + 2)
-    if budget < least:
-        raise MidusError(
-            f"budget is {budget} evaluations; method {NAME!r} needs {least} (a race of {top + 1} "
-            f"heads on {minimum} windows, and a trial); give more, more documents or a smaller top"
-        )
-    raced = int(np.clip((1 - SHARE) * budget / minimum, top + 1, RACED * top))
-    room = budget - minimum * raced  # for the trial
-    tried = int(np.clip(room / shortest, top + 2, min(TRIED * top, heads)))
-    tried = max(min(tried, heads), raced)
-    trial = int(np.clip(min(SHARE * budget, room) / tried, shortest, min(TRIAL[1], windows)))
-    drawn = min(max(round(DRAWN * tried), 1), tried - top - 1) if tried < heads else 0
-    return Plan(tried - drawn, drawn, trial, raced, budget - tried * trial)
+    shortest, longest = min(ROUND[0], windows // 2), min(ROUND[1], windows // 2)
+
+    def cost(tried: int, raced: int, trial: int) -> tuple[int, int]:
+        """Evaluations of the trial, and of the race's minimum beyond it."""
+        second = round((tried * raced) ** 0.5)
+        return (tried + second) * trial, raced * max(minimum - 2 * trial, 0)
+
+    most, fewest = min(max(TRIED * top, budget // EACH), heads), min(top + 2, heads)
+    wide = min(max(round(RACED * top), top + 1), most)
+    ways = [(most, raced) for raced in range(wide, top, -1)]
+    ways += [(tried, top + 1) for tried in range(most - 1, fewest - 1, -1)]
+    for tried, raced in ways:
+        lengths = [
+            trial
+            for trial in range(longest, shortest - 1, -1)
+            if sum(cost(tried, raced, trial)) <= budget
+            and (cost(tried, raced, trial)[0] <= SHARE * budget or trial == shortest)
+        ]
+        if lengths:
+            trial, second = lengths[0], round((tried * raced) ** 0.5)
+            drawn = min(max(round(DRAWN * tried), 1), tried - top - 1) if tried < heads else 0
+            left = budget - cost(tried, raced, trial)[0] + 2 * trial * raced
+            return Plan(tried - drawn, drawn, second, raced, trial, left)
+    least = sum(cost(fewest, top + 1, shortest))
+    raise MidusError(
+        f"budget is {budget} evaluations; method {NAME!r} needs {least} (a race of {top + 1} heads "
+        f"on {minimum} windows, and a trial); give more, more documents or a smaller top"
+    )
 
 
 @dataclass(frozen=True)
@@ -92,37 +116,77 @@ class Chosen:
     raced: np.ndarray
 
 
-def chosen(plan: Plan, order: np.ndarray, trial: Trial, rng: np.random.Generator) -> Chosen:
-    """Who is ablated, of all heads in the order of their nomination."""
+def chosen(
+    plan: Plan, order: np.ndarray, windows: np.ndarray, known: Known, rng: np.random.Generator
+) -> Chosen:
+    """Who is ablated, of all heads in the order of their nomination; windows in theirs."""
     candidates, out = order[: plan.candidates], order[plan.candidates :]
     drawn = np.sort(rng.choice(out, plan.drawn, replace=False))
-    tried = np.concatenate([candidates, drawn])
-    raced = np.sort(tried[best_first(trial(tried))[: plan.raced]])
-    return Chosen(candidates, drawn, out, raced)
+    staying = np.concatenate([candidates, drawn])
+    for rounds, count in ((1, plan.second), (2, plan.raced)):
+        scores = known(staying, windows[: rounds * plan.trial]).sum(1)
+        staying = staying[best_first(scores)[:count]]
+    return Chosen(candidates, drawn, out, np.sort(staying))
+
+
+class Known:
+    """Exact values of heads on windows, each measured once.
+
+    `evaluations`: how many were.
+    """
+
+    def __init__(self, heads: int, windows: int, measure: Measure) -> None:
+        self.values = np.full((heads, windows), np.nan)
+        self.measure = measure
+
+    @property
+    def evaluations(self) -> int:
+        return int(np.isfinite(self.values).sum())
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Windows of every head."""
+        return np.isfinite(self.values).sum(1)
+
+    def __call__(self, heads: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        """Values [heads, windows] of indices of heads and of windows."""
+        lacking = np.isnan(self.values[np.ix_(heads, windows)])
+        patterns, at = np.unique(lacking, axis=0, return_inverse=True)
+        for number, pattern in enumerate(patterns):
+            if pattern.any():
+                some, new = heads[at.ravel() == number], windows[pattern]
+                self.values[np.ix_(some, new)] = self.measure(some, new)
+        return self.values[np.ix_(heads, windows)]
 
 
 def screened(
-    subject: Subject, race: Raced, exact: Exact, top: int, budget: int, minimum: int, seed: int
+    subject: Subject,
+    race: Raced,
+    measure: Measure,
+    windows: np.ndarray,
+    top: int,
+    budget: int,
+    minimum: int,
+    seed: int,
 ) -> pd.DataFrame:
     """The ranking by screen, trial and race, on `budget` evaluations.
+
+    windows: all of them, in the race's order.
 
     A row a head: the raced ones by the race, then the tried, then the screened-out, by their size
     to first order (column `first_order`); these two have no score. Column `screen` says which:
     "raced", "tried", "drawn" or "out". `.attrs["screen"]` is described in `found_by`.
     """
-    heads, windows = len(subject.units), len(subject.docs.windows)
-    plan = planned(heads, windows, top, budget, minimum)
+    heads, count = len(subject.units), len(windows)
+    plan = planned(heads, count, top, budget, minimum)
     rng = np.random.default_rng(seed)
-    seen = np.sort(rng.choice(windows, min(WINDOWS, windows), replace=False))
+    seen = np.sort(rng.choice(count, min(WINDOWS, count), replace=False))
     order, sizes = nominated(subject, seen.tolist())
-    places = np.sort(rng.choice(windows, plan.trial, replace=False))
-
-    def trial(tried: np.ndarray) -> np.ndarray:
-        return exact(subject, tried, places).sum(1) / subject.window_weights[places].sum()
-
-    who = chosen(plan, order, trial, rng)
-    table = race(replace(subject, units=[subject.units[head] for head in who.raced]), plan.race)
-    return _whole(table, subject, sizes, who, plan)
+    known = Known(heads, count, measure)
+    who = chosen(plan, order, windows, known, rng)
+    part = replace(subject, units=[subject.units[head] for head in who.raced])
+    table = race(part, lambda some, at: known(who.raced[some], at), plan.race)
+    return _whole(table, subject, sizes, who, plan, known)
 
 
 def nominated(subject: Subject, windows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,17 +199,15 @@ def nominated(subject: Subject, windows: Sequence[int]) -> tuple[np.ndarray, np.
     plan = plan_for(subject.model, max(len(w.ids) for w in docs.windows), LOSS, gradients=True)
     smooth = replace(subject, metric=LOSS, plan=plan)
     methods = [Method(name, smooth) for name in NOMINATING]
-    total = np.zeros((2 * len(methods), len(subject.units)))
+    sizes = np.zeros((len(methods), len(subject.units)))
     chosen = [docs.windows[index] for index in windows]
     for part in share(batches(chosen, plan.windows)):
         here = [int(windows[index]) for index in part]
         for row, method in enumerate(methods):
-            effects = method(here, lambda _: None)["effects"]
-            total[2 * row] += effects.sum(1)
-            total[2 * row + 1] += np.abs(effects).sum(1)
+            sizes[row] += np.abs(method(here, lambda _: None)["effects"]).sum(1)
             did(SCREENING, method.forwards * sum(len(docs.windows[index].ids) for index in here))
-    total = reduced(total) / sum(int(window.scored.sum()) for window in chosen)
-    return in_turn([best_first(scores) for scores in total]), total[1]
+    sizes = reduced(sizes) / sum(int(window.scored.sum()) for window in chosen)
+    return in_turn([best_first(size) for size in sizes]), sizes[0]
 
 
 def in_turn(orders: Sequence[np.ndarray]) -> np.ndarray:
@@ -180,14 +242,14 @@ def _whole(
     sizes: np.ndarray,
     who: Chosen,
     plan: Plan,
+    known: Known,
 ) -> pd.DataFrame:
     """All heads: the race's rows in its order, then the others, larger first-order sizes first."""
     attrs, top = table.attrs, int(table.attrs["top"])
     kinds = np.full(len(sizes), "out", dtype=object)
     kinds[who.candidates], kinds[who.drawn], kinds[who.raced] = "tried", "drawn", "raced"
     whole = with_the_others(table, subject.units, sizes).assign(screen=kinds)
-    whole["exact"] = whole["exact"].fillna(0).astype(int)
-    whole.loc[whole["screen"].isin(["tried", "drawn"]), "exact"] = plan.trial
+    whole["exact"] = known.counts
     whole["tied_with_next"] = whole["tied_with_next"].eq(True)
     keys = ["layer", "kind", "head"]
     place = {key: at for at, key in enumerate(table[keys].itertuples(index=False, name=None))}
@@ -197,12 +259,11 @@ def _whole(
     found = found_by(plan, hits, len(who.out), top)
     found["out"] = [[int(row[0]), int(row[2])] for row, kind in zip(rows, kinds, strict=True)
                     if kind == "out"]  # fmt: skip
-    spent = int(table.attrs["evaluations"]) + plan.trial * (plan.candidates + plan.drawn)
     order = np.lexsort((-sizes, whole["screen"].eq("out"), at))
     whole = whole.iloc[order].reset_index(drop=True)
     whole.attrs = attrs | {
         "method": NAME,
-        "evaluations": spent,
+        "evaluations": known.evaluations,
         "exhaustive": len(rows) * len(subject.docs.windows),
         "screened": len(rows) - len(table),
         "screen": found,
@@ -214,9 +275,8 @@ def _whole(
 def found_by(plan: Plan, hits: int, population: int, top: int) -> dict[str, Any]:
     """`.attrs["screen"]` of a ranking.
 
-    candidates, drawn, trial, raced: heads by first order and drawn from the others, the windows
-    they were tried on, the heads that were raced; population: heads that first order screened out,
-    the drawn among them; hits: drawn heads that came into the top set; missed: about how many of
+    candidates, drawn, second, raced, trial: as in `Plan`; population: heads that first order
+    screened out, the drawn among them; hits: drawn heads that came into the top set; missed: about how many of
     the heads that nobody ablated belong there, missed_high: at most, with 95%; recall, recall_low:
     the share of the top set that is therefore there; out: the heads that were not ablated.
     """
@@ -226,7 +286,9 @@ def found_by(plan: Plan, hits: int, population: int, top: int) -> dict[str, Any]
         "recall": max(0.0, 1 - left["missed"] / top),
         "recall_low": max(0.0, 1 - left["missed_high"] / top),
     }
-    spent = {name: getattr(plan, name) for name in ("candidates", "drawn", "trial", "raced")}
+    spent = {
+        name: getattr(plan, name) for name in ("candidates", "drawn", "second", "raced", "trial")
+    }
     return {**spent, "population": population, "hits": hits, **left, **shares}
 
 

@@ -22,7 +22,7 @@ from analysis.first_order.relp import effects as relevance
 from analysis.gates import gate_gradients
 from analysis.methods import ablation_passes, method_passes
 from analysis.race import MINIMUM, Race
-from analysis.screen import NOMINATING, chosen, found_by, in_turn, planned
+from analysis.screen import NOMINATING, Known, chosen, found_by, in_turn, planned
 from analysis.subject import Subject, prepared
 from analysis.ties import best_first, spearman
 from kernels.errors import RunError
@@ -98,10 +98,7 @@ def agreement(table: Exhaustive, effects: np.ndarray, top: int) -> dict[str, Any
 
 def nominations(cheap: Mapping[str, np.ndarray]) -> np.ndarray:
     """Heads in the order in which `analysis.screen` nominates them."""
-    scores = [
-        part for name in NOMINATING for part in (cheap[name].sum(1), np.abs(cheap[name]).sum(1))
-    ]
-    return in_turn([best_first(part) for part in scores])
+    return in_turn([best_first(np.abs(cheap[name]).sum(1)) for name in NOMINATING])
 
 
 def replay(
@@ -111,12 +108,11 @@ def replay(
     heads, windows = table.effects.shape
     minimum, budget = min(MINIMUM, windows), int(share * table.evaluations)
     plan = planned(heads, windows, top, budget, minimum)
-    rng = np.random.default_rng(seed)
-    places = rng.choice(windows, plan.trial, replace=False)
-    who = chosen(plan, order, lambda tried: table.effects[np.ix_(tried, places)].sum(1), rng)
+    race_order = Race(heads, table.weights, table.clusters, top, 0.95, seed).order
+    known = Known(heads, windows, lambda some, at: table.effects[np.ix_(some, at)])
+    who = chosen(plan, order, race_order, known, np.random.default_rng(seed))
     race = Race(len(who.raced), table.weights, table.clusters, top, 0.95, seed)
-    values = table.effects[who.raced]
-    race.run(lambda some, at: values[np.ix_(some, at)], plan.race)
+    race.run(lambda some, at: known(who.raced[some], at), plan.race)
     found, best = set(who.raced[race.ranking()[:top]].tolist()), table.top_set(top)
     told = found_by(plan, len(found & set(who.drawn.tolist())), len(who.out), top)
     unseen = set(who.out.tolist()) - set(who.drawn.tolist())
@@ -125,7 +121,7 @@ def replay(
         "recall": len(found & best) / top,
         "tried": len(tried & best) / top,
         "raced": len(set(who.raced.tolist()) & best) / top,
-        "evaluations": race.spent + plan.trial * len(tried),
+        "evaluations": known.evaluations,
         "stopped": race.stopped,
         "missed": len(unseen & best),
         "told": told["missed"],
