@@ -294,7 +294,6 @@ def _table(race: Race, subject: Subject) -> pd.DataFrame:
         subject.weights,
         attrs,
         intervals=race.intervals(),
-        seed=race.seed,
     )
     table["p_top"] = race.p_top()
     table["exact"] = race.counts
@@ -358,6 +357,6 @@ def _sorted(table: pd.DataFrame, top: int, confidence: float, exact: int) -> pd.
         "stopped": "documents",
         "evaluations": exact * len(table),
         "screened": 0,
-        "interval": "bootstrap over documents",
+        "interval": f"95% t over {attrs.get('bootstrap_unit') or 'document'}s",
     }
     return table

@@ -20,7 +20,7 @@ from analysis.sources import line_runs, without_overlap
 from kernels.errors import DataError, MidusError
 
 CONTEXT = 16
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals:UserWarning")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import tiny, tokens
 from tests.reference import float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 TEXTS = random_texts([9, 33, 14])  # two windows of the second
 CHOSEN = [(0, 2), (2, 1), (4, 3)]  # block 2 holds memory
