@@ -25,7 +25,7 @@ from analysis.intervals import (
 from analysis.methods import measured_first, method_passes
 from analysis.shortened import passes_of
 from analysis.shrinkage import shrunk
-from analysis.statistics import concentration, gini
+from analysis.statistics import concentration, gini, shares, weighted_mean
 from analysis.subject import loaded, noise_passes, units_of
 from analysis.tables import SCHEMA, comparable, json_attrs, weights_of
 from analysis.ties import difference
@@ -131,7 +131,7 @@ def _compare(
         )
     table = _table(before, after)
     scores = np.array(table["by_document"].tolist())
-    note = notes_of(scores, weights_of(before), before.attrs.get("bootstrap_unit", "document"))
+    note = notes_of(scores, before.attrs.get("bootstrap_unit", "document"))
     table.attrs = _attrs(before, after, chosen, seed) | note | {"fdr": FDR}
     return table
 
@@ -145,13 +145,14 @@ def _table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     together = owners.sum(0)
     scores = difference(together @ last, first)  # [base heads, documents]
     shares_before = shares_by_document(first, weights)
-    shares = difference(shares_by_document(last, weights, together), shares_before)
+    share_changes = difference(shares_by_document(last, weights, together), shares_before)
     found = t_interval(scores, weights)
-    share_found = t_interval(shares, weights, finite=False)
+    share_found = t_interval(share_changes, weights, finite=False)
     early = t_interval(shares_before, weights, finite=False, together=False)
-    share_after = early.estimate + share_found.estimate
+    share_before = shares(weighted_mean(first, weights))[0]
+    share_after = together @ shares(weighted_mean(last, weights))[0]
     known = early.low > 0
-    ratio = np.divide(share_after, early.estimate, out=np.full(len(known), np.nan), where=known)
+    ratio = np.divide(share_after, share_before, out=np.full(len(known), np.nan), where=known)
     columns: dict[str, Any] = {
         "layer": before["layer"].to_numpy(),
         "kind": "base",
@@ -164,13 +165,13 @@ def _table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         **found.columns(),
         "unit": before.attrs.get("bootstrap_unit", "document"),
         **_flagged(found),
-        "share_before": early.estimate,
+        "share_before": share_before,
         "share_after": share_after,
-        "share_score": share_found.estimate,
+        "share_score": difference(share_after, share_before),
         **share_found.columns("share_"),
         "ratio": ratio,
         "by_document": scores.tolist(),
-        "share_by_document": shares.tolist(),
+        "share_by_document": share_changes.tolist(),
     }
     return pd.DataFrame(columns)
 

@@ -24,10 +24,10 @@ from kernels.errors import MidusError
 MAX_T_DRAWS = 4000
 CHUNK_ENTRIES = 2_000_000  # numbers drawn at once: 16 MB
 # A sample of few documents shows less than half of its population's skewness; chosen so that the
-# mean of log-normal documents (sigma 1) is covered in 88% of cases from 3 documents up.
-SKEW_WEIGHT = 2.5
+# mean of log-normal documents (sigma 1) is covered in 89% of cases from 3 documents up.
+SKEW_WEIGHT = 3.0
 SKEWED_FACTOR = 1.1  # a side of the interval longer than that, by skewness, is worth a warning
-SKEWED_LEVEL = 0.9  # quantile of normal documents that the heads' median skewness must exceed
+FEW_DOCUMENTS = 7  # from which on log-normal documents are told from normal ones
 FDR = 0.05
 DRAWN_BY = 0  # seed of all draws: the same table has the same intervals
 
@@ -84,9 +84,9 @@ def t_interval(
     matrix, counts = checked(values, weights, finite=finite)
     estimate = weighted_mean(matrix, counts, finite=finite)
     if len(counts) < 2:
-        unknown = np.full((6, *estimate.shape), np.nan)
-        found = Interval(estimate, *unknown, np.nan)
-        return found if together else found._replace(low_all=None, high_all=None)
+        none = np.full(estimate.shape, np.nan)
+        every = none if together else None
+        return Interval(estimate, none, none, none, every, every, none, np.nan)
     errors, df = _errors(matrix, estimate, counts)  # [..., documents]
     stderr = np.sqrt((errors**2).sum(-1))
     own = float(stats.t.ppf((1 + confidence) / 2, df))
@@ -100,8 +100,8 @@ def t_interval(
     if not together:
         return Interval(estimate, stderr, low, high, None, None, p, df)
     reach = _max_t(errors.reshape(-1, errors.shape[-1]), df, confidence, own)
-    every = estimate - reach * down, estimate + reach * up
-    return Interval(estimate, stderr, low, high, *every, p, df)
+    low_all, high_all = estimate - reach * down, estimate + reach * up
+    return Interval(estimate, stderr, low, high, low_all, high_all, p, df)
 
 
 def _errors(
@@ -229,37 +229,59 @@ def false_discovery(p: ArrayLike) -> np.ndarray:
     return found
 
 
-def skewness_note(values: ArrayLike, weights: ArrayLike, confidence: float = 0.95) -> str:
+def skewness_note(values: ArrayLike, confidence: float = 0.95) -> str:
     """What to say of intervals of `values` [rows, documents] where documents are skewed; else "".
 
     Where the rows' median skewness lengthens intervals by more than a tenth, and is larger than
-    that of nine in ten samples of as many normal documents of these lengths.
+    that of 95% of tables of normal documents would be. Of fewer than FEW_DOCUMENTS no sample shows
+    what they are drawn from, which is said instead.
     """
     from scipy import stats
 
-    matrix, counts = checked(values, weights, finite=False)
-    if len(counts) < 3:
+    matrix = np.asarray(values, dtype=float)
+    matrix = matrix.reshape(-1, matrix.shape[-1])
+    count = matrix.shape[1]
+    if count < 2:
         return ""
-    matrix = matrix.reshape(-1, len(counts))
-    normal = np.random.default_rng(DRAWN_BY).standard_normal((500, len(counts)))
-    factors = []
+    if count < FEW_DOCUMENTS:
+        return (
+            f"{count} documents are too few to see whether scores are skewed over documents; where "
+            f"they are, intervals hold in fewer cases than {confidence:.0%}"
+        )
+    even = np.ones(count)
+    normal = np.random.default_rng(DRAWN_BY).standard_normal((500, count))
+    reach, factors, rest = float(stats.t.ppf((1 + confidence) / 2, count - 1)), [], []
     for sample in (matrix, normal):
-        errors, df = _errors(sample, weighted_mean(sample, counts, finite=False), counts)
-        errors = errors[(errors**2).sum(1) > 0]  # NaN is not above 0
-        reach = float(stats.t.ppf((1 + confidence) / 2, df))
-        factors.append(np.maximum(*skew_factors(errors, counts, reach)))
-    seen, usual = factors
-    if not len(seen) or np.median(seen) <= max(SKEWED_FACTOR, np.quantile(usual, SKEWED_LEVEL)):
+        errors, _ = _errors(sample, weighted_mean(sample, even, finite=False), even)
+        rest.append(errors[(errors**2).sum(1) > 0])  # NaN is not above 0
+        factors.append(np.maximum(*skew_factors(rest[-1], even, reach)))
+    if not len(rest[0]):
+        return ""
+    independent = _independent_rows(rest[0])
+    # The median of so many uniform numbers.
+    level = stats.beta.ppf(0.95, (independent + 1) / 2, (independent + 1) / 2)
+    if np.median(factors[0]) <= max(SKEWED_FACTOR, np.quantile(factors[1], level)):
         return ""
     return (
-        f"scores are skewed over these {len(counts)} documents, a few of which carry the mean: "
-        f"intervals may hold in fewer cases than {confidence:.0%}, more documents would mend it"
+        f"scores are skewed over these {count} documents, a few of which carry the mean: intervals "
+        f"may hold in fewer cases than {confidence:.0%}; more documents would mend it"
     )
 
 
-def notes_of(values: ArrayLike, weights: ArrayLike, unit: str) -> dict[str, Any]:
+def _independent_rows(errors: np.ndarray) -> float:
+    """As many independent rows tell as much of skewness as these, whose errors are correlated.
+
+    Third moments of normals of correlation r have the correlation r cubed.
+    """
+    unit = errors / np.linalg.norm(errors, axis=1)[:, None]
+    unit = unit[:: -(-len(unit) // 200)]  # 200 rows tell enough
+    alike = (np.abs(unit @ unit.T) ** 3).mean()  # with 1 / rows of a row and itself
+    return float(len(errors) / len(unit) / alike) if len(unit) > 1 else 1.0
+
+
+def notes_of(values: ArrayLike, unit: str) -> dict[str, Any]:
     """The attr `interval_note`, where there is something to say of a table's intervals."""
-    note = skewness_note(values, weights)
+    note = skewness_note(values)
     if unit == "window":
         note = "windows of a document are alike, and say nothing of other documents"
     return {"interval_note": note} if note else {}

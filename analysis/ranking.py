@@ -357,6 +357,5 @@ def _sorted(table: pd.DataFrame, top: int, confidence: float, exact: int) -> pd.
         "stopped": "documents",
         "evaluations": exact * len(table),
         "screened": 0,
-        "interval": f"95% t over {attrs.get('bootstrap_unit') or 'document'}s",
     }
     return table

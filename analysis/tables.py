@@ -101,7 +101,7 @@ def head_table(
         found = t_interval(matrix, counts, confidence=confidence)
         unit = attrs.get("bootstrap_unit", "document")
         intervals = {"score": found.estimate, **found.columns(), "unit": unit}
-        attrs = {**attrs, **notes_of(matrix, counts, unit)}
+        attrs = {**attrs, **notes_of(matrix, unit)}
     columns: dict[str, Any] = {
         name: [getattr(site, name) for site in sites]
         for name in ("layer", "kind", "head", "source_layer")

@@ -176,7 +176,8 @@ def choice_contrast(table: pd.DataFrame) -> pd.DataFrame:
                 | _difference(pairs[0], pairs[1], measure, table.attrs["documents"])
             )
     contrast = pd.DataFrame(rows)
-    contrast.attrs = {**table.attrs, "table": "choice_contrast", "confidence": 0.95}
+    how = {"table": "choice_contrast", "confidence": 0.95, "interval": "t"}
+    contrast.attrs = {**table.attrs, **how}
     return contrast
 
 

@@ -59,7 +59,7 @@ def interval_words(table: pd.DataFrame) -> str:
         return interval if level in interval else f"{level} {interval}"
     paired = "paired " if attrs.get("table") == "amplification" else ""
     unit = attrs.get("bootstrap_unit") or "document"
-    if "ci_low_all" not in table.columns:  # of an older version
+    if "unit" not in table.columns:  # of an older version
         return f"95% {paired}bootstrap over {unit}s"
     note = f" ({attrs['interval_note']})" if attrs.get("interval_note") else ""
     return f"95% {paired}t over {unit}s{note}"

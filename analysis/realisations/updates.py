@@ -93,6 +93,7 @@ def residual_updates(
             "source_layer": entries[at]["source"][0],
             "part": name,
             **tallies[at, name].row(),
+            "unit": texts.unit,
         }
         for at, name in parts
     ]

@@ -1,1 +1,1 @@
-"""How often intervals over documents hold, alone and together, and what flags and lists are worth."""
+"""How often intervals over documents hold, and what flags and lists made of them are worth."""

@@ -56,6 +56,5 @@ def effects_of(kind: str, heads: int, rng: np.random.Generator) -> np.ndarray:
     """True changes of heads in units of a document's spread: "none", "few" (one head in five), or
     "all", normal."""
     normal = rng.standard_normal(heads)
-    return {"none": 0 * normal, "few": 1.5 * normal * (rng.random(heads) < 0.2), "all": normal}[
-        kind
-    ]
+    few = 1.5 * normal * (rng.random(heads) < 0.2)
+    return {"none": 0 * normal, "few": few, "all": normal}[kind]

@@ -48,7 +48,7 @@ def coverage(setting: str, documents: int, tables: int) -> Row:
         scores, weights, truth = scores_of(setting, ROWS, documents, rng, shared=0.0)
         found = t_interval(scores, weights, together=False)
         held += int(((found.low <= truth) & (truth <= found.high)).sum())
-        warned += bool(skewness_note(scores[:HEADS], weights))
+        warned += bool(skewness_note(scores[:HEADS]))
     row = {"kind": "coverage", "setting": setting, "documents": documents}
     return row | _share("held", held, tables * ROWS) | {"warned": warned / tables}
 
@@ -80,14 +80,14 @@ def flags(setting: str, effects: str, documents: int, tables: int) -> Row:
         found = t_interval(true[:, None] + noise, weights, together=False)
         flagged = false_discovery(found.p) <= FDR
         false = flagged & (np.sign(found.estimate) != np.sign(true))
-        wrong.append(false.sum() / max(flagged.sum(), 1))
+        wrong.append(float(false.sum() / max(flagged.sum(), 1)))
         any_wrong += bool(false.any())
         single.append(int(((found.p <= 0.05) & (true == 0)).sum()))
         missed.append((~flagged & (true != 0)).sum() / max((true != 0).sum(), 1))
     error = float(np.std(wrong)) / np.sqrt(tables)
     return {
         "kind": "flags", "setting": setting, "effects": effects, "documents": documents,
-        "fdr": float(np.mean(wrong)), "fdr_upper": float(np.mean(wrong)) + 1.645 * error,
+        "fdr": float(np.mean(wrong)), "fdr_upper": float(np.mean(wrong) + 1.645 * error),
         **_share("any", any_wrong, tables), "unadjusted": float(np.mean(single)),
         "found": 1 - float(np.mean(missed)),
     }  # fmt: skip
@@ -177,9 +177,9 @@ def plan(tables: int) -> dict[str, Callable[[], Row]]:
             add(coverage, setting, documents, max(tables // 5, 1))
     for setting in SETTINGS:
         for documents in FEW:
-            add(joint, setting, documents, HEADS, tables)
+            add(joint, setting, documents, HEADS, max(tables // 2, 1))
     for documents in FEW:
-        add(joint, "clustered", documents, 512, max(tables // 5, 1))
+        add(joint, "clustered", documents, 512, max(tables // 10, 1))
     for setting in ("normal", "clustered", "heavy", "skewed"):
         for effects in ("none", "few", "all"):
             for documents in FEW:

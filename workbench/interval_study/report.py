@@ -46,16 +46,17 @@ def joint(rows: Rows) -> str:
 
 
 def flags(rows: Rows) -> str:
-    """Share of flags that are wrong; any flag wrong; flags of 95% intervals each for itself."""
-    shown = [
-        row | {"name": f"{row['setting']}, effects: {row['effects']}"} for row in map(dict, rows)
-    ]
-    return _crossed(
-        shown, "name",
-        lambda row: f"{row['fdr']:.1%} (≤ {row['fdr_upper']:.1%}); {row['found']:.0%} found; "
-        f"each for itself {row['unadjusted']:.1f} wrong",
-        "changes",
-    )  # fmt: skip
+    """Share of flags that are wrong; changes found; wrong flags of 95% intervals by themselves."""
+
+    def cell(row: Mapping[str, Any]) -> str:
+        found = "" if row["effects"] == "none" else f"{row['found']:.0%} found; "
+        return (
+            f"{row['fdr']:.1%} (≤ {row['fdr_upper']:.1%}); {found}each for itself "
+            f"{row['unadjusted']:.1f}"
+        )
+
+    shown = [row | {"name": f"{row['setting']}, {row['effects']}"} for row in map(dict, rows)]
+    return _crossed(shown, "name", cell, "errors, effects")
 
 
 def lists(rows: Rows) -> str:
