@@ -238,7 +238,7 @@ class Method:
             more = {"unit": f"({self.subject.metric.unit})^2"}
         return more
 
-    def intervals(self, totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    def intervals(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         """Of "shapley": mean over pairs of orders, which are independent, and its t interval."""
         if self.name != "shapley":
             return None
@@ -247,7 +247,8 @@ class Method:
         score, stderr = pairs.mean(0), pairs.std(0, ddof=1) / np.sqrt(len(pairs))
         reach = float(stats.t.ppf(0.975, len(pairs) - 1)) * stderr
         names = ("score", "stderr", "ci_low", "ci_high")
-        return dict(zip(names, (score, stderr, score - reach, score + reach), strict=True))
+        found = dict(zip(names, (score, stderr, score - reach, score + reach), strict=True))
+        return found | {"unit": "order"}
 
 
 def _orders(count: int, permutations: int, seed: int) -> list[np.ndarray]:

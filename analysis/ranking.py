@@ -397,7 +397,6 @@ def _table(race: Race, subject: Subject) -> pd.DataFrame:
         subject.weights,
         attrs,
         intervals=race.intervals(),
-        seed=race.seed,
     )
     table["p_top"] = p_top(race)
     table["exact"] = race.counts
@@ -462,6 +461,5 @@ def _sorted(table: pd.DataFrame, top: int, exact: int) -> pd.DataFrame:
         "stopped": "documents",
         "evaluations": exact * len(table),
         "screened": 0,
-        "interval": attrs.get("interval", "bootstrap over documents"),
     }
     return table

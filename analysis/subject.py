@@ -95,12 +95,12 @@ class Subject:
 
     @property
     def weighting(self) -> str:
-        """What a unit of the bootstrap weighs: its "tokens", or all alike ("documents")."""
+        """What a unit of the intervals weighs: its "tokens", or all alike ("documents")."""
         return "documents" if self.metric.per == "task" else "tokens"
 
     @property
     def weights(self) -> np.ndarray:
-        """Weight of every unit of the bootstrap, which its summed metric is divided by: [units]."""
+        """Weight of every unit of the intervals, which its summed metric is divided by: [units]."""
         tokens = np.array([unit["tokens"] for unit in self.docs.units], dtype=float)
         return np.ones_like(tokens) if self.weighting == "documents" else tokens
 

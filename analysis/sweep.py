@@ -111,7 +111,7 @@ def _in_time(
     """`swept`, document by document in the order of `limit`, as far as the time goes.
 
     What was not reached is taken out of the subject: whole documents, or windows where these are
-    what is resampled. Nothing is kept for a killed process: the time has gone on meanwhile.
+    what intervals are over. Nothing is kept for a killed process: the time has gone on meanwhile.
     """
     docs = subject.docs
     groups = _groups(docs, _at_once(work, subject, text, forwards))
@@ -153,7 +153,7 @@ def _in_time(
 def _groups(docs: Documents, size: int) -> Groups:
     """The windows, in the order of `limit`, in batches of at most `size`.
 
-    Where documents are what is resampled, a group is of whole ones; else it is a batch.
+    Where intervals are over documents, a group is of whole ones; else it is a batch.
     """
     windows: dict[int, list[int]] = {}
     for index, window in enumerate(docs.windows):

@@ -52,7 +52,7 @@ def head_word(table: pd.DataFrame) -> str:
 
 
 def interval_words(table: pd.DataFrame) -> str:
-    """What the intervals are: a race names its own, everything else is a bootstrap at 95%."""
+    """What the intervals are: a race names its own, everything else is Student's t at 95%."""
     attrs = table.attrs
     if attrs.get("interval"):
         if (table["ci_low"] == table["ci_high"]).all():
@@ -61,7 +61,11 @@ def interval_words(table: pd.DataFrame) -> str:
         level = f"{100 * float(attrs.get('confidence') or 0.95):g}%"
         return interval if level in interval else f"{level} {interval}"
     paired = "paired " if attrs.get("table") == "amplification" else ""
-    return f"95% {paired}bootstrap over {attrs.get('bootstrap_unit') or 'document'}s"
+    unit = attrs.get("bootstrap_unit") or "document"
+    if "unit" not in table.columns:  # of an older version
+        return f"95% {paired}bootstrap over {unit}s"
+    note = f" ({attrs['interval_note']})" if attrs.get("interval_note") else ""
+    return f"95% {paired}t over {unit}s{note}"
 
 
 def caption(
@@ -159,6 +163,9 @@ def hover(row: Mapping[Any, Any], label: str, units: str, head: str = "head") ->
     text += f"<br>{row['score']:.4g} {units}"
     if np.isfinite(row["ci_low"]) and np.isfinite(row["ci_high"]):
         text += f"<br>interval {row['ci_low']:.4g} to {row['ci_high']:.4g} {units}"
+    low, high = row.get("ci_low_all", np.nan), row.get("ci_high_all", np.nan)
+    if np.isfinite(low) and np.isfinite(high):
+        text += f"<br>with all heads {low:.4g} to {high:.4g} {units}"
     if row.get("below_noise"):
         text += "<br>within the noise of the model's dtype"
     return text

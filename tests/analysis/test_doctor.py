@@ -16,7 +16,7 @@ from midus_model import blocks, upscale
 from tests.models import tiny
 from tests.reference import fill_banks, memories
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 
 def grown(num_keys: int = 8, **sizes: Any) -> Any:

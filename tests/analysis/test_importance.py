@@ -20,7 +20,7 @@ from midus_model import head_sites, load, upscale
 from tests.models import VOCABULARY, tiny
 from tests.reference import Choices, fill_banks, float64_reference, watched
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 MODELS = ["llama", "qwen3", "qwen3-wide", "mistral", "midus", "midus-qwen3-wide", "midus-heads"]
 MARGIN = 1e-5

@@ -21,7 +21,7 @@ from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 from tests.reference import float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = [12, 20, 7, 33, 9, 15, 11, 18, 6, 14, 25, 8] * 2
 

@@ -135,8 +135,9 @@ def importance(
         )  # fmt: skip
         if after is not None:
             change = run.load_table("amplification")
-            change = change.iloc[best_first(change["score"])]
-            _print_scores(f"Amplification, after minus before ({unit})", change)
+            change = change.iloc[best_first(change["shrunk"].fillna(change["score"]))]
+            title = f"Amplification, after minus before ({unit}), by what is expected of it"
+            _print_scores(title, change, {"shrunk": "+.5f", "changed": ""})
         _say_agreement(tables)
         common.closing(run.path)
 
@@ -380,13 +381,16 @@ def _print_evidence(table: Any) -> None:
 
 
 def _print_scores(title: str, table: Any, more: dict[str, str] | None = None) -> None:
+    together = "ci_low_all" in table.columns and table["ci_low_all"].notna().any()
     more = {name: form for name, form in (more or {}).items() if name in table.columns}
     rows = [
         [str(r["layer"]), r["kind"], str(r["head"]), f"{r['score']:+.5f}",
-         f"{r['ci_low']:+.5f} to {r['ci_high']:+.5f}", *(format(r[c], f) for c, f in more.items())]
+         f"{r['ci_low']:+.5f} to {r['ci_high']:+.5f}",
+         *([f"{r['ci_low_all']:+.5f} to {r['ci_high_all']:+.5f}"] * together),
+         *(format(r[c], f) for c, f in more.items())]
         for r in table.head(SHOWN).to_dict("records")
     ]  # fmt: skip
-    columns = ["layer", "kind", "head", "score", "interval", *more]
+    columns = ["layer", "kind", "head", "score", "interval", *["all heads"] * together, *more]
     left = len(table) - len(rows)
     common.print_table(title, columns, rows)
     if left > 0:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from analysis.intervals import t_interval
 from analysis.race import Race, enough
 from analysis.race_found import design_effect, p_top
 from analysis.ranking import PER_HEAD
-from analysis.statistics import bootstrap
 from analysis.tails import heavy_windows
 from analysis.ties import best_first
 from workbench.ranking_study.exhaustive import Exhaustive
@@ -26,13 +26,14 @@ ALL = 10**12  # a budget that never ends a race
 def ties(table: Exhaustive) -> dict[str, np.ndarray]:
     """Pairs [H, H] whose paired 95% interval on the exhaustive table contains 0.
 
-    Two intervals: by a bootstrap over documents (`analysis.statistics`), and, narrower, by the
+    Two intervals: by t over documents (`analysis.intervals`), and, narrower, by the
     normal approximation over windows taken for independent.
     """
     count = int(table.clusters.max()) + 1
     tokens = np.bincount(table.clusters, table.weights, count)
     sums = np.stack([np.bincount(table.clusters, row, count) for row in table.effects])
-    found = bootstrap(lambda mean: mean[:, :, None] - mean[:, None, :], [sums / tokens], tokens)
+    means = sums / tokens  # [heads, documents]
+    found = t_interval(means[:, None] - means, tokens, together=False)
     y = table.effects / table.weights.mean()
     covariance = np.cov(y)
     variance = np.diag(covariance)[:, None] + np.diag(covariance) - 2 * covariance
