@@ -169,6 +169,23 @@ def test_without_a_whole_one_training_starts_at_the_beginning(
     assert all(torch.equal(value, weights(model)[n]) for n, value in trained[1].items())
 
 
+def test_what_was_being_removed_when_all_was_saved_is_removed(
+    trained: Any, texts: Any, tmp_path: Path
+) -> None:
+    """After the last step nothing is saved any more, and so nothing else would remove it."""
+    place, model = copied(trained, tmp_path), deeper()
+    half = place / "checkpoints" / "checkpoint-1"
+    shutil.copytree(place / "checkpoints" / "checkpoint-2", half)
+    (half / SEAL).unlink()
+    (half / "config.json").unlink()
+    table = train(model, texts, place, **OPTIONS)
+    assert [path.name for path in by_step(place / "checkpoints")] == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+    assert table.equals(trained[2])
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_planted_pickle_does_not_run(

@@ -224,3 +224,5 @@ def _run(trainer: ContinualTrainer, reviving: Revival | None, folder: Path, resu
     looks: list[revival.Look] = [part.look for part in (reviving, trainer.balance) if part]
     with revival.watching(trainer.model, looks), checkpoints.reading(last[0]):
         trainer.train(resume_from_checkpoint=None if last[0] is None else str(last[0]))
+    if trainer.is_world_process_zero():
+        checkpoints.prune(folder)  # no save may have been left to end what a kill cut short
