@@ -183,33 +183,16 @@ class Race:
     ) -> None:
         """Measure until the top set is settled, the budget spent, or no window left; see `stopped`.
 
-        A race that its budget ended goes on where it was when it is run again with a larger one.
-        `may` is asked before each piece but the pilot's; where it says no, the budget counts as
-        spent. The minimum, or `enough` where the budget pays that, is measured `step` windows at a
-        time, the pilot's first of all.
+        First of all heads are measured side by side: on the minimum whatever the budget, and on
+        `enough` windows as far as the budget reaches, unless a screen left heads out. A race that
+        its budget ended goes on where it was when it is run again with a larger one. `may` is asked
+        before each piece but the pilot's; where it says no, the budget counts as spent.
 
         Raises ModelError where a value is not finite.
         """
-        wanted = np.where(self.screened, min(PILOT, self.windows), self.enough)
-        pays = np.maximum(self.counts, wanted).sum() <= budget
-        least = self.enough if pays else self.minimum
-        starts = list(range(0, least, step))
-        if may is not None:
-            starts = [0, *range(min(PILOT, least), least, step)]
-        for start, stop in zip(starts, [*starts[1:], least], strict=True):
-            behind = ~self.screened & (self.counts < stop)
-            if not behind.any():
-                continue
-            if may and start >= PILOT and not may(np.flatnonzero(~self.screened), stop - start):
-                self.stopped = "budget"
-                return
-            pilot = np.flatnonzero(self.screened)
-            if start < PILOT and len(pilot):
-                self._take(measure, pilot, start, min(PILOT, stop), told)
-            for count in np.unique(self.counts[behind]).tolist():  # `start`, or where it ended
-                self._take(
-                    measure, np.flatnonzero(behind & (self.counts == count)), count, stop, told
-                )
+        if not self._side_by_side(measure, budget, told, may, step):
+            self.stopped = "budget"
+            return
         while True:
             racing = self.active
             if self.settled():
@@ -225,6 +208,36 @@ class Race:
                 self.stopped = "budget"
                 return
             self._take(measure, chosen, start, start + size, told)
+
+    def _side_by_side(
+        self, measure: Measure, budget: int, told: Told | None, may: May | None, step: int
+    ) -> bool:
+        """All heads, `step` windows at a time, the pilot's first; False where the time is up.
+
+        What the budget does not pay for all heads is left to the closest pairs.
+        """
+        least = self.minimum if self.screened.any() else self.enough
+        starts = [*range(0, self.minimum, step), *range(self.minimum, least, step)]
+        if may is not None:
+            pilot = min(PILOT, self.minimum)
+            starts = [0, *range(pilot, self.minimum, step), *range(self.minimum, least, step)]
+        for start, stop in zip(starts, [*starts[1:], least], strict=True):
+            behind = ~self.screened & (self.counts < stop)
+            lacks = int((stop - self.counts[behind]).sum()) - (budget - self.spent)
+            if start >= self.minimum and lacks > 0:
+                stop += -lacks // int(behind.sum())
+                behind &= self.counts < stop
+            if not behind.any():
+                continue
+            if may and start >= PILOT and not may(np.flatnonzero(behind), stop - start):
+                return False
+            pilots = np.flatnonzero(self.screened)
+            if start < PILOT and len(pilots):
+                self._take(measure, pilots, start, min(PILOT, stop), told)
+            for count in np.unique(self.counts[behind]).tolist():  # `start`, or where it ended
+                heads = np.flatnonzero(behind & (self.counts == count))
+                self._take(measure, heads, count, stop, told)
+        return True
 
     def _take(
         self, measure: Measure, chosen: np.ndarray, start: int, stop: int, told: Told | None

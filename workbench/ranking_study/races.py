@@ -63,14 +63,16 @@ class InOrder(Race):
 
 ENDLESS = 10**9  # windows
 CONTROLLED = "first-order scores as control variate"
-HEAVY_FIRST = "windows that are heavy to first order come first"
+ALL_DRAWN = "no windows first, however heavy to first order"
+IN_ORDER = "windows document by document"
+NONE_FIRST = (CONTROLLED, ALL_DRAWN, IN_ORDER)
 VARIANTS: dict[str, type[Race]] = {
     "as shipped": Race,
     "every head in the race, not the closest": Lockstep,
     "each pair's own range": Narrow,
     "no correction for the finite population": WithReplacement,
     CONTROLLED: Race,  # fed with effects less first-order scores, whose means are known
-    HEAVY_FIRST: Race,
-    "windows document by document": InOrder,
+    ALL_DRAWN: Race,
+    IN_ORDER: InOrder,
     "plain 95% intervals, uncorrected": Uncorrected,
 }

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from analysis.estimates import FIRST_ORDER
 from analysis.intervals import t_interval
-from analysis.race import Race, enough
+from analysis.race import FOCUS, Race, enough
 from analysis.race_found import design_effect, p_top
-from analysis.ranking import PER_HEAD
+from analysis.ranking import PER_HEAD, SIZING
 from analysis.tails import heavy_windows
 from analysis.ties import best_first
 from workbench.ranking_study.exhaustive import Exhaustive
-from workbench.ranking_study.races import CONTROLLED, HEAVY_FIRST, VARIANTS
+from workbench.ranking_study.races import ALL_DRAWN, CONTROLLED, NONE_FIRST, VARIANTS
 
 Progress = Callable[[int, int, str], None]
 ALL = 10**12  # a budget that never ends a race
@@ -74,6 +75,18 @@ class Work:
         return self.clean + self.resumed
 
 
+def heavy_first(table: Exhaustive, budget: int, confidence: float) -> list[int]:
+    """The windows that `rank_heads` would measure first, as `analysis.ranking` decides it."""
+    heads, windows = table.effects.shape
+    allowed = min(budget, table.evaluations)
+    blocks = int(table.heads[:, 0].max()) + 1
+    passes = float((1 - table.heads[:, 0] / blocks).mean()) + 1 / FOCUS  # of an evaluation
+    room = allowed // heads - enough(heads, confidence)
+    if room < 1 or FIRST_ORDER * windows > SIZING * allowed * passes:
+        return []
+    return heavy_windows(np.abs(table.first_order), room // 2)
+
+
 def replay(
     table: Exhaustive, name: str, budget: int, seed: int, top: int, confidence: float
 ) -> tuple[Race, Work]:
@@ -81,7 +94,7 @@ def replay(
     values = table.effects
     if name == CONTROLLED:
         values = values - table.first_order + table.first_order.mean(1, keepdims=True)
-    first = heavy_windows(np.abs(table.first_order)) if name == HEAVY_FIRST else ()
+    first = [] if name in NONE_FIRST else heavy_first(table, budget, confidence)
     race = VARIANTS[name](
         len(values), table.weights, table.clusters, top, confidence, seed, first=first
     )
@@ -124,7 +137,8 @@ def summary(
         forwards.append(work.forwards / whole.forwards)
         effects.append(design_effect(race))
     # First-order scores of every window take a pass.
-    before = table.seconds[0] / table.seconds[1] if name in (CONTROLLED, HEAVY_FIRST) else 0.0
+    used = name == CONTROLLED or race.known > 0
+    before = table.seconds[0] / table.seconds[1] if used else 0.0
     same = np.array([verdict == "same" for verdict in verdicts["documents"]])
     right = np.array([verdict != "wrong" for verdict in verdicts["documents"]])
     settled = np.array([stop != "budget" for stop in stops])
@@ -144,6 +158,7 @@ def summary(
         "settled": float(settled.mean()),
         "settled_wrong": int((settled & ~same).sum()),
         "stopped": {stop: stops.count(stop) for stop in ("settled", "budget", "documents")},
+        "first": race.known,
         "cost": float(np.mean(costs)),
         "cost_max": float(np.max(costs)),
         "covered_together": float(heads.all(1).mean()),
@@ -215,16 +230,30 @@ def design_effects(table: Exhaustive) -> dict[str, float]:
 
 
 def study(
-    table: Exhaustive, *, seeds: int, top: int, confidence: float, progress: Progress | None = None
+    table: Exhaustive,
+    *,
+    seeds: int,
+    top: int,
+    confidence: float,
+    progress: Progress | None = None,
+    rows: list[dict[str, Any]] | None = None,
+    keep: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
-    """Everything that docs/ranking.json holds."""
+    """Everything that docs/ranking.json holds.
+
+    rows: of races that were replayed before, with the same arguments; keep: is given all rows
+    after each.
+    """
     heads, full = len(table.effects), table.evaluations
     budgets = [PER_HEAD * heads, full // 16, full // 8, full // 4, ALL]
     plans = [("as shipped", budget) for budget in budgets]
     plans += [(name, budget) for name in VARIANTS for budget in (full // 16, ALL)][2:]
-    rows = []
-    for number, (name, budget) in enumerate(plans, 1):
+    plans.append((ALL_DRAWN, full // 4))
+    rows = list(rows or [])
+    for number, (name, budget) in enumerate(plans[len(rows) :], len(rows) + 1):
         rows.append(summary(table, name, budget, seeds=seeds, top=top, confidence=confidence))
+        if keep:
+            keep(rows)
         if progress:
             progress(number, len(plans), f"{seeds} races: {name}")
     return {

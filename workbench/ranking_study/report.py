@@ -38,11 +38,11 @@ def races(found: dict[str, Any]) -> str:
     """The race as shipped, by budget."""
     rows = [row for row in found["races"] if row["race"] == "as shipped"]
     return _table(
-        ["budget", "same set", "tied swaps", "success (95% interval)", "ties by windows",
-         "settled", "cost (most)", "forwards", "all intervals right", "an interval right",
-         "worst head"],
-        [[_budget(row, found), _share(row["same_set"]), _share(row["tied_swaps"]), _success(row),
-          _share(row["success_ties_by_window"]), _share(row["settled"]), _cost(row),
+        ["budget", "windows first", "same set", "tied swaps", "success (95% interval)",
+         "ties by windows", "settled", "cost (most)", "forwards", "all intervals right",
+         "an interval right", "worst head"],
+        [[_budget(row, found), str(row["first"]), _share(row["same_set"]),
+          _share(row["tied_swaps"]), _success(row), _share(row["success_ties_by_window"]), _share(row["settled"]), _cost(row),
           _share(row["forwards"], 1),
           _share(row["covered_together"]), _share(row["covered_head"], 2),
           _share(row["covered_worst"])] for row in rows],
