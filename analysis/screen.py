@@ -276,9 +276,9 @@ def found_by(plan: Plan, hits: int, population: int, top: int) -> dict[str, Any]
     """`.attrs["screen"]` of a ranking.
 
     candidates, drawn, second, raced, trial: as in `Plan`; population: heads that first order
-    screened out, the drawn among them; hits: drawn heads that came into the top set; missed: about how many of
-    the heads that nobody ablated belong there, missed_high: at most, with 95%; recall, recall_low:
-    the share of the top set that is therefore there; out: the heads that were not ablated.
+    screened out, the drawn among them; hits: drawn heads that came into the top set; missed: about
+    how many of the heads that nobody ablated belong there, missed_high: at most, with 95%; recall,
+    recall_low: the share of the top set that is therefore there; out: the heads not ablated.
     """
     estimate, high = missed(plan.drawn, hits, population)
     left = {"missed": estimate - hits, "missed_high": high - hits}
