@@ -142,7 +142,7 @@ def _retrieved(memory: Any, queries: torch.Tensor) -> torch.Tensor:
 
 def _passes(model: Any) -> float:
     """A pass and its gradient, then for every block what is below it: half of them on average."""
-    return 3.0 + 0.75 * len(blocks(model))
+    return 3.0 + 0.55 * len(blocks(model))
 
 
 METHOD = FirstOrder("attribution patching with GradDrop (AtP*)", effects, _passes, signed=False)

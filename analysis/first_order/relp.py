@@ -31,7 +31,7 @@ from kernels.errors import ModelError
 from midus_model import blocks
 from midus_model.lean import mean_square_ratio
 
-PASSES = 3.5
+PASSES = 3.3
 NEAR_ZERO = 1e-6  # an activation's ratio is taken no nearer to zero than that
 AGREES = 0.02  # of a norm's output: what may be the rounding of half precision
 

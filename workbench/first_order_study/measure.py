@@ -5,7 +5,6 @@ Shape letters: H heads, N windows.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -48,8 +47,8 @@ CHEAP: dict[str, Callable[..., tuple[Any, Any]]] = {
 
 def cheap_effects(
     place: Path, subject: Subject, table: Exhaustive, progress: Progress | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Every cheap method's effects [H, N], kept at `place`, and the seconds that each took."""
+) -> dict[str, np.ndarray]:
+    """Every cheap method's effects [H, N], kept at `place`."""
     identity = f"{table.about['model_hash']} {table.about['data_hash']}"
     arrays: dict[str, np.ndarray] = {}
     if place.exists():
@@ -59,7 +58,7 @@ def cheap_effects(
     for name, method in CHEAP.items():
         if name in arrays:
             continue
-        found, begun = np.zeros(table.effects.shape), time.perf_counter()
+        found = np.zeros(table.effects.shape)
         groups = batches(subject.docs.windows, min(BATCH, subject.plan.windows))
         for number, group in enumerate(groups, 1):
             batch = subject.batch(group)
@@ -68,10 +67,8 @@ def cheap_effects(
             if progress:
                 progress(number, len(groups), name)
         arrays[name] = found
-        arrays[f"seconds of {name}"] = np.array([time.perf_counter() - begun])
         save_arrays(place, arrays, {"identity": identity}, RunError)
-    seconds = {name: float(arrays[f"seconds of {name}"][0]) for name in CHEAP}
-    return {name: arrays[name] for name in CHEAP}, seconds
+    return {name: arrays[name] for name in CHEAP}
 
 
 def agreement(table: Exhaustive, effects: np.ndarray, top: int) -> dict[str, Any]:
@@ -164,19 +161,22 @@ def study(
     """All of one model: the exhaustive table, the cheap ones, and the replays."""
     table = exhaustive(work / "exhaustive.safetensors", model, docs, batch=BATCH, progress=progress)
     subject = prepared(model, docs, gradients=True, progress=progress)
-    cheap, seconds = cheap_effects(work / "cheap.safetensors", subject, table, progress)
+    cheap = cheap_effects(work / "cheap.safetensors", subject, table, progress)
     order = nominations(cheap)
     best, exact = table.top_set(top), table.scores
     sweep = 1.0 + sum(ablation_passes(model, subject.units))
-    screen = sum(method_passes(name, model, []) for name in NOMINATING)
+
+    def passes(name: str) -> float:
+        return method_passes("relp" if name == HELD else name, model, [])
+
     return {
         "about": table.about, "heads": len(exact), "top": top, "evaluations": table.evaluations,
         "seconds_exact": table.seconds[1],
-        "methods": {name: agreement(table, part, top) | {"seconds": seconds[name]}
+        "methods": {name: agreement(table, part, top) | {"passes": passes(name) / sweep}
                     for name, part in cheap.items()},
         "nominated": {str(times): len(best & set(order[: times * top].tolist())) / top
                       for times in (1, 2, 3, 4)},
-        "screen_passes": screen / sweep,
+        "screen_passes": sum(map(passes, NOMINATING)) / sweep,
         "best": [[*map(int, table.heads[head]), float(exact[head])]
                  for head in best_first(exact)[:top]],
         "replays": [replays(table, order, top, share, seeds) for share in shares],
