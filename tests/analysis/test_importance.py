@@ -311,7 +311,7 @@ def test_the_table_says_how_it_was_made() -> None:
     for column in ("layer", "kind", "head", "source_layer"):
         assert table[column].tolist() == [getattr(site, column) for site in sites]
     assert (table["ci_low"] <= table["score"]).all() and (table["score"] <= table["ci_high"]).all()
-    how = {"method": "ablation", "baseline": "mean", "metric": "loss", "bootstrap_unit": "window"}
+    how = {"method": "ablation", "baseline": "mean", "metric": "loss", "bootstrap_unit": "document"}
     assert {key: table.attrs[key] for key in how} == how
     assert table.attrs["inserted_layers"] == [1, 4]
     assert table.attrs["documents"] == data.units

@@ -381,7 +381,7 @@ def _print_evidence(table: Any) -> None:
 
 
 def _print_scores(title: str, table: Any, more: dict[str, str] | None = None) -> None:
-    together = "ci_low_all" in table.columns and table["ci_low_all"].notna().any()
+    together = "ci_low_all" in table.columns and bool(table["ci_low_all"].notna().any())
     more = {name: form for name, form in (more or {}).items() if name in table.columns}
     rows = [
         [str(r["layer"]), r["kind"], str(r["head"]), f"{r['score']:+.5f}",
