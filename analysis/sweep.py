@@ -119,7 +119,8 @@ def _in_time(
     report = _Report(progress, 0, every, text)
     rank, size = rank_and_size()
     totals: Totals = {}
-    cells, done = _cells(subject, by_window=True), 0
+    each, done = np.arange(len(docs.windows)), 0
+    cells = dict.fromkeys(_cells(subject, by_window), each)  # apart, until it is known how far
     while done < len(groups):
         turn = groups[done : done + size]
         ahead = max(_passes(docs, group, forwards) for group in turn)
