@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/ranking-study"))
     parser.add_argument("--seeds", type=int, default=60, help="races of each kind")
+    parser.add_argument("--parts", type=int, help="races of each kind that lacks a part, if fewer")
     parser.add_argument("--top", type=int, default=16)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--limit", type=int, help="documents at most, for a quick look")
@@ -54,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         run.resume()
         with run:
             table = exhaustive(run.path / "exhaustive.safetensors", model, docs, progress=_say)
-            asked = {"seeds": given.seeds, "top": given.top, "confidence": given.confidence}
+            names = ("seeds", "parts", "top", "confidence")
+            asked = {name: getattr(given, name) for name in names}
             found = study(
                 table,
                 **asked,

@@ -235,12 +235,14 @@ def study(
     seeds: int,
     top: int,
     confidence: float,
+    parts: int | None = None,
     progress: Progress | None = None,
     rows: list[dict[str, Any]] | None = None,
     keep: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
     """Everything that docs/ranking.json holds.
 
+    parts: seeds of races that lack a part, by default all.
     rows: of races that were replayed before, with the same arguments; keep: is given all rows
     after each.
     """
@@ -251,11 +253,12 @@ def study(
     plans.append((ALL_DRAWN, full // 4))
     rows = list(rows or [])
     for number, (name, budget) in enumerate(plans[len(rows) :], len(rows) + 1):
-        rows.append(summary(table, name, budget, seeds=seeds, top=top, confidence=confidence))
+        count = seeds if name == "as shipped" else parts or seeds
+        rows.append(summary(table, name, budget, seeds=count, top=top, confidence=confidence))
         if keep:
             keep(rows)
         if progress:
-            progress(number, len(plans), f"{seeds} races: {name}")
+            progress(number, len(plans), f"{count} races: {name}")
     return {
         "about": table.about,
         "heads": heads,

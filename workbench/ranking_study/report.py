@@ -42,8 +42,8 @@ def races(found: dict[str, Any]) -> str:
          "ties by windows", "settled", "cost (most)", "forwards", "all intervals right",
          "an interval right", "worst head"],
         [[_budget(row, found), str(row["first"]), _share(row["same_set"]),
-          _share(row["tied_swaps"]), _success(row), _share(row["success_ties_by_window"]), _share(row["settled"]), _cost(row),
-          _share(row["forwards"], 1),
+          _share(row["tied_swaps"]), _success(row), _share(row["success_ties_by_window"]),
+          _share(row["settled"]), _cost(row), _share(row["forwards"], 1),
           _share(row["covered_together"]), _share(row["covered_head"], 2),
           _share(row["covered_worst"])] for row in rows],
     )  # fmt: skip
@@ -55,9 +55,9 @@ def parts(found: dict[str, Any]) -> str:
     rows = [row for row in found["races"] if row["budget"] in budgets]
     rows.sort(key=lambda row: row["budget"] is None)
     return _table(
-        ["race", "budget", "same set", "success", "settled", "wrong though settled", "cost (most)",
-         "forwards", "all intervals right"],
-        [[row["race"], _budget(row, found), _share(row["same_set"]), _success(row),
+        ["race", "budget", "races", "same set", "success", "settled", "wrong though settled",
+         "cost (most)", "forwards", "all intervals right"],
+        [[row["race"], _budget(row, found), str(row["seeds"]), _share(row["same_set"]), _success(row),
           _share(row["settled"]), str(row["settled_wrong"]), _cost(row),
           _share(row["forwards"], 1), _share(row["covered_together"])] for row in rows],
     )  # fmt: skip
