@@ -40,7 +40,6 @@ NOMINATING = ("taylor", "relp")
 WINDOWS = 32  # for nominations, at most
 TRIED, RACED = 4, 1.5  # heads in the trial and in the race, for a place in the top set
 ROUND = 2, 32  # windows of a round, at least and at most
-EACH = 10  # evaluations of the budget for each head in the trial, where it holds more heads
 SHARE = 0.65  # of the budget, for the trial at most
 DRAWN = 1 / 6  # of the trial's heads
 CONFIDENCE = 0.95
@@ -83,7 +82,7 @@ def planned(heads: int, windows: int, top: int, budget: int, minimum: int) -> Pl
         second = round((tried * raced) ** 0.5)
         return (tried + second) * trial, raced * max(minimum - 2 * trial, 0)
 
-    most, fewest = min(max(TRIED * top, budget // EACH), heads), min(top + 2, heads)
+    most, fewest = min(TRIED * top, heads), min(top + 2, heads)
     wide = min(max(round(RACED * top), top + 1), most)
     ways = [(most, raced) for raced in range(wide, top, -1)]
     ways += [(tried, top + 1) for tried in range(most - 1, fewest - 1, -1)]

@@ -51,7 +51,7 @@ def test_a_killed_sweep_ends_with_the_same_table(
 ) -> None:
     monkeypatch.setattr("analysis.sweep.SAVE_SECONDS", 0)
     model, data, path = tiny("llama"), random_texts(LENGTHS), tmp_path / "kept"
-    given: dict[str, Any] = {"method": method, "permutations": 4}
+    given: dict[str, Any] = {"method": method, "permutations": 4, "agreement": False}
     whole = head_importance(model, data, **given)
     half = len(data.windows) * len(head_sites(model)) // 2
     with pytest.raises(Killed):

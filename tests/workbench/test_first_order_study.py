@@ -68,17 +68,17 @@ def test_what_is_kept_goes_on_and_belongs_to_its_model(tmp_path: Path) -> None:
 
 
 def test_documents_are_spread_and_of_like_length() -> None:
-    docs = evenly(None, "topics", 20, 60, 60)
+    docs = evenly("pico", "topics", 20, 60, 60)
     assert len(docs) == len(docs.windows) == 20 and {len(d.ids) for d in docs} == {60}
     assert [d.id for d in docs] == sorted({d.id for d in docs})
     with pytest.raises(DataError, match="documents is 9999; it must be between 1 and"):
-        evenly(None, "topics", 9999, 60, 60)
+        evenly("pico", "heldout", 9999, 60, 60)
 
 
 def test_the_page_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = script.Case("heldout", 20, 33, 32, 2, (0.9,))
     monkeypatch.setattr(script, "CASES", {"pico": case})
-    monkeypatch.setattr(script, "loaded", lambda name: tiny("llama", vocab_size=4096))
+    monkeypatch.setattr(script, "loaded", lambda name: tiny("llama", num_hidden_layers=2))
     monkeypatch.setattr(script, "evenly", lambda *_: random_texts([20] * 24))
     (tmp_path / "first-order.md").write_text(PAGE)
     given = ["--work", str(tmp_path / "work"), "--docs", str(tmp_path), "--models", "pico"]
