@@ -238,7 +238,7 @@ def study(
     parts: int | None = None,
     progress: Progress | None = None,
     rows: list[dict[str, Any]] | None = None,
-    keep: Callable[[list[dict[str, Any]]], None] | None = None,
+    keep: Callable[[list[dict[str, Any]]], object] | None = None,
 ) -> dict[str, Any]:
     """Everything that docs/ranking.json holds.
 

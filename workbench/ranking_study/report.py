@@ -57,8 +57,8 @@ def parts(found: dict[str, Any]) -> str:
     return _table(
         ["race", "budget", "races", "same set", "success", "settled", "wrong though settled",
          "cost (most)", "forwards", "all intervals right"],
-        [[row["race"], _budget(row, found), str(row["seeds"]), _share(row["same_set"]), _success(row),
-          _share(row["settled"]), str(row["settled_wrong"]), _cost(row),
+        [[row["race"], _budget(row, found), str(row["seeds"]), _share(row["same_set"]),
+          _success(row), _share(row["settled"]), str(row["settled_wrong"]), _cost(row),
           _share(row["forwards"], 1), _share(row["covered_together"])] for row in rows],
     )  # fmt: skip
 
