@@ -13,9 +13,19 @@ from analysis.engine import Progress
 from analysis.estimates import expect, timed
 from analysis.few_heads import all_heads
 from analysis.importance import head_importance
+from analysis.intervals import (
+    FDR,
+    Interval,
+    by_document,
+    false_discovery,
+    notes_of,
+    shares_by_document,
+    t_interval,
+)
 from analysis.methods import measured_first, method_passes
 from analysis.shortened import passes_of
-from analysis.statistics import bootstrap, concentration, shares, weighted_mean
+from analysis.shrinkage import shrunk
+from analysis.statistics import concentration, gini, shares, weighted_mean
 from analysis.subject import loaded, noise_passes, units_of
 from analysis.tables import SCHEMA, comparable, json_attrs, weights_of
 from analysis.ties import difference
@@ -45,15 +55,22 @@ def amplification(
         data: what models are measured on; by default documents of pico's held-out text.
         chosen: heads that were given memory on purpose, kept in `.attrs["chosen"]`.
         force: compare tables that differ in metric, baseline or documents all the same.
-        seed: of the bootstrap over documents.
+        seed: of `head_importance`, where models are measured.
         progress: called with (done, total, text) where models are measured.
 
     Returns:
         A row a base head: `before`; `after_base` (the head itself), `after_memory` and
         `after_copy` (inserted heads from it), `after` their sum; `score` = after - before in nats
-        a token with a paired 95% interval; the same in shares of the positive total; `ratio` only
-        where the share before is distinguishable from zero; `by_document`, after - before, and
-        `share_by_document`, the shares' change linearised, so that its mean is `share_score`.
+        a token with its paired 95% interval over documents, for itself (ci_low, ci_high) and for
+        all heads together (ci_low_all, ci_high_all), which is the one to read where heads are
+        picked out; `unit`, what intervals are over ("document", or "window" of a single one);
+        `p`, that the head did not change, and `q`, the same by false discovery rate: `changed`
+        says "amplified" or "weakened" where q <= 0.05, of which at most one in twenty is expected
+        to be neither; `shrunk`, what the change is expected to be given all heads' changes and
+        errors, for lists of the most amplified, whose scores are partly luck. The same in shares of
+        the positive total; `ratio` only where the share before is distinguishable from zero;
+        `by_document`, after - before, and `share_by_document`, the shares' change linearised, so
+        that its mean is `share_score`.
         `.attrs["concentration"]`: Gini, entropy and effective number of heads, before and after.
 
     Raises:
@@ -112,70 +129,77 @@ def _compare(
             f"the tables are normalised ({before.attrs['normalise']}); amplification starts from "
             "scores as they were measured and gives shares itself: leave normalise out"
         )
+    table = _table(before, after)
+    scores = np.array(table["by_document"].tolist())
+    note = notes_of(scores, before.attrs.get("bootstrap_unit", "document"))
+    table.attrs = _attrs(before, after, chosen, seed) | note | {"fdr": FDR}
+    return table
+
+
+def _table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """The columns, without attrs."""
     first = np.array(before["by_document"].tolist())  # [base heads, documents]
     last = np.array(after["by_document"].tolist())  # [heads after, documents]
     weights = weights_of(before)
     owners = _owners(before, after)  # [3, base heads, heads after]
     together = owners.sum(0)
-
-    def changes(early: np.ndarray, late: np.ndarray) -> np.ndarray:
-        """[..., heads] scores -> [..., base heads, 3]: nats gained, share before, share gained."""
-        total = np.maximum(late, 0).sum(-1, keepdims=True)
-        share_after = (np.maximum(late, 0) / total) @ together.T
-        share_before = shares(early)[0]
-        nats = difference(late @ together.T, early)
-        return np.stack([nats, share_before, difference(share_after, share_before)], -1)
-
-    found = bootstrap(changes, [first, last], weights, seed=seed)
-    parts = {f"after_{part}": owners[i] @ after["score"] for i, part in enumerate(PARTS)}
-    share_before = found.estimate[:, 1]
-    known = found.low[:, 1] > 0
-    share_after = share_before + found.estimate[:, 2]
+    scores = difference(together @ last, first)  # [base heads, documents]
+    shares_before = shares_by_document(first, weights)
+    share_changes = difference(shares_by_document(last, weights, together), shares_before)
+    found = t_interval(scores, weights)
+    share_found = t_interval(share_changes, weights, finite=False)
+    early = t_interval(shares_before, weights, finite=False, together=False)
+    share_before = shares(weighted_mean(first, weights))[0]
+    share_after = together @ shares(weighted_mean(last, weights))[0]
+    known = early.low > 0
     ratio = np.divide(share_after, share_before, out=np.full(len(known), np.nan), where=known)
-    table = pd.DataFrame(
-        {
-            "layer": before["layer"].to_numpy(),
-            "kind": "base",
-            "head": before["head"].to_numpy(),
-            "source_layer": before["source_layer"].to_numpy(),
-            "before": before["score"].to_numpy(),
-            **parts,
-            "after": together @ after["score"],
-            "score": found.estimate[:, 0],
-            "stderr": found.stderr[:, 0],
-            "ci_low": found.low[:, 0],
-            "ci_high": found.high[:, 0],
-            "share_before": share_before,
-            "share_after": share_after,
-            "share_score": found.estimate[:, 2],
-            "share_ci_low": found.low[:, 2],
-            "share_ci_high": found.high[:, 2],
-            "ratio": ratio,
-            "by_document": difference(together @ last, first).tolist(),
-            "share_by_document": difference(
-                _share_by_document(last, weights, together),
-                _share_by_document(first, weights, np.eye(len(first))),
-            ).tolist(),
-        }
-    )
-    table.attrs = _attrs(before, after, chosen, seed)
-    return table
+    columns: dict[str, Any] = {
+        "layer": before["layer"].to_numpy(),
+        "kind": "base",
+        "head": before["head"].to_numpy(),
+        "source_layer": before["source_layer"].to_numpy(),
+        "before": before["score"].to_numpy(),
+        **{f"after_{part}": owners[i] @ after["score"] for i, part in enumerate(PARTS)},
+        "after": together @ after["score"],
+        "score": found.estimate,
+        **found.columns(),
+        "unit": before.attrs.get("bootstrap_unit", "document"),
+        **_flagged(found),
+        "share_before": share_before,
+        "share_after": share_after,
+        "share_score": difference(share_after, share_before),
+        **share_found.columns("share_"),
+        "ratio": ratio,
+        "by_document": scores.tolist(),
+        "share_by_document": share_changes.tolist(),
+    }
+    return pd.DataFrame(columns)
 
 
-def _share_by_document(scores: np.ndarray, weights: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Shares of base heads to first order in the documents' weights: [base heads, documents].
+def _flagged(found: Interval) -> dict[str, np.ndarray]:
+    """Columns p, q, changed and shrunk."""
+    q = false_discovery(found.p)
+    up, down = (q <= FDR) & (found.estimate > 0), (q <= FDR) & (found.estimate < 0)
+    changed = np.where(up, "amplified", np.where(down, "weakened", ""))
+    means = shrunk(found.estimate, found.stderr, found.df)
+    return {"p": found.p, "q": q, "changed": changed, "shrunk": means}
 
-    A share is a ratio of means over documents; its mean over documents is here the share itself,
-    and its spread over them that of the share (the influence function; Hampel 1974).
 
-    scores: [heads, documents]; owners: [base heads, heads], 1 where a head counts for a base head.
+def gini_rise(before: pd.DataFrame, after: pd.DataFrame) -> Interval:
+    """By how much the Gini coefficient of base heads' importance rose, inserted heads counted with
+    the heads that they came from; over documents, one number.
+
+    Of importance tables, as `amplification` takes them.
     """
-    mean = weighted_mean(scores, weights)
-    positive = scores * (mean > 0)[:, None]
-    total = np.maximum(mean, 0).sum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = (owners @ np.maximum(mean, 0) / total)[:, None]
-        return share + (owners @ positive - share * positive.sum(0)) / total
+    scores = [np.array(table["by_document"].tolist()) for table in (before, after)]
+    weights, together = weights_of(before), _owners(before, after).sum(0)
+
+    def rise(early: np.ndarray, late: np.ndarray) -> np.ndarray:
+        """[times, heads] each -> [times]."""
+        return gini(late @ together.T) - gini(early)
+
+    values = by_document(rise, scores, weights)
+    return t_interval(values, weights, finite=False, together=False)
 
 
 def _owners(before: pd.DataFrame, after: pd.DataFrame) -> np.ndarray:

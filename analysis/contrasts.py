@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.draws import Head
+from analysis.intervals import t_interval
 from analysis.matching import (
     CALIPER,
     Matches,
@@ -21,7 +22,6 @@ from analysis.matching import (
     trend,
     without_trend,
 )
-from analysis.statistics import Interval, bootstrap_mean
 from analysis.subject import check_choice
 from analysis.tables import SCHEMA, json_attrs, weights_of
 from analysis.ties import combination, evened
@@ -53,14 +53,14 @@ def amplification_contrast(
         unmatched: what to do with a chosen head that has no such control in its layer: "refuse",
             or "drop": leave it out of both sides, the question then being about the others alone.
         draws: relabellings at most; where there are no more, all of them.
-        seed: of the bootstrap and the relabellings.
+        seed: of the relabellings.
 
     Returns:
         A row a measure, "score" (in the importance's unit, nats a token) and "share_score":
         measure, unit; heads, how many chosen ones were matched; `chosen` and `controls`, their mean
         amplification; `difference` of the two, less the slope of amplification on importance before
         (over heads that were not chosen) times the gap that matching left, with stderr, ci_low and
-        ci_high (95%, documents resampled; heads, their matches and importance before held);
+        ci_high (95%, over documents; heads, their matches and importance before held);
         `unadjusted`, the plain difference; `p`, two-sided, of the difference where in every set of
         a chosen head and its controls any one may be the chosen one; `p_least`, the smallest p that
         these sets can give, and `relabellings`, how many there were; by_document, the differences.
@@ -78,7 +78,7 @@ def amplification_contrast(
         (docs/amplification.md says how far off p can be).
 
         Shares are not means over documents: theirs are linearised around the whole (delta method),
-        which is rough for heads so near 0 that resampling turns their sign. Of a table without
+        which is rough for heads so near 0 that other documents turn their sign. Of a table without
         `share_by_document` the share's interval is NaN.
 
     Raises:
@@ -125,7 +125,7 @@ def amplification_contrast(
                 "chosen": values @ mine,
                 "controls": values @ theirs,
                 "difference": difference,
-                **_interval(by_document, table, seed),
+                **_interval(by_document, table),
                 "unadjusted": float(combination(mine - theirs, values)),
                 "p": p_value(difference, null, labels.exact),
                 "p_least": labels.least,
@@ -208,12 +208,11 @@ def _by_document(table: pd.DataFrame, column: str, weights: np.ndarray) -> list[
     return values.tolist() if np.isfinite(values).all() else None
 
 
-def _interval(by_document: list[float] | None, table: pd.DataFrame, seed: int) -> dict[str, float]:
-    names = ("stderr", "ci_low", "ci_high")
+def _interval(by_document: list[float] | None, table: pd.DataFrame) -> dict[str, float]:
     if by_document is None:
-        return dict.fromkeys(names, np.nan)
-    found: Interval = bootstrap_mean([by_document], weights_of(table), seed=seed)
-    return {name: float(part[0]) for name, part in zip(names, found[1:], strict=True)}
+        return dict.fromkeys(("stderr", "ci_low", "ci_high"), np.nan)
+    found = t_interval([by_document], weights_of(table), together=False)
+    return {name: float(part[0]) for name, part in found.columns().items()}
 
 
 def heads_of(table: pd.DataFrame) -> list[Head]:

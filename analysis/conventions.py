@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.documents import Documents
-from analysis.tables import head_table
+from analysis.tables import ENDS, head_table
 
 TINY = 1e-20
 
@@ -46,14 +46,14 @@ def convention_table(
     if convention == "michel":
         last = np.array([unit.layer for unit in units]) == max(unit.layer for unit in units)
         by_document[last] *= positions.sum() / len(docs.windows)
-    table = head_table(units, by_document, positions, attrs, seed=attrs["seed"])
+    table = head_table(units, by_document, positions, attrs)
     layers = table["layer"].to_numpy()
     norms = pd.Series(table["score"] ** 2).groupby(layers).transform("sum") ** 0.5 + TINY
-    columns = ["score", "stderr", "ci_low", "ci_high"]
+    columns = ["score", "stderr", *ENDS]
     scaled = table[columns].div(norms, axis=0)
     if convention == "bertology":
         low, high = scaled["score"].min(), scaled["score"].max()
-        scaled[["score", "ci_low", "ci_high"]] -= low
+        scaled[["score", *ENDS]] -= low
         scaled /= high - low
     attrs = table.attrs
     table[columns] = scaled

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 import torch
 
-from analysis.amplification import amplification
+from analysis.amplification import gini_rise
 from analysis.baselines import MEANS
 from analysis.causes import memory_effects
 from analysis.documents import Documents, documents
 from analysis.engine import Progress
 from analysis.estimates import expect, timed
 from analysis.importance import head_importance
+from analysis.intervals import t_interval
 from analysis.memory import memory_usage
 from analysis.memory.places import memories_of
 from analysis.memory.stream import READING
 from analysis.memory.table import MemoryUsage
 from analysis.quality import STAGE, document_values
 from analysis.shortened import passes_of
-from analysis.statistics import concentration, paired_difference
 from analysis.subject import describe, loaded
 from analysis.tables import json_attrs
 from midus_model.bench.floors import memory as memory_floor
@@ -54,8 +54,8 @@ ADVICE = {
 LIMITS = {
     "bank too small": 0.5,  # mean overlap of two heads' reads, where most of the slots are in use
     "bank too large": 0.5,  # share of slots that no head reads
-    "memory unused": 0.0,  # what all memory together helps, lower end of the interval
-    "over-specialised": 0.03,  # rise of the Gini coefficient of head importance
+    "memory unused": 0.005,  # nats a token that all memory is worth, either way, at most (95%)
+    "over-specialised": 0.03,  # rise of the Gini coefficient of head importance, at least (95%)
     "general ability lost": 0.02,  # nats a token
     "factorisation too narrow": 0.35,  # of the values' energy, lost with half the columns
     "memory slow": 60.0,  # times the floor of bytes and FLOPs
@@ -97,13 +97,13 @@ def doctor(
         general: text of the kind that the base was trained on; by default `data`.
         limit: at most that many documents of each.
         timing: whether a memory is timed against its floor.
-        seed: of the bootstraps.
+        seed: of what is drawn to measure heads.
         progress: called with (done, total, text).
 
     Returns:
         A row a finding: finding (see ADVICE), block where it is one block's, value, limit,
         evidence, advice. `.attrs["checked"]` names what was looked for, `.attrs["skipped"]` what
-        was not, and why.
+        was not or could not be told, and why.
 
     Raises:
         MidusError: for a model without memory, or a model or data that cannot be used.
@@ -132,7 +132,8 @@ def doctor(
         skipped["memory slow"] = "timing was not asked for"
         del checks["memory slow"]
     expect("doctor", network, case.docs, _passes(case))
-    found = [asdict(finding) for name, check in checks.items() for finding in check(case)]
+    found = [asdict(finding) for check in checks.values() for finding in check(case)]
+    skipped |= case.unclear
     table = pd.DataFrame(found, columns=list(Finding.__dataclass_fields__))
     about = describe(network, case.docs, seed=seed, checked=list(checks), skipped=skipped)
     table.attrs = json_attrs(about | {"table": "doctor", "limits": LIMITS})
@@ -149,6 +150,7 @@ class Case:
     general: Documents | None
     seed: int
     progress: Progress | None
+    unclear: dict[str, str] = field(default_factory=dict)  # finding -> why it cannot be told
 
     @cached_property
     def usage(self) -> MemoryUsage:
@@ -171,7 +173,7 @@ class Case:
         """What the loss on the base's own kind of text rose by, with the interval's lower end."""
         values = [document_values(m, self.familiar)[None] for m in (self.before, self.model)]
         tokens = [unit["tokens"] for unit in self.familiar.units]
-        rise = paired_difference(values[0], values[1], tokens, seed=self.seed)
+        rise = t_interval(values[1] - values[0], tokens, together=False)
         return float(rise.estimate[0]), float(rise.low[0])
 
 
@@ -219,14 +221,20 @@ def _unused(case: Case) -> Iterator[Finding]:
     effect = memory_effects(
         case.model, case.docs, of="all", seed=case.seed, progress=case.progress
     ).iloc[0]
-    if effect["ci_low"] <= LIMITS["memory unused"]:
+    name, low, high = "memory unused", float(effect["ci_low"]), float(effect["ci_high"])
+    margin = LIMITS[name]
+    said = (
+        f"switching all memory off costs {effect['score']:.4f} nats a token (95%: {low:.4f} to "
+        f"{high:.4f})"
+    )
+    if -margin < low and high < margin:
         ratio = case.blocks["read_ratio"].mean()
         yield _finding(
-            "memory unused", None, effect["ci_low"],
-            f"switching all memory off costs {effect['score']:.4f} nats a token "
-            f"({effect['ci_low']:.4f} to {effect['ci_high']:.4f}); what it adds is {ratio:.2%} of "
-            "the stream",
+            name, None, max(abs(low), abs(high)),
+            f"{said}, less than {margin:g} either way; what it adds is {ratio:.2%} of the stream",
         )  # fmt: skip
+    elif not (low >= margin or high <= -margin):
+        case.unclear[name] = f"{said}, which may be less than {margin:g} or more: give more text"
 
 
 def _specialised(case: Case) -> Iterator[Finding]:
@@ -234,15 +242,21 @@ def _specialised(case: Case) -> Iterator[Finding]:
         head_importance(m, case.familiar, method="gradient", progress=case.progress)
         for m in (case.before, case.model)
     ]
-    gained = amplification(*tables, seed=case.seed)
-    early, late = (concentration(gained[side])["gini"] for side in ("before", "after"))
-    rise, low = case.forgotten
-    if late - early > LIMITS["over-specialised"] and low > 0:
+    name, rise = "over-specialised", gini_rise(*tables)
+    more, low = float(rise.estimate), float(rise.low)
+    lost, least = case.forgotten
+    if low > LIMITS[name] and least > 0:
         yield _finding(
-            "over-specialised", None, late - early,
-            f"importance is on fewer heads (Gini {early:.2f} to {late:.2f}), and the loss on "
-            f"{case.familiar.name} rose by {rise:.3f} nats a token",
+            name, None, more,
+            f"importance is on fewer heads (Gini coefficient up by {more:.3f}, 95%: {low:.3f} to "
+            f"{float(rise.high):.3f}), and the loss on {case.familiar.name} rose by {lost:.3f} "
+            "nats a token",
         )  # fmt: skip
+    elif more > LIMITS[name] and least > 0:
+        case.unclear[name] = (
+            f"the Gini coefficient is up by {more:.3f} (95%: {low:.3f} to {float(rise.high):.3f}), "
+            f"which may be less than {LIMITS[name]:g}: give more text"
+        )
 
 
 def _lost(case: Case) -> Iterator[Finding]:

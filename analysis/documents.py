@@ -1,7 +1,7 @@
 """The one reader of data: whatever a user has becomes documents, cut into windows of the context.
 
 Windows overlap by one token, so that every token of a document but its first is predicted exactly
-once. The document is the unit of every bootstrap; with fewer than 20 of them the window is.
+once. The document is the unit of every interval; of a single one the window is, by name.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from analysis.windows import Document, Window, spans, window_of
 from kernels.errors import DataError
 
 __all__ = ["MAX_CONTEXT", "Document", "Documents", "Window", "documents"]
-
-MIN_DOCUMENTS = 20
 
 
 class Documents:
@@ -102,8 +100,8 @@ class Documents:
 
     @property
     def unit(self) -> str:
-        """What a bootstrap resamples: "document", or "window" with fewer than 20 documents."""
-        return "document" if len(self) >= MIN_DOCUMENTS else "window"
+        """What intervals are over: "document", or "window" of a single document."""
+        return "document" if len(self) > 1 else "window"
 
     @cached_property
     def windows(self) -> list[Window]:
@@ -111,8 +109,8 @@ class Documents:
         by_document = self.unit == "document"
         if not by_document:
             warnings.warn(
-                f"{self.name}: fewer than {MIN_DOCUMENTS} documents ({len(self)}), so intervals "
-                "resample windows, which takes windows of one text for independent",
+                f"{self.name}: one document, so intervals are over its windows, which are alike; "
+                "they say nothing of another document",
                 stacklevel=2,
             )
         windows: list[Window] = []
@@ -124,7 +122,7 @@ class Documents:
 
     @cached_property
     def units(self) -> list[dict[str, Any]]:
-        """What is resampled, a dict each: id, tokens (scored) and sha256."""
+        """What intervals are over, a dict each: id, tokens (scored) and sha256."""
         if self.unit == "document":
             return [
                 {"id": item.id, "tokens": item.tokens, "sha256": item.sha256} for item in self.items

@@ -24,9 +24,9 @@ from analysis.engine import Batch, Progress, Replacement, window_values
 from analysis.estimates import Cheaper, a_time, timed
 from analysis.gates import folded_values
 from analysis.importance import head_importance, method_cost
+from analysis.intervals import t_interval
 from analysis.methods import measured_first
 from analysis.metrics import LOSS
-from analysis.statistics import Interval, bootstrap, bootstrap_mean
 from analysis.subject import Subject, Unit, check_choice, loaded_with, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
@@ -79,7 +79,7 @@ def dose_response(
             at every position, what the gains add to the stream of each chosen layer is replaced by
             a change of the same norm, in a random direction of its head outputs.
         draws: sets of random heads; all that there are, where these are fewer.
-        seed: of draws, directions and the bootstrap.
+        seed: of draws and directions.
         within: seconds that all of this may take: as many documents as fit, as in
             `head_importance`; refused where the least does not.
         progress: called with (done, total, text).
@@ -87,9 +87,9 @@ def dose_response(
     Returns:
         A row an arm ("chosen", then the controls) and gain: arm, gain; heads, how many are scaled
         (of "matched_norm", replaced); draws; `loss`, the metric's value; `change`, against gain 1
-        in the metric's unit, with stderr, ci_low, ci_high (95%, paired, documents resampled; of
-        "random", whose values are means over the draws, draws resampled with them unless they are
-        all there are); by_document, the changes.
+        in the metric's unit, with stderr, ci_low, ci_high (95%, paired, over documents; of
+        "random", whose values are means over the draws, over draws too unless they are all there
+        are); by_document, the changes.
         `.attrs`: heads, chosen_on (the documents, where heads were chosen here), random_heads (of
         each draw), clean_loss.
 
@@ -386,11 +386,10 @@ def _table(trial: _Trial, values: np.ndarray, controls: Sequence[str], every: bo
     parts = []
     for arm in ("chosen", *(name for name in CONTROLS if name in controls)):
         changes = arms[arm] - clean  # [draws, gains, documents]
-        found = _intervals(changes, subject.weights, trial.seed, resampled=not every)
+        found = _intervals(changes, subject.weights, sampled=not every)
         part = pd.DataFrame({"arm": arm, "gain": doses, "heads": heads[arm], "draws": len(changes)})
         part["loss"] = arms[arm].mean(0) @ subject.weights / subject.weights.sum()
-        for name, column in zip(("change", "stderr", "ci_low", "ci_high"), found, strict=True):
-            part[name] = column
+        part = part.assign(**found, unit=subject.docs.unit)
         parts.append(part.assign(by_document=changes.mean(0).tolist()))
     table = pd.concat(parts, ignore_index=True)
     name = "clean_loss" if subject.metric is LOSS else "clean"
@@ -407,22 +406,20 @@ def _table(trial: _Trial, values: np.ndarray, controls: Sequence[str], every: bo
     return table
 
 
-def _intervals(changes: np.ndarray, weights: np.ndarray, seed: int, resampled: bool) -> Interval:
-    """Intervals of the mean over draws of changes [draws, gains, documents] -> arrays [gains].
+def _intervals(changes: np.ndarray, weights: np.ndarray, sampled: bool) -> dict[str, np.ndarray]:
+    """Columns change, stderr, ci_low, ci_high of changes [draws, gains, documents], [gains] each.
 
-    `resampled`: draws are drawn again too, independently of the documents; there is nothing to draw
-    where there is one.
+    `sampled`: the draws are a sample of more. What documents and what draws leave uncertain are
+    then added, squares of the intervals' sides with squares (Zou and Donner 2008, Statist. Med. 27,
+    eq. 3); what differs by both at once counts twice, so that they err on the wide side.
     """
-    draws, gains, count = changes.shape
-    mean = changes.mean(0)
-    if draws == 1 or not resampled:
-        return bootstrap_mean(mean, weights, seed=seed)
-    rng = np.random.default_rng(seed + 1)  # not the documents' numbers
-
-    def over_draws(means: np.ndarray) -> np.ndarray:
-        """[resamples, draws * gains] -> [resamples, gains]."""
-        times = rng.multinomial(draws, np.full(draws, 1 / draws), size=len(means)) / draws
-        return np.einsum("rd,rdg->rg", times, means.reshape(-1, draws, gains))
-
-    found = bootstrap(over_draws, [changes.reshape(-1, count)], weights, seed=seed)
-    return found._replace(estimate=mean @ weights / weights.sum())
+    found = t_interval(changes.mean(0), weights, together=False)
+    sides = [found.stderr, found.estimate - found.low, found.high - found.estimate]
+    if sampled and len(changes) > 1:
+        by_draw = changes @ weights / weights.sum()  # [draws, gains]
+        drawn = t_interval(by_draw.T, np.ones(len(changes)), together=False)
+        more = drawn.stderr, drawn.estimate - drawn.low, drawn.high - drawn.estimate
+        sides = [np.hypot(one, other) for one, other in zip(sides, more, strict=True)]
+    stderr, down, up = sides
+    ends = {"ci_low": found.estimate - down, "ci_high": found.estimate + up}
+    return {"change": found.estimate, "stderr": stderr, **ends}

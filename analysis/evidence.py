@@ -16,9 +16,10 @@ from analysis.engine import Progress
 from analysis.estimates import a_time, current, timed
 from analysis.gates import folded_values
 from analysis.importance import head_importance, method_cost
+from analysis.intervals import t_interval
 from analysis.methods import METHODS, measured_first
 from analysis.shortened import lessened
-from analysis.statistics import bootstrap_mean, weighted_mean
+from analysis.statistics import weighted_mean
 from analysis.subject import Subject, Unit, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import weights_of
@@ -60,14 +61,14 @@ def prune_curve(
         data, limit, baseline, metric: as `head_importance` takes them.
         steps: points of a curve after the clean one, evenly spread up to all heads.
         draws: random orders.
-        seed: of the random orders and the bootstrap.
+        seed: of the random orders.
         within: seconds that all of this may take: as many documents as fit, as in
             `head_importance`; refused where the least does not.
         progress: called with (done, total, text).
 
     Returns:
         A row a point: order, draw, removed (heads), share of all heads, and the metric (the loss
-        in nats a token): score, stderr, ci_low, ci_high (95%, bootstrap over documents),
+        in nats a token): score, stderr, ci_low, ci_high (95%, over documents),
         by_document. `.attrs["areas"]`: by order, the mean over the curve of what was lost. A good
         ranking has a small area worst first and a large one best first.
 
@@ -103,7 +104,7 @@ def prune_curve(
     ):
         states[row, heads[:count]] = 0
     losses = _losses(subject, states, progress)  # [states, documents]
-    found = bootstrap_mean(losses, subject.weights, seed=seed)
+    found = t_interval(losses, subject.weights, together=False)
     table = pd.DataFrame(
         {
             "order": [name for name, _, _ in curves for _ in counts],
@@ -111,9 +112,8 @@ def prune_curve(
             "removed": np.tile(counts, len(curves)),
             "share": np.tile(counts / len(sites), len(curves)),
             "score": found.estimate,
-            "stderr": found.stderr,
-            "ci_low": found.low,
-            "ci_high": found.high,
+            **found.columns(),
+            "unit": subject.docs.unit,
             "by_document": losses.tolist(),
         }
     )

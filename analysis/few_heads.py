@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.distributed import agreed
-from analysis.estimates import Work, current, did
+from analysis.distributed import agreed, reduced, share
+from analysis.engine import batches
+from analysis.estimates import FIRST_ORDER, Work, current, did
 from analysis.memory_plan import plan_for
 from analysis.methods import ablation_passes, method_text
 from analysis.metrics import LOSS
@@ -36,6 +37,21 @@ def first_order(subject: Subject, windows: Sequence[int]) -> np.ndarray:
         did(SCREENING, 3.0 * sum(len(subject.docs.windows[index].ids) for index in part))
     tokens = sum(int(subject.docs.windows[index].scored.sum()) for index in windows)
     return size / max(tokens, 1)
+
+
+def first_order_by_window(subject: Subject) -> np.ndarray:
+    """The size of the loss's gradient at each gate on each window: [units, windows], nats.
+
+    Under `torchrun` the windows are shared out; every process has the same numbers.
+    """
+    windows = subject.docs.windows
+    plan = plan_for(subject.model, max(len(w.ids) for w in windows), LOSS, gradients=True)
+    smooth = replace(subject, metric=LOSS, plan=plan)
+    size = np.zeros((len(subject.units), len(windows)))
+    for part in share(batches(windows, plan.windows)):
+        size[:, part] = np.abs(smooth.gradients(part))
+        did(SCREENING, FIRST_ORDER * sum(len(windows[index].ids) for index in part))
+    return reduced(size)
 
 
 def chosen_in_part() -> bool:

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.agreement import sample_passes, with_agreement
 from analysis.conventions import convention_table
 from analysis.engine import Progress
 from analysis.estimates import Cheaper, a_first_order_method, a_time, timed
 from analysis.few_heads import chosen_in_part, with_few_heads, with_the_others
+from analysis.intervals import Interval, by_document, shares_by_document, t_interval
 from analysis.methods import (
+    CHEAP,
     FIRST_ORDER,
     METHODS,
     PER_DOCUMENT,
@@ -27,7 +30,7 @@ from analysis.metrics import LOSS, Metric
 from analysis.noise import with_noise
 from analysis.subject import Subject, Unit, check_choice, prepared
 from analysis.sweep import swept
-from analysis.tables import head_table
+from analysis.tables import ENDS, head_table, weights_of
 from analysis.within import Cost, Sampled
 from kernels.errors import MidusError
 
@@ -51,6 +54,7 @@ def head_importance(
     limit: int | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
+    agreement: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     within: float | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -72,6 +76,7 @@ def head_importance(
             "dla": the head's direct effect on the next token's logit through the final norm, that
             norm's scale held, in logits.
             "shapley": Shapley value by sampled orders of ablation, with its sampling error.
+            "atp_star", "relp": see `analysis.first_order`. AtP* has no sign.
         baseline: "mean" (the head's mean output over these documents), "zero", or "resample" (its
             output at the same position of another document).
         metric: what takes the place of L: "loss" (nats a token); "logit_difference" (of a task's
@@ -89,9 +94,13 @@ def head_importance(
             clean run, so that the path is smooth) or "free".
         permutations: orders of "shapley", an even number from 4: each is used backwards too.
         limit: at most that many documents.
-        seed: of the bootstrap over documents, and of the resampled baseline.
+        seed: of the resampled baseline, and of sampled orders.
         memory_budget: bytes that arrays may take beside the weights; by default 1 GiB on a CPU,
             half of what is free on a GPU.
+        agreement: of a method that stands in for exact ablation (all but "ablation" and "shapley"):
+            measure on a sample of heads how far it does. `.attrs["agreement"]`, described in
+            `analysis.agreement.with_agreement`, is shown on figures and in the app. It costs about
+            as much as the table on few windows, and little on many. A `convention` has none.
         checkpoint: a file that keeps the sums so far: the same call goes on where it was killed. It
             stays, so that the table can be made again until it is saved; remove it then.
         within: seconds that all of this may take. As many documents as fit are measured, those
@@ -104,9 +113,10 @@ def head_importance(
             Without it a measurement of more than a minute warns (`analysis.EstimateWarning`).
 
     Returns:
-        A row a head in model order, columns as in `analysis.tables`, 95% intervals from a
-        bootstrap over documents (of "shapley", from its orders); how it was made stands in
-        `.attrs`. Of a model in bf16 or fp16 also `below_noise`: see `analysis.noise`.
+        A row a head in model order, columns as in `analysis.tables`, 95% intervals over documents
+        (of a single one, over its windows; of "shapley", over its orders): see
+        `analysis.intervals` and docs/statistics.md. How it was made stands in `.attrs`. Of a model
+        in bf16 or fp16 also `below_noise`: see `analysis.noise`.
 
     Under `torchrun` or `accelerate launch` the windows are shared out, and every process returns
     the table that one would.
@@ -138,7 +148,7 @@ def head_importance(
         memory_budget=memory_budget,
         gradients=method in (*FIRST_ORDER, "integrated_gradients"),
         progress=progress,
-        cost=method_cost(options),
+        cost=method_cost(options, agreement=agreement),
     )
     every, first_order = subject.units, None
     if chosen_in_part():
@@ -161,21 +171,26 @@ def head_importance(
     attrs["clean_loss" if subject.metric is LOSS else "clean"] = clean
     if convention is not None:
         return convention_table(convention, totals["effects"], subject.units, subject.docs, attrs)
-    by_document, weights = totals["effects"] / subject.weights, subject.weights
+    scores, weights = totals["effects"] / subject.weights, subject.weights
     if method in PER_DOCUMENT:
-        by_document, weights = per_document(method, by_document), np.ones_like(weights)
+        scores, weights = per_document(method, scores), np.ones_like(weights)
         attrs["weighting"] = "documents"
-    table = head_table(
-        subject.units, by_document, weights, attrs, seed=seed, intervals=measure.intervals(totals)
-    )
-    table = normalised(with_noise(table, subject, **options), normalise)
+    intervals = measure.intervals(totals)
+    table = head_table(subject.units, scores, weights, attrs, intervals=intervals)
+    table = with_noise(table, subject, **options)
+    if agreement:
+        table = with_agreement(table, subject, progress, **options)
+    table = normalised(table, normalise)
     if first_order is not None:
         table = with_the_others(table, every, first_order)
     return table
 
 
-def method_cost(options: Mapping[str, Any]) -> Cost:
-    """What a measurement of all heads by a method does; `options`: of `Method`."""
+def method_cost(options: Mapping[str, Any], agreement: bool = False) -> Cost:
+    """What a measurement of all heads by a method does; `options`: of `Method`.
+
+    agreement: whether it is set against exact ablation afterwards.
+    """
     name = options["name"]
 
     def sample(subject: Subject) -> Sampled:
@@ -184,6 +199,9 @@ def method_cost(options: Mapping[str, Any]) -> Cost:
 
     def passes(model: Any, units: Sequence[Unit]) -> float:
         return method_passes(name, model, units, options.get("permutations", 8))
+
+    def sampled(model: Any, units: Sequence[Unit], windows: int) -> dict[str, float]:
+        return sample_passes(passes(model, units), model, units, windows)
 
     def cheaper(seconds: float, forward: float, metric: Metric) -> list[Cheaper]:
         known = metric.smooth and name not in FIRST_ORDER
@@ -196,6 +214,7 @@ def method_cost(options: Mapping[str, Any]) -> Cost:
         heads=name == "ablation",
         options=cheaper,
         half=passes,
+        beside=sampled if agreement and name in CHEAP else None,
         check=lambda metric, how: check_method(
             metric, how, name, options.get("convention"), options.get("retrieval", "frozen")
         ),
@@ -203,19 +222,41 @@ def method_cost(options: Mapping[str, Any]) -> Cost:
 
 
 def normalised(table: pd.DataFrame, how: str) -> pd.DataFrame:
-    """Scores and their intervals over a constant: see `head_importance`; "none" changes nothing."""
+    """Scores over their layer's norm or the positive total: see `head_importance`; "none" changes
+    nothing. Intervals are those of the quotient, its denominator measured on the same documents; of
+    scores over sampled orders ("shapley") the denominator is held."""
     if how == "none":
         return table
     table, attrs = table.copy(), table.attrs
-    columns = ["score", "stderr", "ci_low", "ci_high"]
     if how == "layer":
         norms = table.groupby("layer")["score"].transform(lambda part: np.linalg.norm(part))
     else:
         clipped = table["score"].clip(lower=0)
-        norms = pd.Series(clipped.sum(), index=table.index)  # held: intervals are of its parts
+        norms = pd.Series(clipped.sum(), index=table.index)
         attrs = attrs | {"negative_mass": float((clipped - table["score"]).sum())}
-        for name in ("score", "ci_low", "ci_high"):
-            table[name] = table[name].clip(lower=0)
+    columns = ["score", "stderr", *ENDS]
     table[columns] = table[columns].div(norms.where(norms > 0), axis=0)
+    if (table["unit"] != "order").all():
+        table.attrs = attrs
+        for name, part in _quotients(table, how).columns().items():
+            table[name] = part
+    if how == "share":
+        for name in ("score", *ENDS):
+            table[name] = table[name].clip(lower=0)
     table.attrs = attrs | {"normalise": how, "unit": "share" if how == "share" else "layer norms"}
     return table
+
+
+def _quotients(table: pd.DataFrame, how: str) -> Interval:
+    scores, weights = np.array(table["by_document"].tolist()), weights_of(table)
+    if how == "share":
+        return t_interval(shares_by_document(scores, weights), weights, finite=False)
+    layers = table["layer"].to_numpy()
+    members = (layers[:, None] == layers).astype(float)  # [heads, heads]
+
+    def over_norms(means: np.ndarray) -> np.ndarray:
+        """[times, heads] -> [times, heads]."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return means / np.sqrt(means**2 @ members)
+
+    return t_interval(by_document(over_norms, [scores], weights), weights, finite=False)

@@ -14,8 +14,8 @@ import pandas as pd
 
 from analysis.engine import Progress
 from analysis.estimates import timed
+from analysis.intervals import t_interval
 from analysis.methods import Method, ablation_passes
-from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, Unit, prepared
 from analysis.sweep import swept
 from analysis.within import Cost
@@ -45,12 +45,13 @@ def head_interactions(
         model, data, baseline, metric, limit, memory_budget, checkpoint: as `head_importance` takes
             them.
         heads: (layer, head) pairs, a ranking (its top set), or its JSON; at least two.
-        seed: of the bootstrap and the resampled baseline.
+        seed: of the resampled baseline.
 
     Returns:
         A row a pair: layer, head, other_layer, other_head; `first` and `second`, what each costs
         alone, and `both`; `score` = both - first - second with its stderr and 95% interval over
-        documents, in the metric's unit; by_document. A positive score: one stands in for the other
+        documents, for itself and (`_all`) for all pairs together, in the metric's unit; `unit`,
+        what intervals are over; by_document. A positive score: one stands in for the other
         (they back each other up); a negative one: they work on the same thing together.
 
     Raises:
@@ -86,7 +87,7 @@ def head_interactions(
         identity={"pairs": [list(pair) for pair in pairs]},
         progress=progress,
     )
-    return _table(subject, totals["effects"] / subject.weights, couples, seed)
+    return _table(subject, totals["effects"] / subject.weights, couples)
 
 
 def _passes(pairs: list[tuple[int, int]], model: Any, units: Sequence[Unit]) -> dict[str, float]:
@@ -101,14 +102,12 @@ def _both(singles: list[Unit], a: int, b: int) -> Unit:
     return replace(one, sites=(*one.sites, *two.sites))
 
 
-def _table(
-    subject: Subject, effects: np.ndarray, couples: list[tuple[int, int]], seed: int
-) -> pd.DataFrame:
+def _table(subject: Subject, effects: np.ndarray, couples: list[tuple[int, int]]) -> pd.DataFrame:
     count = len(effects) - len(couples)
     first, second = np.array(couples).T
     both = effects[count:]
     by_document = both - effects[first] - effects[second]  # [pairs, documents]
-    found = bootstrap_mean(by_document, subject.weights, seed=seed)
+    found = t_interval(by_document, subject.weights)
     mean = effects @ subject.weights / subject.weights.sum()
     heads = subject.units[:count]
     table = pd.DataFrame(
@@ -121,9 +120,8 @@ def _table(
             "second": mean[second],
             "both": mean[count:],
             "score": found.estimate,
-            "stderr": found.stderr,
-            "ci_low": found.low,
-            "ci_high": found.high,
+            **found.columns(),
+            "unit": subject.docs.unit,
             "by_document": by_document.tolist(),
         }
     )

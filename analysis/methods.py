@@ -14,6 +14,7 @@ from analysis.baselines import MEANS
 from analysis.direct import direct_effects
 from analysis.engine import Batch, Replacement
 from analysis.estimates import vocabulary_share
+from analysis.first_order import REGISTERED, registered
 from analysis.gates import (
     NODES,
     frozen,
@@ -30,14 +31,21 @@ from midus_model.placement import dtype_of
 
 METHODS = (
     "ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley",
+    *REGISTERED,
 )  # fmt: skip
 PER_DOCUMENT = ("gradient", "fisher")  # of each document's mean; documents count alike
-FIRST_ORDER = ("gradient", "taylor", "fisher")
+FIRST_ORDER = ("gradient", "taylor", "fisher", *REGISTERED)
+CHEAP = (*FIRST_ORDER, "integrated_gradients", "dla")  # what stands in for exact ablation
 CONVENTIONS = ("michel", "bertology")
 COMPLETE = 1e-3  # of integrated gradients, relative to what they should sum to
 
 Told = Callable[[int], None]
 Found = Mapping[str, np.ndarray]
+
+
+def is_signed(name: str) -> bool:
+    """Whether a method's scores tell what helps from what harms."""
+    return registered(name).signed if name in REGISTERED else name not in PER_DOCUMENT
 
 
 def per_document(name: str, gradients: np.ndarray) -> np.ndarray:
@@ -59,6 +67,8 @@ def method_passes(name: str, model: Any, units: Sequence[Unit], permutations: in
     }
     if name == "ablation":
         return 1 + sum(ablation_passes(model, units))
+    if name in REGISTERED:
+        return registered(name).passes(model)
     return known.get(name, 3.0)
 
 
@@ -175,6 +185,9 @@ class Method:
         elif self.name == "shapley":
             shares, values = shapley_values(self.view, batch, replacement, self.orders, clean)
             found = {"effects": shares.mean(0), "shares": shares.sum(2)}
+        elif self.name in REGISTERED:
+            effects, values = registered(self.name).effects(self.view, batch, replacement, clean)
+            found = {"effects": effects}
         else:
             gradients, values = gate_gradients(self.view, batch, replacement, clean=clean)
             found = {"effects": -gradients if self.name == "taylor" else gradients}
@@ -225,7 +238,7 @@ class Method:
             more = {"unit": f"({self.subject.metric.unit})^2"}
         return more
 
-    def intervals(self, totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    def intervals(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         """Of "shapley": mean over pairs of orders, which are independent, and its t interval."""
         if self.name != "shapley":
             return None
@@ -234,7 +247,8 @@ class Method:
         score, stderr = pairs.mean(0), pairs.std(0, ddof=1) / np.sqrt(len(pairs))
         reach = float(stats.t.ppf(0.975, len(pairs) - 1)) * stderr
         names = ("score", "stderr", "ci_low", "ci_high")
-        return dict(zip(names, (score, stderr, score - reach, score + reach), strict=True))
+        found = dict(zip(names, (score, stderr, score - reach, score + reach), strict=True))
+        return found | {"unit": "order"}
 
 
 def _orders(count: int, permutations: int, seed: int) -> list[np.ndarray]:

@@ -47,6 +47,7 @@ class Metric:
         wants: "" or what it needs beside logits and targets: "foil" or "clean".
         smooth: whether it has a first derivative in the gates that says something.
         whole: of a task's answer, whether all positions must hold (the values being 0 or 1).
+        bound: the most that two values may differ by; None where nothing bounds them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Metric:
     wants: str = ""
     smooth: bool = True
     whole: bool = False
+    bound: float | None = None
     known: bool = True  # False of a bare function, which its name does not tell from another
 
     def __post_init__(self) -> None:
@@ -122,7 +124,7 @@ LOGIT_DIFFERENCE = Metric(
     "logit_difference", _logit_difference, "logits/task", "higher", per="task", wants="foil"
 )
 KL = Metric("kl", _kl, "nats/token", wants="clean", smooth=False)
-ACCURACY = Metric("accuracy", _accuracy, "accuracy", "higher", smooth=False)
+ACCURACY = Metric("accuracy", _accuracy, "accuracy", "higher", smooth=False, bound=1.0)
 METRICS = {metric.name: metric for metric in (LOSS, LOGIT_DIFFERENCE, KL, ACCURACY)}
 
 

@@ -1,11 +1,19 @@
 """Which heads are the best, from as few exact measurements as it takes: the statistics of a race.
 
 Windows are drawn at random without replacement, one order for all heads, and a head is measured on
-the windows in that order: any two heads share the windows of the one that has fewer. Two heads are
-compared by their paired difference on what they share, and by their own intervals. Both are
-confidence sequences, which hold at every number of windows at once and so whenever one stops. Heads
-that are surely in or surely out leave the race; effort goes to the closest pairs of the others. The
-target is the weighted mean over these very windows, known exactly once all of them were seen.
+the windows in that order: any two heads share the windows of the one that has fewer. Windows that
+are thought to carry much (`first`) may come before, for all heads; they are known then, and only
+what is left of a mean is estimated. Two heads are compared by betting on their paired difference
+(`analysis.sequences`), which may be looked at after every window. Heads that are surely in or
+surely out are measured no more; effort goes to the closest pairs of the others. The target is the
+weighted mean over these very windows, known exactly once all of them were seen.
+
+Bets need a range that values cannot leave. Where the metric has one (`bound`), what a race says
+holds in every sample size. Elsewhere a range is taken from what was seen: no value of a head lies
+further from its median than the largest seen, nor than the heaviest tail seen of any head would
+have it in units of its own scale (`analysis.tails`). That is an assumption, true in the long run:
+what rests on it is called asymptotic, and nothing is certain of heads on fewer windows than
+`enough`. When a larger value shows up, what was decided is decided again.
 
 No decision hangs on the last bit of a sum. Sums of values are exact, so that heads whose values add
 up to the same have one score, whatever the order of windows; a pair's differences are formed before
@@ -18,21 +26,21 @@ Nothing here knows of models or losses. Shape letters: H heads, N windows, A hea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.ties import first_equal
+from analysis.sequences import capital, interval
+from analysis.tails import Range
 from kernels.errors import ModelError
 
-MINIMUM = 16  # exact windows a head: fewer carry no interval
+MINIMUM = 16  # exact windows a head, drawn at random, before anything is said of it
+KIND = 0.2  # share of windows that is not missed, of any head, before a range is taken as known
 PILOT = 2  # windows of a head that a screen leaves out
 ROUND = 8  # windows between two looks
 FOCUS = 6  # heads measured in a round
-TIGHTEST = 256  # windows at which the confidence sequences are tightest
-DRAWS = 4000  # draws behind p_top
-PAIR_ENTRIES = 1 << 17  # differences of pairs held at once: 1 MB
+PAIR_ENTRIES = 1 << 15  # differences of pairs held at once: a few arrays that a cache holds
 LEAST = 1074  # bits behind the point of the least float
 
 # Sums [heads, windows] of a metric's change, for indices of heads and of windows.
@@ -42,33 +50,20 @@ Told = Callable[[int, int], None]
 May = Callable[[np.ndarray, int], bool]
 
 
-def half_width(count: ArrayLike, population: float, alpha: float, sides: int) -> np.ndarray:
-    """Half width of a confidence sequence for a mean, in standard deviations of one value.
-
-    Asymptotic, by mixing over a normal (two sides) or half-normal (one): Waudby-Smith et al. 2021,
-    arXiv 2103.06476, theorem 2.2 and its one-sided counterpart. Without replacement the sum's
-    deviation from its expectation, times N / (N - t), is a martingale whose variance grows as
-    t * N / (N - t) (Serfling 1974; Waudby-Smith and Ramdas 2020, arXiv 2006.04347): that takes the
-    place of the count t. At t = N nothing is left to estimate.
-    """
-    t = np.asarray(count, dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        time = t / np.maximum(1 - t / population, 0)
-        tail = np.log(sides / (2 * alpha))
-        rho2 = (2 * tail + np.log1p(2 * tail)) / TIGHTEST  # their eq. 12, to first order
-        spread = time * rho2 + 1
-        if sides == 2:
-            log = np.log(np.sqrt(spread) / alpha)
-        else:
-            log = np.log1p(np.sqrt(spread) / (2 * alpha))
-        width = np.sqrt(2 * spread / (time**2 * rho2) * log)
-    return np.where(t >= population, 0.0, width)
-
-
 def least_budget(top: int, heads: int, windows: int) -> int:
     """The smallest budget: the minimum for top + 1 heads and a pilot for the others."""
     minimum, pilot = min(MINIMUM, windows), min(PILOT, windows)
     return heads * pilot + (top + 1) * (minimum - pilot)
+
+
+def enough(heads: int, confidence: float) -> int:
+    """Windows a head before values not seen are taken to reach no further than those seen.
+
+    More, the more heads and the surer: any kind of window that makes up a fifth of a head's was
+    met by then, for all heads together with half of what the confidence leaves. Rarer ones are
+    met sooner where several heads have them, which all widen the range.
+    """
+    return math.ceil(math.log(2 * heads / (1 - confidence)) / -math.log(1 - KIND))
 
 
 def exact_sum(values: Iterable[float]) -> int:
@@ -88,6 +83,9 @@ class Race:
         confidence: that all intervals hold the truth and, where the race ends settled, that the
             whole top set is right, all together and whenever it stops.
         seed: of the order of the windows and the draws behind `p_top`.
+        bound: no value, and no two heads' difference, is larger than this times its window's
+            weight; None where nothing bounds them, which makes the race asymptotic.
+        first: windows that every head is measured on before any is drawn.
     """
 
     def __init__(
@@ -98,24 +96,33 @@ class Race:
         top: int,
         confidence: float = 0.95,
         seed: int = 0,
+        *,
+        bound: float | None = None,
+        first: Sequence[int] = (),
     ) -> None:
         self.heads, self.top, self.confidence, self.seed = heads, top, confidence, seed
-        self.order = np.random.default_rng(seed).permutation(len(np.asarray(weights)))
+        drawn = np.random.default_rng(seed).permutation(len(np.asarray(weights)))
+        chosen = np.asarray(first, dtype=int)
+        self.order = np.concatenate([chosen, drawn[~np.isin(drawn, chosen)]])
+        self.known = len(chosen)  # windows that were not drawn
         self.weights = np.asarray(weights, dtype=float)[self.order]
         self.clusters = np.asarray(clusters)[self.order]
         self.unit = self.weights.mean()  # a mean over windows, over this, is a score
-        self.y = np.full((heads, len(self.order)), np.nan)  # [h, i]: head h on i-th window drawn
+        largest = None if bound is None else bound * float(self.weights.max() / self.unit)
+        self.range = Range(heads, self.windows, largest)
+        self.y = np.full((heads, len(self.order)), np.nan)  # [h, i]: head h on i-th window
         self.counts = np.zeros(heads, dtype=int)  # y[h, :counts[h]] is measured
-        self.totals = [0] * heads  # the sum of that, as `exact_sum` gives it
-        self.scores = np.zeros(heads)  # its mean over `unit`, rounded once
-        self.deviations = np.zeros(heads)  # its standard deviation; 0 of a single window
+        self.totals = np.zeros((2, heads), dtype=object)  # exact sums: known windows, drawn ones
+        self.scores = np.zeros(heads)  # the estimated mean over `unit`, rounded once
+        self.deviations = np.zeros(heads)  # of the values of drawn windows; 0 of a single one
         self.accepted = np.zeros(heads, dtype=bool)
         self.rejected = np.zeros(heads, dtype=bool)
         self.screened = np.zeros(heads, dtype=bool)  # left out by a screen, not by measurement
         self.better = np.zeros((heads, heads), dtype=bool)  # [i, j]: i surely scores above j
-        self.lead = np.zeros((heads, heads))  # [i, j]: i's lead over j, in half widths
-        self._shared = np.zeros((heads, heads), dtype=np.int32)  # windows behind the next two
-        self._gap, self._spread = np.zeros((2, heads, heads))  # of a pair's differences
+        self.lead = np.zeros((heads, heads))  # [i, j]: i's lead over j, in standard errors
+        self.money = np.zeros((heads, heads))  # [i, j]: log of what betting on i > j has won
+        self._shared = np.zeros((heads, heads), dtype=np.int32)  # windows behind a pair's numbers
+        self._fresh = np.zeros(heads, dtype=bool)  # measured since pairs were last compared
         self.stopped = ""
 
     # ------------------------------------------------------------ measuring
@@ -127,8 +134,22 @@ class Race:
 
     @property
     def minimum(self) -> int:
-        """Exact windows of every head in the race."""
-        return min(MINIMUM, self.windows)
+        """Exact windows of every head in the race, whatever the budget."""
+        return min(self.known + MINIMUM, self.windows)
+
+    @property
+    def enough(self) -> int:
+        """Windows of a head before anything is certain of it, where its values are not bounded."""
+        if self.range.bound is not None:
+            return self.minimum
+        return min(self.known + max(MINIMUM, enough(self.heads, self.confidence)), self.windows)
+
+    @property
+    def guarantee(self) -> str:
+        """ "exact", "asymptotic", or "few windows": asymptotic, and of some heads on too few."""
+        if self.range.bound is not None:
+            return "exact"
+        return "asymptotic" if self.counts.min() >= self.enough else "few windows"
 
     @property
     def spent(self) -> int:
@@ -143,8 +164,10 @@ class Race:
     def screen(self, order: np.ndarray, budget: int) -> None:
         """Leave heads out where the budget does not pay the minimum for all, the last of `order`.
 
-        Half of what the pilot leaves goes to the minimum of those that stay.
+        Half of what the pilot leaves goes to the minimum of those that stay. All windows are drawn
+        at random then: two of those that come first would say nothing of a mean.
         """
+        assert not self.known
         pilot = min(PILOT, self.windows)
         extra = max(self.minimum - pilot, 1)
         stay = max(self.top + 1, (budget - self.heads * pilot) // (2 * extra))
@@ -160,22 +183,16 @@ class Race:
     ) -> None:
         """Measure until the top set is settled, the budget spent, or no window left; see `stopped`.
 
-        `may` is asked before each piece but the pilot's; where it says no, the budget counts as
-        spent. The minimum is measured `step` windows at a time, the pilot's first of all.
+        First of all heads are measured side by side: on the minimum whatever the budget, and on
+        `enough` windows as far as the budget reaches, unless a screen left heads out. A race that
+        its budget ended goes on where it was when it is run again with a larger one. `may` is asked
+        before each piece but the pilot's; where it says no, the budget counts as spent.
 
         Raises ModelError where a value is not finite.
         """
-        starts = list(range(0, self.minimum, step))
-        if may is not None:
-            starts = [0, *range(min(PILOT, self.minimum), self.minimum, step)]
-        for start, stop in zip(starts, [*starts[1:], self.minimum], strict=True):
-            if may and start >= PILOT and not may(np.flatnonzero(~self.screened), stop - start):
-                self.stopped = "budget"
-                return
-            pilot = np.flatnonzero(self.screened)
-            if start < PILOT and len(pilot):
-                self._take(measure, pilot, start, min(PILOT, stop), told)
-            self._take(measure, np.flatnonzero(~self.screened), start, stop, told)
+        if not self._side_by_side(measure, budget, told, may, step):
+            self.stopped = "budget"
+            return
         while True:
             racing = self.active
             if self.settled():
@@ -192,6 +209,36 @@ class Race:
                 return
             self._take(measure, chosen, start, start + size, told)
 
+    def _side_by_side(
+        self, measure: Measure, budget: int, told: Told | None, may: May | None, step: int
+    ) -> bool:
+        """All heads, `step` windows at a time, the pilot's first; False where the time is up.
+
+        What the budget does not pay for all heads is left to the closest pairs.
+        """
+        least = self.minimum if self.screened.any() else self.enough
+        starts = [*range(0, self.minimum, step), *range(self.minimum, least, step)]
+        if may is not None:
+            pilot = min(PILOT, self.minimum)
+            starts = [0, *range(pilot, self.minimum, step), *range(self.minimum, least, step)]
+        for start, stop in zip(starts, [*starts[1:], least], strict=True):
+            behind = ~self.screened & (self.counts < stop)
+            lacks = int((stop - self.counts[behind]).sum()) - (budget - self.spent)
+            if start >= self.minimum and lacks > 0:
+                stop += -lacks // int(behind.sum())
+                behind &= self.counts < stop
+            if not behind.any():
+                continue
+            if may and start >= PILOT and not may(np.flatnonzero(behind), stop - start):
+                return False
+            pilots = np.flatnonzero(self.screened)
+            if start < PILOT and len(pilots):
+                self._take(measure, pilots, start, min(PILOT, stop), told)
+            for count in np.unique(self.counts[behind]).tolist():  # `start`, or where it ended
+                heads = np.flatnonzero(behind & (self.counts == count))
+                self._take(measure, heads, count, stop, told)
+        return True
+
     def _take(
         self, measure: Measure, chosen: np.ndarray, start: int, stop: int, told: Told | None
     ) -> None:
@@ -202,16 +249,29 @@ class Race:
             )
         self.y[chosen, start:stop] = values
         self.counts[chosen] = stop
+        self._fresh[chosen] = True
+        split = min(max(self.known - start, 0), stop - start)  # values of windows not drawn
         for head, row in zip(
             chosen.tolist(), np.asarray(values, dtype=float).tolist(), strict=True
         ):
-            self.totals[head] += exact_sum(row)
-        means = np.array([self.totals[head] / (stop << LEAST) for head in chosen.tolist()])
-        self.scores[chosen] = means / self.unit
-        squares = ((self.y[chosen, :stop] - means[:, None]) ** 2).sum(1)
-        self.deviations[chosen] = np.sqrt(squares / max(stop - 1, 1)) / self.unit
+            self.totals[:, head] += exact_sum(row[:split]), exact_sum(row[split:])
+        self.scores[chosen] = [self._mean(head) / self.unit for head in chosen.tolist()]
+        if count := max(stop - self.known, 0):
+            drawn = self.y[chosen, self.known : stop]
+            means = [total / (count << LEAST) for total in self.totals[1, chosen].tolist()]
+            squares = ((drawn - np.array(means)[:, None]) ** 2).sum(1)
+            self.deviations[chosen] = np.sqrt(squares / max(count - 1, 1)) / self.unit
+            self.range.see(chosen, drawn / self.unit)
         if told:
             told(self.spent, int(self.active.sum()))
+
+    def _mean(self, head: int) -> float:
+        """Estimated mean of a head over all windows: exact arithmetic, rounded once."""
+        known, drawn = self.totals[:, head].tolist()
+        count, left = self.counts[head].item() - self.known, self.windows - self.known
+        if count < 1:
+            return known / (self.counts[head].item() << LEAST)
+        return (known * count + drawn * left) / (self.windows * count << LEAST)
 
     # ------------------------------------------------------------ deciding
 
@@ -219,10 +279,12 @@ class Race:
         """Accept and reject what is certain; True when the top set is settled.
 
         A wrong top set means that some head outside the true one was found surely better than one
-        inside: their paired difference missed the truth, one of top * (H - top), or the interval
-        of one of the H heads did. Pairs share one half of alpha, intervals the other.
+        inside: a bet on the wrong side of one of top * (H - top) pairs was won. Pairs share one
+        half of alpha, the intervals of heads the other. All is decided anew at every look: a range
+        that grew takes back what rested on a smaller one.
         """
-        self._compare(np.flatnonzero(self.active))
+        self._compare(np.flatnonzero(~self.screened))
+        self.accepted[:] = self.rejected[:] = False
         while True:
             racing = np.flatnonzero(self.active)
             places = self.top - int(self.accepted.sum())
@@ -242,66 +304,81 @@ class Race:
     def _compare(self, racing: np.ndarray) -> None:
         """Bring `better` and `lead` of all pairs of the given heads up to date."""
         alpha = (1 - self.confidence) / 2 / (self.top * (self.heads - self.top))
-        gap, radius, complete = self.gaps(racing, alpha)
-        place = np.ix_(racing, racing)
-        known = self.better[place]
-        # Two ways to compare may contradict each other, or what was found before: no decision.
-        found = (gap > radius) | self.apart(racing)
-        found &= ~(found | known).T
+        if self.range.grew():
+            self._shared[:] = 0
+            self._fresh[:] = True
+        fresh = racing[self._fresh[racing]]
+        self._fresh[:] = False
+        self._pair(fresh, racing)
+        place, turned = np.ix_(fresh, racing), np.ix_(racing, fresh)
+        above, below = self.certain(place, alpha), self.certain(turned, alpha).T
         # Of all windows the scores are known: they decide, and of equal ones the model's order.
-        scores, index = self.scores[racing], np.arange(len(racing))
-        exact = scores[:, None] > scores
-        exact |= (scores[:, None] == scores) & (index[:, None] < index)
-        self.better[place] = np.where(complete, exact, known | found)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            certain = np.where(gap == 0, 0.0, np.sign(gap) * np.inf)
-            self.lead[place] = np.where(radius > 0, gap / radius, certain)
+        complete = np.logical_and.outer(*[self.counts[h] >= self.windows for h in (fresh, racing)])
+        higher = np.subtract.outer(self.scores[fresh], self.scores[racing])
+        before = np.subtract.outer(fresh, racing)
+        exact = (higher > 0) | ((higher == 0) & (before < 0))
+        after = (higher < 0) | ((higher == 0) & (before > 0))
+        both = np.isin(racing, fresh)
+        below[:, both] = above[:, both].T
+        shared = np.minimum.outer(self.counts[fresh], self.counts[racing])
+        above, below = above & (shared >= self.enough), below & (shared >= self.enough)
+        self.better[place] = np.where(complete, exact, above & ~below)
+        self.better[turned] = np.where(complete, after, below & ~above).T
 
-    def gaps(self, racing: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each pair of the given heads, on the windows they share: [A, A] each.
+    def certain(self, place: tuple[np.ndarray, ...], alpha: float) -> np.ndarray:
+        """Of pairs that have not seen all windows, whether the first is surely better, [A, A]."""
+        return self.money[place] > -np.log(alpha)
 
-        The mean difference, the half width of its one-sided confidence sequence, and whether both
-        have seen all windows.
-        """
-        self._pair(racing)
-        place = np.ix_(racing, racing)
-        counts, at = np.unique(self.counts[racing], return_inverse=True)
-        shared = np.minimum.outer(at, at)  # index into counts
-        width = self.half_width(counts, alpha, sides=1)[shared]
-        return self._gap[place], self._spread[place] * width, (counts >= self.windows)[shared]
+    @property
+    def population(self) -> int:
+        """Windows that the mean is over."""
+        return self.windows
 
-    def _pair(self, racing: np.ndarray) -> None:
-        """Mean and deviation of the differences of those pairs that share more windows than before.
+    def widest(
+        self, one: np.ndarray, two: np.ndarray, largest: np.ndarray, spread: np.ndarray
+    ) -> np.ndarray:
+        """How far from 0 the differences of pairs may lie, [P]; see `Range.of_pairs`."""
+        return self.range.of_pairs(one, two, largest, spread)
+
+    def _pair(self, fresh: np.ndarray, racing: np.ndarray) -> None:
+        """Bets on those pairs of the given heads that share more windows than they did."""
+        shared = np.minimum.outer(self.counts[fresh], self.counts[racing])
+        stale = shared != self._shared[np.ix_(fresh, racing)]
+        # Of two heads that are both fresh, the pair once; never a head with itself.
+        stale &= (fresh[:, None] < racing) | ~np.isin(racing, fresh)
+        rows, columns = np.nonzero(stale)
+        pairs = np.sort(np.stack([fresh[rows], racing[columns]], axis=1), axis=1)  # [P, 2]
+        windows = shared[rows, columns]
+        for count in np.unique(windows).tolist():
+            chosen = pairs[windows == count]
+            for part in np.array_split(chosen, -(-len(chosen) * count // PAIR_ENTRIES)):
+                self._bet(part[:, 0], part[:, 1], count)
+
+    def _bet(self, one: np.ndarray, two: np.ndarray, count: int) -> None:
+        """Evidence that one of each pair is better, from the windows they share.
 
         Differences first, squares after: var + var - 2 cov would leave the rounding of three large
         numbers where a small one is asked, and something where two heads are equal.
         """
-        counts = self.counts[racing]
-        shared = np.minimum.outer(counts, counts)
-        stale = np.argwhere(np.triu(shared != self._shared[np.ix_(racing, racing)], 1))
-        windows = shared[stale[:, 0], stale[:, 1]]
-        for count in np.unique(windows).tolist():
-            pairs = racing[stale[windows == count]]  # [P, 2]
-            for part in np.array_split(pairs, -(-len(pairs) * count // PAIR_ENTRIES)):
-                one, two = part.T
-                difference = self.y[one, :count] - self.y[two, :count]
-                mean = difference.sum(1) / count
-                difference -= mean[:, None]
-                squares = np.square(difference, out=difference).sum(1)
-                self._gap[one, two] = mean / self.unit
-                self._gap[two, one] = -mean / self.unit
-                spread = np.sqrt(squares / max(count - 1, 1)) / self.unit
-                self._spread[one, two] = self._spread[two, one] = spread
-                self._shared[one, two] = self._shared[two, one] = count
-
-    def apart(self, racing: np.ndarray) -> np.ndarray:
-        """Of each pair of the given heads, whether the first's interval lies above the other's."""
-        own = self.intervals()
-        return own["ci_low"][racing, None] > own["ci_high"][racing]
-
-    def half_width(self, count: np.ndarray, alpha: float, sides: int) -> np.ndarray:
-        """See the function of that name."""
-        return half_width(count, self.windows, alpha, sides)
+        difference = (self.y[one, :count] - self.y[two, :count]) / self.unit
+        known, left = self.known, self.windows - self.known
+        drawn = difference[:, known:]
+        mean = drawn.sum(1) / drawn.shape[1]
+        gap = (difference[:, :known].sum(1) + left * mean) / self.windows
+        spread = np.sqrt(np.square(drawn - mean[:, None]).sum(1) / max(count - known - 1, 1))
+        sign = np.where(gap < 0, -1.0, 1.0)
+        difference *= sign[:, None]
+        low = -self.widest(one, two, np.abs(drawn).max(1), spread)
+        won = capital(difference, np.zeros(len(gap)), low, self.population, known)
+        won = np.where(gap == 0, 0.0, won)
+        ahead = sign > 0
+        self.money[one, two] = np.where(ahead, won, -np.inf)
+        self.money[two, one] = np.where(ahead, -np.inf, won)
+        error = spread * np.sqrt(1 / (count - known) - 1 / left) * left / self.windows
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lead = np.where(gap == 0, 0.0, gap / error)
+        self.lead[one, two], self.lead[two, one] = lead, -lead
+        self._shared[one, two] = self._shared[two, one] = count
 
     def contested(self) -> tuple[np.ndarray, int]:
         """The heads to measure next and the window they stand at: those of the closest open pairs.
@@ -336,89 +413,25 @@ class Race:
         group = np.select([self.accepted, self.active, self.rejected], [0, 1, 2], 3)
         return np.lexsort((np.arange(self.heads), -self.scores, group))
 
+    @property
+    def variance_left(self) -> np.ndarray:
+        """The variance of each head's score, in squared deviations of a window, [H]."""
+        left = self.windows - self.known
+        drawn = np.maximum(self.counts - self.known, 1)
+        return (1 / drawn - 1 / max(left, 1)) * (left / self.windows) ** 2
+
     def intervals(self) -> dict[str, np.ndarray]:
         """score, stderr, ci_low, ci_high, [H] each: confidence sequences, corrected over heads."""
         alpha = (1 - self.confidence) / 2 / self.heads
-        radius = self.deviations * self.half_width(self.counts, alpha, sides=2)
-        stderr = self.deviations * np.sqrt(1 / self.counts - 1 / self.windows)
-        low, high = self.scores - radius, self.scores + radius
-        return {"score": self.scores, "stderr": stderr, "ci_low": low, "ci_high": high}
-
-    def p_top(self) -> np.ndarray:
-        """Chance of the top set given what was measured, [H]: normal draws of all means together.
-
-        Two heads' means covary as their values do on the windows they share. Equal heads get equal
-        draws, and what is known is not drawn, so that ties fall by model order here too.
-        """
-        twin = first_equal(self.y[head, :count] for head, count in enumerate(self.counts))
-        index = np.arange(self.heads)
-        drawn = (self.counts < self.windows) & (self.deviations > 0) & (twin == index)
-        noise = np.zeros((DRAWS, self.heads))
-        normal = np.random.default_rng(self.seed).standard_normal(noise.shape)
-        if drawn.any():
-            values, vectors = np.linalg.eigh(self._covariance(np.flatnonzero(drawn)))
-            root = vectors * np.sqrt(np.maximum(values, 0))  # pairs seen apart may not fit together
-            # The symmetric root is the only one: eigenvectors alone depend on who computes them.
-            noise[:, drawn] = normal[:, drawn] @ (root @ vectors.T)
-        draws = self.scores + noise[:, twin]
-        best = np.argsort(-draws, axis=1, kind="stable")[:, : self.top]
-        return np.bincount(best.ravel(), minlength=self.heads) / DRAWS
-
-    def _covariance(self, heads: np.ndarray) -> np.ndarray:
-        """Of the means of the given heads, [A, A]."""
-        counts, deviations = self.counts[heads], self.deviations[heads]
-        covariance = np.zeros((len(heads), len(heads)))
-        for count in np.unique(counts[counts > 1]):
-            rows, columns = np.flatnonzero(counts >= count), np.flatnonzero(counts == count)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found = np.nan_to_num(np.corrcoef(self.y[heads[rows], :count]))
-            found = np.atleast_2d(found)[:, np.searchsorted(rows, columns)]
-            block = found * deviations[rows, None] * deviations[columns]
-            covariance[np.ix_(rows, columns)] = block
-            covariance[np.ix_(columns, rows)] = block.T
-        np.fill_diagonal(covariance, deviations**2)
-        return covariance * (1 / np.maximum.outer(counts, counts) - 1 / self.windows)
-
-    def ties(self, order: np.ndarray) -> list[bool]:
-        """Whether each of `order` and the next may stand the other way in other documents.
-
-        The 95% interval of their difference on shared windows, clustered by document, contains 0.
-        """
-        tied = []
-        for above, below in zip(order[:-1], order[1:], strict=True):
-            shared = min(self.counts[above], self.counts[below])
-            one, two = self.y[above, :shared], self.y[below, :shared]
-            lead = (math.fsum(one) - math.fsum(two)) / shared  # 0 where they add up to the same
-            sums = np.bincount(self.clusters[:shared], one - two - lead)
-            tied.append(bool(lead <= 1.96 * np.sqrt((sums**2).sum()) / shared))
-        return [*tied, False]
-
-    def by_cluster(self, clusters: int) -> np.ndarray:
-        """Each head's mean on each document's measured windows, NaN without: [H, clusters]."""
-        result = np.full((self.heads, clusters), np.nan)
-        for head, count in enumerate(self.counts):
-            cells, weights = self.clusters[:count], self.weights[:count]
-            total = np.bincount(cells, self.y[head, :count], clusters)
-            mass = np.bincount(cells, weights, clusters)
-            np.divide(total, mass, out=result[head], where=mass > 0)
-        return result
-
-    def design_effect(self) -> float:
-        """Variance of the mean as of documents drawn, over that as of windows drawn.
-
-        From the intraclass correlation of windows of one document (Kish 1965, section 5.4), pooled
-        over heads. The race needs no correction for it: it draws windows, not documents.
-        """
-        alike = pairs = 0.0
-        for head, count in enumerate(self.counts):
-            value = self.y[head, :count]
-            if not self.deviations[head]:
+        low, high = self.scores.copy(), self.scores.copy()
+        for count in np.unique(self.counts).tolist():
+            rows = np.flatnonzero(self.counts == count)
+            if count == self.windows:
                 continue
-            centred = value - value.mean()
-            variance = (centred**2).mean()
-            size = np.bincount(self.clusters[:count])
-            sums = np.bincount(self.clusters[:count], centred)
-            alike += float((sums**2).sum() - (centred**2).sum()) / variance
-            pairs += float((size * (size - 1)).sum())
-        size = np.bincount(self.clusters)
-        return 1 + (alike / pairs if pairs else 0.0) * float((size**2).sum() / size.sum() - 1)
+            values = self.y[rows, :count] / self.unit
+            ends = self.range.of_heads(rows, values[:, self.known :])
+            low[rows], high[rows] = interval(values, *ends, self.windows, alpha, self.known)
+            blank = rows[ends[0] == ends[1]]  # zeros alone were seen, of all heads
+            low[blank], high[blank] = -np.inf, np.inf
+        stderr = self.deviations * np.sqrt(self.variance_left)
+        return {"score": self.scores, "stderr": stderr, "ci_low": low, "ci_high": high}

@@ -24,7 +24,7 @@ import numpy as np
 
 from analysis.baselines import MEANS
 from analysis.distributed import agreed
-from analysis.documents import MAX_CONTEXT, MIN_DOCUMENTS, Documents
+from analysis.documents import MAX_CONTEXT, Documents
 from analysis.estimates import FIRST_ORDER, Work
 from analysis.few_heads import SCREENING, first_order
 from analysis.methods import ablation_passes, method_text
@@ -45,6 +45,7 @@ from analysis.within import (
 )
 
 BASELINE_SHARE = 0.12  # of the time, for the mean head outputs
+MANY = 20  # documents
 SCREEN = 32  # windows of gradients behind a screen
 FULL, SCREENED, BARE = "full", "screened", "bare"  # which heads are measured
 LONG, SHORT = 128, 32  # tokens a window
@@ -106,11 +107,11 @@ def raced_documents(
 def _population(work: Work, docs: Documents) -> tuple[int | None, int | None]:
     """`limit` and `tokens` of the documents whose mean head outputs take so much of the time.
 
-    Rather 20 documents and more, which are then the unit of intervals, than whole ones.
+    Rather MANY documents and more than whole ones.
     """
     seconds = BASELINE_SHARE * (work.time_left - work.reserve)
     affordable = agreed(int(seconds / (work.rate or 1e-9)))
-    for least in (MIN_DOCUMENTS, LEAST):
+    for least in (MANY, LEAST):
         if (found := enough_documents(docs, affordable, least)) is not None:
             return found
     return least_documents(docs)

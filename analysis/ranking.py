@@ -17,13 +17,14 @@ import pandas as pd
 from analysis.distributed import is_main, rank_and_size, reduced, share
 from analysis.documents import Documents
 from analysis.engine import Progress
-from analysis.estimates import Cheaper, a_time, current, did, timed
-from analysis.few_heads import first_order, with_the_others
+from analysis.estimates import FIRST_ORDER, Cheaper, a_time, current, did, timed
+from analysis.few_heads import SCREENING, first_order, first_order_by_window, with_the_others
 from analysis.importance import head_importance, method_cost
 from analysis.methods import METHODS, ablation_passes
 from analysis.metrics import Metric
 from analysis.noise import with_noise
-from analysis.race import DRAWS, FOCUS, MINIMUM, ROUND, May, Race, least_budget
+from analysis.race import FOCUS, MINIMUM, ROUND, May, Measure, Race, enough, least_budget
+from analysis.race_found import by_cluster, design_effect, may_turn, p_top, tails, ties
 from analysis.race_in_time import (
     BARE,
     SCREEN,
@@ -36,13 +37,19 @@ from analysis.race_in_time import (
     raced_documents,
     windows_at_once,
 )
+from analysis.ranking_words import tail_warning
+from analysis.screen import BUDGET, planned, screened, screening_passes
+from analysis.screen import NAME as BY_SCREEN
 from analysis.subject import Subject, Unit, check_choice, loaded_with, prepared, units_of
 from analysis.tables import head_table, weights_of
-from analysis.ties import best_first, first_equal
+from analysis.tails import heavy_windows
+from analysis.ties import best_first, difference
 from analysis.within import Cost
 from kernels.errors import MidusError
 
 PER_HEAD = 56  # evaluations a head, on average, of the default budget
+CONFIDENCE = 0.95
+SIZING = 0.4  # of the budget, for a first-order pass
 
 
 @timed
@@ -54,7 +61,7 @@ def rank_heads(
     baseline: str = "mean",
     metric: Any = "loss",
     top: int = 16,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     budget: int | float | str | None = None,
     seed: int = 0,
     within: float | Mapping[str, Any] | None = None,
@@ -65,10 +72,14 @@ def rank_heads(
     Args:
         model: what `midus_model.load` takes; by default "pico".
         data: what `analysis.documents` takes, a task included; by default pico's held-out text.
-        method: "ablation" (exact, raced), or another of `head_importance`, whose table is sorted.
+        method: "ablation" (exact, raced); "screen" (first-order sizes choose the candidates, exact
+            ablation decides among them, on a tenth of all evaluations by default: see
+            `analysis.screen`); or another of `head_importance`, whose table is sorted.
         baseline, metric: as `head_importance` takes them.
         top: size of the top set, at least 1 and below the number of heads.
-        confidence: that the whole top set is right, where the race ends settled.
+        confidence: that the whole top set is right, where the race ends settled, and that all
+            intervals are, together. Only a race has one: with another method, and with budget
+            "all", every window is measured, and what is not 0.95 is refused.
         budget: exact evaluations at most, a head on a window each: a whole number, a share of all
             there are (0.25), or "all", the exhaustive sweep without a race. By default 56 a head.
         seed: of the order of windows.
@@ -84,22 +95,39 @@ def rank_heads(
     Returns:
         A row a head, columns of `head_importance` (`by_document` holds NaN where a document was not
         reached; intervals are confidence sequences for the mean over these documents, together
-        right with `confidence`) and `p_top`, `exact` (windows measured), `tied_with_next` (the
-        paired 95% interval of the difference to the next row, documents being the unit, contains
-        0). `.attrs["stopped"]` says why the race ended: "settled", "budget", or "documents" (the
-        last contenders were measured on every window); `.attrs["evaluations"]` what it cost;
+        right with `confidence`) and
+
+        - `p_top`: the chance of the head, given what was measured, to be in the top set of these
+          documents; 1 or 0 once every window was measured;
+        - `exact`: windows measured;
+        - `tied_with_next`: other documents of this kind may turn the head and the next: the
+          interval of their difference, documents being drawn, contains 0 (as measured, an
+          untied pair stands the wrong way in at most 5%);
+        - `kurtosis`, `tail_share` (what the largest 5% of its windows hold of the size of all) and
+          `carried_by` (the fewest windows that hold half) of the values of a race.
+
+        `.attrs["stopped"]` says why the race ended: "settled", "budget", or "documents" (the last
+        contenders were measured on every window); `.attrs["evaluations"]` what it cost;
+        `.attrs["guarantee"]` is "exact" where the metric is bounded, which makes intervals and set
+        right in every sample size; "asymptotic" where the range of values was taken from those
+        seen, once every head had `.attrs["enough"]` windows, more of them the more heads and the
+        surer; "few windows" where the budget did not pay those: nothing is settled then, and no
+        error is stated. `.attrs["tails"]` warns of scores that a few windows carry (`["kurtosis"]`
+        and `["tail_share"]` are the largest around the top); `.attrs["first"]` counts the windows
+        that every head was measured on first, because to first order they carry much of some head
+        (a pass over all windows, made where it costs little beside the budget);
         `.attrs["design_effect"]` how many times larger the variance of a score is when documents
-        are drawn rather than windows. Every head has at least 16 exact windows; where a budget
-        does not pay them, gradients choose the heads that get them, and `.attrs["screened"]` counts
-        the others, given two windows each and ranked last: the confidence is conditional on that
-        choice.
+        are drawn rather than windows. Every head has at least 16 exact windows; where a budget does
+        not pay them, gradients choose the heads that get them, and `.attrs["screened"]` counts the
+        others, given two windows each and ranked last: the confidence is conditional on that
+        choice. `analysis.ranking_words.summary` says all of this in a line.
 
     Under `torchrun` or `accelerate launch` the windows are shared out.
 
     Raises:
         MidusError: where an argument, the model or the data cannot be used.
     """
-    check_choice("method", method, METHODS)
+    check_choice("method", method, (*METHODS, BY_SCREEN))
     network, docs = loaded_with(model, data)
     heads, windows = len(units_of(network)), len(docs.windows)
     if not 1 <= top < heads:
@@ -108,25 +136,95 @@ def rank_heads(
         raise MidusError(f"confidence is {confidence}; it must lie between 0 and 1, as 0.95 does")
     work = current()
     in_time = work is not None and work.limited
-    allowed = _allowed(budget, top, heads, windows, in_time)
+    allowed: int | None
+    if method == BY_SCREEN:
+        allowed = _allowed_to_screen(budget, heads * windows, in_time)
+        planned(heads, windows, top, allowed, min(MINIMUM, windows))
+    else:
+        allowed = _allowed(budget, top, heads, windows, in_time)
     how: dict[str, Any] = {
         "baseline": baseline, "metric": metric, "seed": seed, "progress": progress,
     }  # fmt: skip
-    if method != "ablation" or allowed is None:
+    if method not in ("ablation", BY_SCREEN) or allowed is None:
+        if confidence != CONFIDENCE:
+            raise MidusError(
+                f"confidence is {confidence}; only a race has one, and method {method!r} with "
+                f"budget {budget!r} measures every window; leave confidence out"
+            )
         table = head_importance(network, docs, method=method, **how)
-        return _sorted(table, top, confidence, windows if method == "ablation" else 0)
-    subject = prepared(network, docs, cost=_cost(docs, top, allowed), **how)
+        return _sorted(table, top, windows if method == "ablation" else 0)
+    cost = _cost(docs, top, allowed)
+    if method == BY_SCREEN:
+        cost = replace(cost, beside=lambda model, _, count: screening_passes(model, count))
+    subject = prepared(network, docs, cost=cost, **how)
 
-    def race_of(subject: Subject) -> Race:
+    def race_of(subject: Subject, first: Sequence[int] = ()) -> Race:
         clusters = [window.unit for window in subject.docs.windows]
-        weights = subject.window_weights
-        return Race(len(subject.units), weights, clusters, top, confidence, seed)
+        weights, bound = subject.window_weights, subject.metric.bound
+        return Race(
+            len(subject.units), weights, clusters, top, confidence, seed, bound=bound, first=first
+        )
 
+    if method == BY_SCREEN:
+
+        def raced(part: Subject, measure: Measure, budget: int) -> pd.DataFrame:
+            race = race_of(part)
+            _run(race, part, budget, progress, measure=measure)
+            return _table(race, part)
+
+        exact, order = partial(measured, subject), race_of(subject).order
+        return screened(subject, raced, exact, order, top, allowed, min(MINIMUM, windows), seed)
     if in_time:
         return _raced_in_time(race_of, subject, allowed, top, progress)
-    race = race_of(subject)
+    race = race_of(subject, _heavy(subject, allowed, confidence))
     _run(race, subject, allowed, progress)
     return _table(race, subject)
+
+
+def _sized(model: Any, units: Sequence[Unit], windows: int, allowed: int) -> bool:
+    """Whether a first-order pass over all windows costs little beside the evaluations allowed."""
+    passes = FIRST_ORDER * windows
+    return passes <= SIZING * allowed * evaluation_passes(model, units)
+
+
+def _heavy(subject: Subject, allowed: int, confidence: float) -> list[int]:
+    """Windows that carry much of some head to first order, where looking for them pays.
+
+    A bounded metric has no rare window that the race does not know the size of.
+    """
+    units, windows = subject.units, len(subject.docs.windows)
+    drawn = max(MINIMUM, enough(len(units), confidence))
+    room = allowed // len(units) - drawn
+    if subject.metric.bound is not None or room < 1 or windows <= drawn:
+        return []
+    if not _sized(subject.model, units, windows, allowed):
+        return []
+    return heavy_windows(first_order_by_window(subject), most=room // 2)
+
+
+def _allowed_to_screen(budget: Any, full: int, in_time: bool) -> int:
+    """Evaluations allowed to a screen and what follows it."""
+    if in_time:
+        raise MidusError(
+            f"method {BY_SCREEN!r} keeps to a budget of evaluations, not to a time; give budget "
+            "and leave within out"
+        )
+    given = BUDGET if budget is None else budget
+    found = _evaluations(given, full)
+    if found is None:
+        raise MidusError(
+            f"budget is {budget!r}; method {BY_SCREEN!r} takes a number of evaluations, or a share "
+            "of all there are such as 0.1"
+        )
+    return min(full, found)
+
+
+def _evaluations(budget: Any, full: int) -> int | None:
+    """A budget as a number of evaluations: a whole number, or a share of all; None of another."""
+    if isinstance(budget, int | np.integer) and not isinstance(budget, bool):
+        return int(budget)
+    share = isinstance(budget, float | np.floating) and 0 < budget <= 1
+    return int(budget * full) if share else None
 
 
 def _allowed(budget: Any, top: int, heads: int, windows: int, in_time: bool) -> int | None:
@@ -139,9 +237,7 @@ def _allowed(budget: Any, top: int, heads: int, windows: int, in_time: bool) -> 
             raise MidusError("within chooses the budget; leave budget 'all' out")
         return None
     least = least_budget(top, heads, windows)
-    whole = isinstance(budget, int | np.integer) and not isinstance(budget, bool)
-    share = isinstance(budget, float | np.floating) and 0 < budget <= 1
-    allowed = int(budget) if whole else int(budget * full) if share else 0
+    allowed = _evaluations(budget, full) or 0
     if allowed < least:
         raise MidusError(
             f"budget is {budget!r}; it must be at least {least} evaluations (that pays "
@@ -161,7 +257,8 @@ def _cost(docs: Documents, top: int, allowed: int) -> Cost:
 
     def passes(model: Any, units: Sequence[Unit]) -> dict[str, float]:
         count = min(allowed, len(units) * windows)
-        return {STAGE: count * evaluation_passes(model, units) / windows}
+        found = {STAGE: count * evaluation_passes(model, units) / windows}
+        return found | ({SCREENING: FIRST_ORDER} if _sized(model, units, windows, count) else {})
 
     def cheaper(seconds: float, forward: float, metric: Metric) -> list[Cheaper]:
         found = []
@@ -190,8 +287,9 @@ def _run(
     progress: Progress | None,
     may: May | None = None,
     step: int = ROUND,
+    measure: Measure | None = None,
 ) -> None:
-    """Race the subject's heads."""
+    """Race the subject's heads; `measure`: by values that come otherwise than from ablation now."""
     every = min(allowed, race.heads * race.windows)
 
     work = current()
@@ -208,7 +306,7 @@ def _run(
     if may is None and allowed < race.heads * race.minimum:
         sizes = first_order(subject, race.order[:SCREEN].tolist())
         race.screen(best_first(sizes), allowed)
-    race.run(lambda heads, windows: measured(subject, heads, windows), every, told, may, step)
+    race.run(measure or partial(measured, subject), every, told, may, step)
 
 
 def _raced_in_time(
@@ -283,25 +381,35 @@ def _table(race: Race, subject: Subject) -> pd.DataFrame:
         "exhaustive": race.heads * race.windows,
         "minimum": race.minimum,
         "screened": screened,
-        "interval": "confidence sequence over these documents, corrected over heads",
-        "design_effect": race.design_effect(),
+        "enough": race.enough,
+        "guarantee": race.guarantee,
+        "first": race.known,
+        "design_effect": design_effect(race),
     }
+    attrs["interval"] = (
+        f"confidence sequence over these documents, corrected over heads, {attrs['guarantee']}"
+    )
     if screened:
         attrs["conditional"] = f"on a screen by gradient that left out {screened} heads"
     table = head_table(
         subject.units,
-        race.by_cluster(len(subject.docs.units)),
+        by_cluster(race, len(subject.docs.units)),
         subject.weights,
         attrs,
         intervals=race.intervals(),
-        seed=race.seed,
     )
-    table["p_top"] = race.p_top()
+    table["p_top"] = p_top(race)
     table["exact"] = race.counts
+    for name, values in tails(race).items():
+        table[name] = values
     attrs = table.attrs
     table = table.iloc[order].reset_index(drop=True)
-    table["tied_with_next"] = race.ties(order)
+    table["tied_with_next"] = ties(race, order)
     table.attrs = attrs
+    around = table.iloc[: 2 * race.top]
+    table.attrs |= {"tails": tail_warning(table)} | {
+        name: float(around[name].max()) for name in ("kurtosis", "tail_share")
+    }
     return with_noise(table, subject, name="ablation")
 
 
@@ -333,31 +441,25 @@ def _with_the_others(table: pd.DataFrame, subject: Subject, sizes: np.ndarray) -
     return whole
 
 
-def _sorted(table: pd.DataFrame, top: int, confidence: float, exact: int) -> pd.DataFrame:
-    """A table of all documents as a ranking: documents are resampled for `p_top` and ties."""
+def _sorted(table: pd.DataFrame, top: int, exact: int) -> pd.DataFrame:
+    """A table of all documents as a ranking: of these documents the top set is known."""
     attrs = table.attrs
-    scores = np.array(table["by_document"].tolist())  # [heads, documents]
-    count = scores.shape[1]
-    weights = weights_of(table)
-    rng = np.random.default_rng(attrs["seed"])
-    drawn = rng.multinomial(count, [1 / count] * count, DRAWS) * weights
-    total, twin = drawn.sum(1, keepdims=True), first_equal(scores)
-    means = (drawn @ scores.T / total)[:, twin]  # [draws, heads]; of equal heads the same
-    best = np.argsort(-means, axis=1, kind="stable")[:, :top]
-    table["p_top"] = np.bincount(best.ravel(), minlength=len(table)) / DRAWS
-    table["exact"] = exact
     order = best_first(table["score"])
-    gaps = drawn @ (scores[order[:-1]] - scores[order[1:]]).T / total
-    tied = np.quantile(gaps, 0.025, axis=0) <= 0
+    weights = weights_of(table) / weights_of(table).sum()
+    scores = np.array(table["by_document"].tolist())[order]  # [heads, documents]
     table = table.iloc[order].reset_index(drop=True)
-    table["tied_with_next"] = [*tied.tolist(), False]
+    table["p_top"] = (np.arange(len(table)) < top).astype(float)
+    table["exact"] = exact
+    leads = difference(table["score"][:-1], table["score"][1:])
+    gaps = scores[:-1] - scores[1:]
+    tied = [may_turn(lead, weights * (gap - lead)) for lead, gap in zip(leads, gaps, strict=True)]
+    table["tied_with_next"] = [*tied, False]
     table.attrs = attrs | {
         "table": "ranking",
         "top": top,
-        "confidence": confidence,
+        "confidence": CONFIDENCE,
         "stopped": "documents",
         "evaluations": exact * len(table),
         "screened": 0,
-        "interval": "bootstrap over documents",
     }
     return table

@@ -1,134 +1,21 @@
-"""Means, intervals and spread of head scores. The source document is what is resampled.
-
-A score is a token-weighted mean over documents, a ratio of two sums that both vary with the
-documents drawn. The bootstrap therefore draws documents with their tokens and forms the ratio
-anew each time (a cluster bootstrap; Field and Welsh 2007, J. R. Stat. Soc. B 69(3)).
-"""
+"""Token-weighted means of head scores, their shares and their spread over heads."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.ties import first_equal
 from kernels.errors import MidusError
 
-RESAMPLES = 2000
-CHUNK_ENTRIES = 4_000_000  # counts held at once: 32 MB
 
-
-class Interval(NamedTuple):
-    """An estimate, its standard error and a percentile interval, arrays of one shape."""
-
-    estimate: np.ndarray
-    stderr: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def weighted_mean(values: ArrayLike, weights: ArrayLike) -> np.ndarray:
+def weighted_mean(values: ArrayLike, weights: ArrayLike, *, finite: bool = True) -> np.ndarray:
     """Mean of `values` [..., documents] with `weights` [documents] (tokens) -> [...].
 
-    Equal rows have equal means, which a product of matrices does not promise.
+    Equal rows have equal means, which a product of matrices does not promise. With `finite`, NaN
+    and infinity are refused.
     """
-    matrix, counts = _checked(values, weights)
+    matrix, counts = checked(values, weights, finite=finite)
     return np.multiply(matrix, counts, order="C").sum(-1) / counts.sum()
-
-
-def bootstrap(
-    statistic: Callable[..., np.ndarray],
-    values: Sequence[ArrayLike],
-    weights: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Interval of a function of several heads' means, documents being resampled.
-
-    `values`: arrays [heads, documents] measured on the same documents; every resample draws the
-    same documents for all of them, so differences are paired. `statistic` is given their means,
-    each [resamples, heads], and returns [resamples, ...]. `weights` [documents]: tokens.
-
-    Equal heads have equal means in every resample.
-
-    With one document there is nothing to resample: stderr, low and high are NaN. Where the
-    statistic of a resample is NaN (a share of nothing), so are they.
-
-        bootstrap(lambda b, a: shares(a)[0] - shares(b)[0], [before, after], tokens)
-    """
-    if not 0 < confidence < 1:
-        raise MidusError(f"confidence must lie between 0 and 1, for example 0.95; got {confidence}")
-    if resamples < 2:
-        raise MidusError(f"a bootstrap needs at least 2 resamples; got {resamples}")
-    if not values:
-        raise MidusError("a bootstrap needs at least one array of values; got none")
-    checked = [_checked(array, weights) for array in values]
-    matrices, counts = [matrix for matrix, _ in checked], checked[0][1]
-
-    estimate = np.asarray(statistic(*(weighted_mean(m, counts)[None] for m in matrices)))[0]
-    if len(counts) < 2:
-        unknown = np.full_like(estimate, np.nan, dtype=float)
-        return Interval(estimate, unknown, unknown.copy(), unknown.copy())
-    twins = [first_equal(matrix) for matrix in matrices]
-    kept = [np.unique(twin, return_inverse=True) for twin in twins]
-    drawn = []
-    for times in _resample_counts(len(counts), resamples, seed):  # [chunk, documents]
-        mass = times * counts
-        total = mass.sum(axis=1, keepdims=True)
-        means = (
-            (mass @ matrix[rows].T / total)[:, back]
-            for matrix, (rows, back) in zip(matrices, kept, strict=True)
-        )
-        drawn.append(statistic(*means))
-    samples = np.concatenate(drawn)  # [resamples, ...]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
-    return Interval(estimate, samples.std(axis=0, ddof=1), low, high)
-
-
-def bootstrap_mean(
-    values: ArrayLike,
-    weights: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Interval of the token-weighted mean of `values` [heads, documents] -> arrays [heads]."""
-    return bootstrap(
-        lambda mean: mean,
-        [values],
-        weights,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
-
-
-def paired_difference(
-    before: ArrayLike,
-    after: ArrayLike,
-    weights: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Interval of after - before, both [heads, documents] of the same documents."""
-    first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    if first.shape != second.shape:
-        raise MidusError(
-            "a paired difference needs the same heads and documents on both sides; "
-            f"got {list(first.shape)} and {list(second.shape)}"
-        )
-    return bootstrap_mean(
-        second - first, weights, confidence=confidence, resamples=resamples, seed=seed
-    )
 
 
 # ---------------------------------------------------------------- shares and spread
@@ -179,7 +66,14 @@ def concentration(scores: ArrayLike) -> dict[str, float]:
 # ---------------------------------------------------------------- helpers
 
 
-def _checked(values: ArrayLike, weights: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def checked(
+    values: ArrayLike, weights: ArrayLike, *, finite: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values [..., documents] and weights [documents] as arrays of float64.
+
+    Raises MidusError where they do not fit, a weight is not positive, or (with `finite`) a value is
+    NaN or infinite.
+    """
     matrix, counts = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
     if counts.ndim != 1 or counts.size == 0 or matrix.ndim == 0 or len(counts) != matrix.shape[-1]:
         raise MidusError(
@@ -188,19 +82,10 @@ def _checked(values: ArrayLike, weights: ArrayLike) -> tuple[np.ndarray, np.ndar
         )
     if not (np.isfinite(counts).all() and (counts > 0).all()):
         raise MidusError("every document's weight (its tokens) must be positive and finite")
-    if not np.isfinite(matrix).all():
+    if finite and not np.isfinite(matrix).all():
         broken = int((~np.isfinite(matrix)).sum())
         raise MidusError(
             f"{broken} of {matrix.size} scores are NaN or infinite; "
             "check that the model's loss on these documents is finite"
         )
     return matrix, counts
-
-
-def _resample_counts(documents: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each document is drawn in each resample: int64 [chunk, documents], in chunks."""
-    rng = np.random.default_rng(seed)
-    chunk = max(1, CHUNK_ENTRIES // documents)
-    even = np.full(documents, 1 / documents)
-    for index in range(math.ceil(resamples / chunk)):
-        yield rng.multinomial(documents, even, size=min(chunk, resamples - index * chunk))

@@ -39,6 +39,7 @@ GROUPS = {"head": "query heads", "kv": "kv groups"}
 
 
 NOISE, NOISE_WINDOWS = "half precision", 8  # see `analysis.noise`
+AGREEMENT = "agreement with exact ablation"  # the stage, see `analysis.agreement`
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ class Subject:
 
     @property
     def weighting(self) -> str:
-        """What a unit of the bootstrap weighs: its "tokens", or all alike ("documents")."""
+        """What a unit of the intervals weighs: its "tokens", or all alike ("documents")."""
         return "documents" if self.metric.per == "task" else "tokens"
 
     @property
     def weights(self) -> np.ndarray:
-        """Weight of every unit of the bootstrap, which its summed metric is divided by: [units]."""
+        """Weight of every unit of the intervals, which its summed metric is divided by: [units]."""
         tokens = np.array([unit["tokens"] for unit in self.docs.units], dtype=float)
         return np.ones_like(tokens) if self.weighting == "documents" else tokens
 
@@ -234,6 +235,8 @@ def prepared(
         else:
             if cost.half is not None:
                 stages |= noise_passes(network, docs, cost.half(network, units))
+            if cost.beside is not None:
+                stages |= cost.beside(network, units, len(docs.windows))
             totals = {name: each * passes_of(docs) for name, each in stages.items()}
             expect(cost.text, network, docs, totals, cost.cheaper(chosen), limit=cost.limit)
     return made(docs, units, progress)

@@ -111,7 +111,7 @@ def _in_time(
     """`swept`, document by document in the order of `limit`, as far as the time goes.
 
     What was not reached is taken out of the subject: whole documents, or windows where these are
-    what is resampled. Nothing is kept for a killed process: the time has gone on meanwhile.
+    what intervals are over. Nothing is kept for a killed process: the time has gone on meanwhile.
     """
     docs = subject.docs
     groups = _groups(docs, _at_once(work, subject, text, forwards))
@@ -119,7 +119,8 @@ def _in_time(
     report = _Report(progress, 0, every, text)
     rank, size = rank_and_size()
     totals: Totals = {}
-    cells, done = _cells(subject, by_window=True), 0
+    each, done = np.arange(len(docs.windows)), 0
+    cells = dict.fromkeys(_cells(subject, by_window), each)  # apart, until it is known how far
     while done < len(groups):
         turn = groups[done : done + size]
         ahead = max(_passes(docs, group, forwards) for group in turn)
@@ -153,7 +154,7 @@ def _in_time(
 def _groups(docs: Documents, size: int) -> Groups:
     """The windows, in the order of `limit`, in batches of at most `size`.
 
-    Where documents are what is resampled, a group is of whole ones; else it is a batch.
+    Where intervals are over documents, a group is of whole ones; else it is a batch.
     """
     windows: dict[int, list[int]] = {}
     for index, window in enumerate(docs.windows):

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from analysis.escapes import storable
-from analysis.statistics import RESAMPLES, bootstrap_mean
+from analysis.intervals import notes_of, t_interval
 from analysis.table_files import SCHEMA, json_attrs, load, load_rows, save
 from kernels.errors import IncomparableTables, MidusError, ModelError
 
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     import torch
 
 COLUMNS = (
-    "layer", "kind", "head", "source_layer", "score", "stderr", "ci_low", "ci_high", "by_document",
+    "layer", "kind", "head", "source_layer", "score", "stderr", "ci_low", "ci_high", "ci_low_all",
+    "ci_high_all", "unit", "by_document",
 )  # fmt: skip
+ENDS = ("ci_low", "ci_high", "ci_low_all", "ci_high_all")
 # What must agree before two tables' scores may be set against each other, beside the documents.
 COMPARED = (
     "metric", "baseline", "unit", "stage", "heads_are", "weighting", "context", "bos", "normalise",
@@ -63,12 +65,14 @@ def head_table(
     weights: ArrayLike,
     attrs: Mapping[str, Any],
     *,
-    intervals: Mapping[str, ArrayLike] | None = None,
+    intervals: Mapping[str, Any] | None = None,
     confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """The tidy frame of a measurement, a row a site in the order given.
+
+    `ci_low_all` and `ci_high_all` are the ends of intervals that hold for all rows together; `unit`
+    is what intervals are over, "document", or "window" of a single document.
+    `.attrs["interval_note"]`: why not to trust them, where something says so.
 
     Args:
         sites: the heads, as `midus_model.head_sites` lists them.
@@ -78,7 +82,8 @@ def head_table(
             Numpy scalars become Python's and NaN becomes None; other values that JSON does not
             have are refused.
         intervals: `score`, `stderr`, `ci_low` and `ci_high`, each [heads], of a method that makes
-            its own (racing, sampled Shapley); by default a bootstrap over documents makes them.
+            its own (racing, sampled Shapley), with `unit`, what they are over, and the ends of
+            those that hold together, where it has them; by default `t_interval` makes them.
     """
     matrix = np.asarray(by_document, dtype=np.float64)
     counts = np.asarray(weights, dtype=np.float64)
@@ -93,16 +98,19 @@ def head_table(
             f"attrs['documents'] lists {len(documents)} documents, the scores have {counts.size}"
         )
     if intervals is None:
-        found = bootstrap_mean(
-            matrix, counts, confidence=confidence, resamples=resamples, seed=seed
-        )
-        intervals = dict(zip(("score", "stderr", "ci_low", "ci_high"), found, strict=True))
+        found = t_interval(matrix, counts, confidence=confidence)
+        unit = attrs.get("bootstrap_unit", "document")
+        intervals = {"score": found.estimate, **found.columns(), "unit": unit}
+        attrs = {**attrs, **notes_of(matrix, unit)}
     columns: dict[str, Any] = {
         name: [getattr(site, name) for site in sites]
         for name in ("layer", "kind", "head", "source_layer")
     }
     for name in ("score", "stderr", "ci_low", "ci_high"):
         columns[name] = np.asarray(intervals[name], dtype=np.float64)
+    for name in ENDS[2:]:
+        columns[name] = np.asarray(intervals.get(name, np.nan), dtype=np.float64)
+    columns["unit"] = intervals.get("unit", "window")
     columns["by_document"] = matrix.tolist()
     table = pd.DataFrame(columns, columns=list(COLUMNS))
     table.attrs = dict(json_attrs({"schema": SCHEMA, **attrs}).items())
@@ -242,6 +250,6 @@ def model_hash(model: torch.nn.Module) -> str:
 
 
 __all__ = [
-    "BY_DEFAULT", "COLUMNS", "COMPARED", "SCHEMA", "Site", "comparable", "display_name",
+    "BY_DEFAULT", "COLUMNS", "COMPARED", "ENDS", "SCHEMA", "Site", "comparable", "display_name",
     "head_table", "json_attrs", "load", "load_rows", "model_hash", "save", "versions", "weights_of",
 ]  # fmt: skip

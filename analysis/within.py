@@ -62,8 +62,9 @@ class Cost:
     sample: its main work on a subject of few documents, or None where the passes are known well;
     heads: whether single heads can be left out; options: from seconds in all, those of a forward
     pass over all documents, and the metric, what else would be cheaper; half: passes a token of
-    what is repeated on a few windows for the noise of half precision; limit: whether fewer
-    documents are cheaper; fit: what chooses the documents within a time, `fitted` by default;
+    what is repeated on a few windows for the noise of half precision; beside: stages that are
+    measured on some of so many windows, in passes over all; limit: whether fewer documents are
+    cheaper; fit: what chooses the documents within a time, `fitted` by default;
     check: refuses a metric, or what `Subject.how` says, before anything is timed; smooth: whether
     the metric has a gradient, so that first-order methods measure it too.
     """
@@ -74,6 +75,7 @@ class Cost:
     heads: bool = False
     options: Callable[[float, float, Metric], Sequence[Cheaper]] | None = None
     half: Callable[[Any, Sequence[Unit]], float] | None = None
+    beside: Callable[[Any, Sequence[Unit], int], Mapping[str, float]] | None = None
     limit: bool = True
     fit: Fit | None = None
     check: Callable[[Metric, Mapping[str, Any]], None] | None = None

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.race_found import p_top, ties
 from analysis.tables import head_table
 from analysis.ties import best_first
 from tests.analysis.test_race_ties import TABLES, many, raced
@@ -132,7 +133,7 @@ def of_races() -> dict[str, Any]:
             order = race.ranking()
             found[f"race {make} {seed}"] = [
                 race.stopped, order.tolist(), race.counts.tolist(), race.scores.tolist(),
-                race.p_top().round(3).tolist(), race.ties(order),
+                p_top(race).round(3).tolist(), ties(race, order),
             ]  # fmt: skip
     table = tied_table()
     found["scores"] = table["score"].tolist()
@@ -148,7 +149,7 @@ def of_tables() -> dict[str, Any]:
     from analysis.ranking import _sorted
 
     before, after = tied_table(), tied_table(gain=True)
-    ranked = _sorted(before.copy(), 7, 0.95, 31)
+    ranked = _sorted(before.copy(), 7, 31)
     change = amplification(before, after)
     contrast = amplification_contrast(
         change, [(0, 1), (0, 3), (2, 2)], caliper=1.0, unmatched="drop", draws=200

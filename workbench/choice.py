@@ -17,9 +17,9 @@ from scipy import stats
 
 from analysis import tables
 from analysis.documents import Documents
+from analysis.intervals import t_interval
 from analysis.methods import Method
 from analysis.quality import document_values
-from analysis.statistics import bootstrap_mean
 from analysis.subject import Unit, prepared
 from analysis.sweep import swept
 from kernels.errors import MidusError
@@ -160,7 +160,7 @@ MEASURES = ("loss_new", "loss_heldout", "amplification")
 def choice_contrast(table: pd.DataFrame) -> pd.DataFrame:
     """Differences of arms, first less second: a row a comparison and measure.
 
-    `difference` is the mean over seeds, each paired. `ci_low`, `ci_high`: documents resampled, for
+    `difference` is the mean over seeds, each paired. `ci_low`, `ci_high`: over documents, for
     these very trained models. `seed_low`, `seed_high`: a t interval over seeds, for another
     training; with few seeds it is wide, as it should be.
     """
@@ -176,7 +176,8 @@ def choice_contrast(table: pd.DataFrame) -> pd.DataFrame:
                 | _difference(pairs[0], pairs[1], measure, table.attrs["documents"])
             )
     contrast = pd.DataFrame(rows)
-    contrast.attrs = {**table.attrs, "table": "choice_contrast", "confidence": 0.95}
+    how = {"table": "choice_contrast", "confidence": 0.95, "interval": "t"}
+    contrast.attrs = {**table.attrs, **how}
     return contrast
 
 
@@ -192,12 +193,12 @@ def _difference(
     by_seed = (first[measure] - second[measure]).to_numpy()
     column = f"{measure}_by_document"
     parts = [np.array(part[column].tolist()).mean(0) for part in (first, second)]
-    found = bootstrap_mean((parts[0] - parts[1])[None], tokens)
+    found = t_interval(parts[0] - parts[1], tokens, together=False)
     low, high = _t_interval(by_seed)
     return {
         "difference": float(by_seed.mean()),
-        "ci_low": float(found.low[0]),
-        "ci_high": float(found.high[0]),
+        "ci_low": float(found.low),
+        "ci_high": float(found.high),
         "seed_low": low,
         "seed_high": high,
     }

@@ -81,12 +81,20 @@ def _losses(found: dict[str, Any]) -> Table:
 
 
 def _heads(found: dict[str, Any]) -> Table:
-    table = Table(title="Most amplified heads (nats/token, 95% interval)", title_justify="left")
-    for name in ("head", "after - before", "interval"):
+    rows = found["most_amplified"]
+    unit = rows[0].get("unit", "document") if rows else "document"
+    title = f"Most amplified heads (nats/token, 95% over {unit}s)"
+    table = Table(title=title, title_justify="left")
+    for name in ("head", "expected change", "measured", "interval, all heads together"):
         table.add_column(name, justify="right")
-    for row in found["most_amplified"]:
-        interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}"
-        table.add_row(f"L{row['layer']} H{row['head']}", f"{row['score']:+.4f}", interval)
+    for row in rows:  # what an older version wrote has neither
+        low, high = row.get("ci_low_all", row["ci_low"]), row.get("ci_high_all", row["ci_high"])
+        table.add_row(
+            f"L{row['layer']} H{row['head']}",
+            f"{row.get('shrunk', row['score']):+.4f}",
+            f"{row['score']:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+        )
     return table
 
 
@@ -96,7 +104,7 @@ def _closing(run: RunFolder) -> Panel:
     more = found["flops_per_token_after"] / found["flops_per_token_before"] - 1
     lines = [
         f"{found['amplified']} of {found['heads']} heads were amplified and {found['weakened']} "
-        "weakened, the 95% interval excluding zero.",
+        "weakened, of which 5% are expected to be neither (false discovery rate).",
         f"Of the {found['top']} heads ranked highest on the other half {found['chosen']} got "
         f"memory; {found['chosen_amplified']} of these were amplified.",
         f"Slots used by a head, of {found['slots']:,}: {covered}.",

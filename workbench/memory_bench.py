@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.tokens < 2:
         parser.error(f"--tokens is {given.tokens}; give at least 2")
-    warnings.filterwarnings("ignore", message=".*fewer than 20 documents")
+    warnings.filterwarnings("ignore", message=".*one document, so intervals")
     docs = of_tokens(documents(given.data, model=given.model), given.tokens)
     found = measure(load(given.model), docs)
     print(

@@ -8,8 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.amplification import amplification
 from analysis.ties import best_first
 from workbench.runs import RunFolder
+
+# What is said of the most amplified heads.
+MOST = (
+    "layer", "head", "score", "shrunk", "ci_low", "ci_high", "ci_low_all", "ci_high_all", "unit",
+)  # fmt: skip
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
@@ -17,8 +23,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     loss = folder.load_table("losses").set_index(["model", "data"])["loss"]
     log = folder.load_table("training")
     table = folder.load_table("amplification")
-    table = table.iloc[best_first(table["score"])]
-    up, down = table["ci_low"] > 0, table["ci_high"] < 0
+    if "changed" not in table.columns:  # of an older version
+        sides = (folder.load_table(f"importance_{side}") for side in ("before", "after"))
+        table = amplification(*sides, chosen=table.attrs.get("chosen"))
+    table = table.iloc[best_first(table["shrunk"].fillna(table["score"]))]
+    up, down = table["changed"] == "amplified", table["changed"] == "weakened"
     chosen = {tuple(pair) for pair in table.attrs.get("chosen") or []}
     is_chosen = pd.Series(
         [(int(r.layer), int(r.head)) in chosen for r in table.itertuples()], index=table.index
@@ -39,8 +48,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "chosen": is_chosen.sum(),
         "chosen_amplified": (up & is_chosen).sum(),
         "most_amplified": [
-            {key: row[key] for key in ("layer", "head", "score", "ci_low", "ci_high")}
-            for row in table.head(5).to_dict("records")
+            {key: row[key] for key in MOST} for row in table.head(5).to_dict("records")
         ],
         "slots": usage["slots"].max(),
         "coverage": {

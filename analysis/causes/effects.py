@@ -18,11 +18,11 @@ from analysis.causes.parts import HEAVIEST, PARTS, Part, slot_parts, whole_parts
 from analysis.causes.switches import check_gain, scaled_memory, slot_scaled
 from analysis.engine import CleanRun, Progress, window_values
 from analysis.estimates import a_time, timed
+from analysis.intervals import t_interval
 from analysis.memory import SlotCounts, memory_usage
 from analysis.memory.places import DEFAULT_MODEL, memories_of
 from analysis.memory.stream import READING
 from analysis.metrics import LOSS
-from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, Unit, check_choice, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
@@ -66,15 +66,16 @@ def memory_effects(
             `memory_usage().all_slots()`. By default the 16 slots of each block that its heads
             together give most weight on these documents.
         gain: what the part is scaled by; see `scaled_memory`.
-        seed: of the bootstrap over documents.
+        seed: of the resampled baseline.
         within: seconds that all of this may take: as many documents as fit, as in
             `head_importance`; refused where the least does not.
         progress: called with (done, total, text).
 
     Returns:
         A row a part: block, source_layer, head and slot as they apply (NA: block of all memory,
-        head of a slot switched for all heads); score, stderr, ci_low, ci_high (95%, bootstrap over
-        documents) in the metric's unit; by_document. Slots also have:
+        head of a slot switched for all heads); score, stderr, ci_low, ci_high (95%, over
+        documents) and ci_low_all, ci_high_all (of all parts together) in the metric's unit;
+        `unit`, what intervals are over; by_document. Slots also have:
 
         hits, weight: reads of the slot by the heads it is switched for, and the sum of the weights
         they give it, over every token once.
@@ -215,7 +216,7 @@ def _measured(
     switching = Switching(subject, parts, gain)
     totals = swept(subject, switching, text, forwards=switching.forwards, progress=progress)
     by_document = totals["effects"] / subject.weights
-    found = bootstrap_mean(by_document, subject.weights, seed=subject.how["seed"])
+    found = t_interval(by_document, subject.weights)
     table = pd.DataFrame(
         {
             "block": _numbers([part.block for part in parts]),
@@ -223,9 +224,8 @@ def _measured(
             "head": _numbers([part.head for part in parts]),
             "slot": _numbers([part.slot for part in parts]),
             "score": found.estimate,
-            "stderr": found.stderr,
-            "ci_low": found.low,
-            "ci_high": found.high,
+            **found.columns(),
+            "unit": subject.docs.unit,
             "by_document": by_document.tolist(),
         }
     )

@@ -182,6 +182,7 @@ from analysis.figure_data.slots import (
     view_caption,
     view_of,
 )
+from analysis.figure_data.together import clear, together, together_note
 from analysis.figure_data.tokens import (
     MOST_TOKENS,
     TOKEN_COLUMNS,
@@ -282,6 +283,7 @@ __all__ = [
     "changed",
     "choice_caption",
     "choice_panels",
+    "clear",
     "colour_range",
     "contrasts_of",
     "cost_caption",
@@ -359,6 +361,8 @@ __all__ = [
     "square_caption",
     "three_digits",
     "tick_step",
+    "together",
+    "together_note",
     "token_bars",
     "tokens_caption",
     "training_caption",

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.figure_data.checks import require
 from analysis.figure_data.colours import COPY, MEMORY, OWN
 from analysis.figure_data.grids import Grid, grid, usual_range
+from analysis.figure_data.together import clear, together, together_note
 from analysis.figure_data.words import caption
 from kernels.errors import MidusError
 
@@ -65,11 +66,11 @@ def amplified(table: Any, top: int | None, figure: str) -> pd.DataFrame:
 
 def changed(table: Any, top: int | None, figure: str) -> pd.DataFrame:
     """`amplified`, with `after` (what the head and all that came from it hold) and `sure`, whether
-    the paired interval of the change leaves out zero."""
+    the paired interval of the change, of all heads together where there is one, leaves out zero."""
     heads = amplified(table, top, figure)
     return heads.assign(
         after=heads["after_base"].fillna(0.0) + heads["memory"] + heads["copy"],
-        sure=(heads["ci_low"] > 0) | (heads["ci_high"] < 0),
+        sure=clear(heads),
     )
 
 
@@ -103,7 +104,9 @@ def change_axes(heads: pd.DataFrame) -> ChangeAxes:
     """The axes for `changed` heads."""
     values = heads[["before", "after"]].to_numpy(float)
     ends = heads[["score", "ci_low", "ci_high"]].to_numpy(float)
-    spans = [list(usual_range(part, 0.9)) for part in (values, ends)]
+    every = together(heads)[["ci_low", "ci_high"]].to_numpy(float)
+    reach = np.column_stack([ends, every]) if len(every) == len(ends) else ends
+    spans = [list(usual_range(part, 0.9)) for part in (values, reach)]
     widths = [high - low for low, high in spans]
     for span, lack in zip(spans, (0.45 * max(widths) - width for width in widths), strict=True):
         if lack > 0:  # a narrow panel has no room for its label
@@ -139,7 +142,8 @@ def change_caption(heads: pd.DataFrame, table: pd.DataFrame, axes: ChangeAxes) -
     notes = [
         "both panels on one scale",
         "after: the head with all inserted heads that came from it",
-        "filled diamonds: interval without zero",
+        "filled diamonds: interval without zero"
+        + (" for all heads together" if together_note(table) else ""),
         axes.note,
         *amplified_notes(heads, table),
     ]
@@ -148,7 +152,7 @@ def change_caption(heads: pd.DataFrame, table: pd.DataFrame, axes: ChangeAxes) -
 
 def amplified_notes(shown: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     """What a caption says of the heads left out and of those chosen for memory."""
-    notes = []
+    notes = [together_note(table)] if together_note(table) else []
     if len(shown) < len(table):
         notes.append(f"the {len(shown)} of {len(table)} heads that changed most")
     if table.attrs.get("chosen"):

@@ -107,7 +107,8 @@ def choice_caption(choice: pd.DataFrame, panels: list[ChoicePanel], contrast: bo
     ]
     if contrast:
         parts.append(
-            "right: differences of the means; thick: 95% bootstrap over documents, for these "
+            f"right: differences of the means; thick: 95% {attrs.get('interval', 'bootstrap')} "
+            "over documents, for these "
             "trained models; thin: 95% t interval over seeds, for another training"
         )
     return "; ".join(part for part in parts if part) + "."

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.agreement_words import agreement_words
 from analysis.figure_data.names import ems, fold
+from analysis.first_order import REGISTERED, registered
 
 METHODS = {
     "ablation": "exact ablation",
@@ -19,6 +21,7 @@ METHODS = {
     "fisher": "Fisher information",
     "dla": "direct logit attribution",
     "shapley": "sampled Shapley value",
+    "screen": "exact ablation of what a first-order screen chose",
 }
 
 
@@ -49,7 +52,7 @@ def head_word(table: pd.DataFrame) -> str:
 
 
 def interval_words(table: pd.DataFrame) -> str:
-    """What the intervals are: a race names its own, everything else is a bootstrap at 95%."""
+    """What the intervals are: a race names its own, everything else is Student's t at 95%."""
     attrs = table.attrs
     if attrs.get("interval"):
         if (table["ci_low"] == table["ci_high"]).all():
@@ -58,7 +61,11 @@ def interval_words(table: pd.DataFrame) -> str:
         level = f"{100 * float(attrs.get('confidence') or 0.95):g}%"
         return interval if level in interval else f"{level} {interval}"
     paired = "paired " if attrs.get("table") == "amplification" else ""
-    return f"95% {paired}bootstrap over {attrs.get('bootstrap_unit') or 'document'}s"
+    unit = attrs.get("bootstrap_unit") or "document"
+    if "unit" not in table.columns:  # of an older version
+        return f"95% {paired}bootstrap over {unit}s"
+    note = f" ({attrs['interval_note']})" if attrs.get("interval_note") else ""
+    return f"95% {paired}t over {unit}s{note}"
 
 
 def caption(
@@ -82,6 +89,7 @@ def caption(
         data_words(attrs),
         f"model {' → '.join(n for n in names if n) or 'not recorded'}",
         *([f"intervals: {interval_words(table)}"] if intervals else []),
+        *_agreements([t for t in (table, *others) if t is not None] if method else []),
         *(n for n in notes if n),
     ]
     return "; ".join(parts) + "."
@@ -90,9 +98,20 @@ def caption(
 def _method_words(attrs: Mapping[Any, Any]) -> str:
     method = attrs.get("method")
     words = METHODS.get(str(method), str(method or "method not recorded"))
+    if method in REGISTERED:
+        words = registered(str(method)).words
     if attrs.get("normalise") in ("michel", "bertology"):
         words += f", convention {attrs['normalise']}"
     return words
+
+
+def _agreements(tables: Sequence[pd.DataFrame]) -> list[str]:
+    """How far each table's scores agree with exact ablation, where it carries that."""
+    found = [(model_name(table, ""), agreement_words(table.attrs)) for table in tables]
+    found = [(name, words) for name, words in found if words]
+    if len(found) == 1:
+        return [found[0][1]]
+    return [f"{words} in {name}" if name else words for name, words in found]
 
 
 def _gate_words(attrs: Mapping[Any, Any]) -> list[str]:
@@ -144,6 +163,9 @@ def hover(row: Mapping[Any, Any], label: str, units: str, head: str = "head") ->
     text += f"<br>{row['score']:.4g} {units}"
     if np.isfinite(row["ci_low"]) and np.isfinite(row["ci_high"]):
         text += f"<br>interval {row['ci_low']:.4g} to {row['ci_high']:.4g} {units}"
+    low, high = row.get("ci_low_all", np.nan), row.get("ci_high_all", np.nan)
+    if np.isfinite(low) and np.isfinite(high):
+        text += f"<br>with all heads {low:.4g} to {high:.4g} {units}"
     if row.get("below_noise"):
         text += "<br>within the noise of the model's dtype"
     return text

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from analysis import figure_data as data
 from analysis.figures.maps import hover_texts, identity, maps
-from analysis.figures.page import at_edge, finish, interval, legend, pattern
+from analysis.figures.page import at_edge, finish, interval, legend, lines_together, pattern
 
 _PATTERNS = {"own": "", "memory": "/", "copy": "."}
 
@@ -49,6 +49,7 @@ def amplification(table: pd.DataFrame, top: int | None = 20) -> go.Figure:
                 hovertemplate="%{y}, " + label + ": %{x:.4g} " + units + "<extra></extra>",
             )
         )
+    figure.add_traces(lines_together(heads, names, "#808080"))
     figure.add_trace(
         go.Scatter(
             y=names,
@@ -56,7 +57,7 @@ def amplification(table: pd.DataFrame, top: int | None = 20) -> go.Figure:
             mode="markers",
             name="sum, with interval",
             marker={"color": "white", "size": 8, "line": {"width": 1.6, "color": "#404040"}},
-            error_x=interval(heads, "#808080"),
+            error_x=interval(heads, "#808080", 2.2),
             customdata=identity(heads),
             hovertext=hover_texts(heads, "score", list(heads["name"]), data.score_label(table)),
             hovertemplate="%{hovertext}<extra></extra>",
@@ -89,6 +90,8 @@ def importance_change(table: pd.DataFrame, top: int | None = 20) -> go.Figure:
     for trace in _before_and_after(heads, data.unit(table)):
         figure.add_trace(trace, row=1, col=1)
     label, word = data.score_label(table, "change"), data.head_word(table)
+    for trace in lines_together(heads, _names(heads), data.NEUTRAL):
+        figure.add_trace(trace, row=1, col=2)
     figure.add_trace(
         go.Scatter(
             x=heads["score"],
@@ -100,7 +103,7 @@ def importance_change(table: pd.DataFrame, top: int | None = 20) -> go.Figure:
                 "size": 9,
                 "color": data.NEUTRAL,
             },
-            error_x=interval(heads, data.NEUTRAL),
+            error_x=interval(heads, data.NEUTRAL, 2.2),
             customdata=identity(heads),
             hovertext=hover_texts(heads, "score", list(heads["name"]), label, word),
             hovertemplate="%{hovertext}<extra></extra>",

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from analysis import figure_data as data
 from analysis.figures.maps import hover_texts, identity, maps
-from analysis.figures.page import band, escaped, finish, interval, legend
+from analysis.figures.page import band, escaped, finish, interval, legend, lines_together
 
 _MANY = 100  # heads, above which a curve shows a band and ticks in place of bars and markers
 
@@ -62,6 +62,11 @@ def importance_curves(
         if many:
             known = heads.dropna(subset=["ci_low", "ci_high"])
             figure.add_trace(band(known["rank"], known["ci_low"], known["ci_high"], colour))
+            every = data.together(heads)
+            if len(every):
+                figure.add_trace(band(every["rank"], every["ci_low"], every["ci_high"], colour))
+        else:
+            figure.add_traces(lines_together(heads, heads["rank"], colour, upright=True))
         figure.add_trace(
             go.Scatter(
                 x=heads["rank"],
@@ -70,7 +75,7 @@ def importance_curves(
                 name=escaped(shown[model]),
                 line={"width": 1.2, "color": colour},
                 marker=_curve_markers(heads["inserted"], colour, many),
-                error_y=None if many else interval(heads, colour),
+                error_y=None if many else interval(heads, colour, 2),
                 customdata=identity(heads),
                 hovertext=hover_texts(
                     heads, "score", names, data.score_label(before), data.head_word(table)
@@ -85,7 +90,8 @@ def importance_curves(
     figure.update_xaxes(title_text=f"{data.head_word(before)} rank", zeroline=False)
     figure.update_yaxes(title_text=data.score_label(before))
     figure.update_layout(legend=legend())
-    text = data.caption(before, after, title="Head importance, sorted", notes=[note])
+    notes = [data.together_note(before, after), note]
+    text = data.caption(before, after, title="Head importance, sorted", notes=notes)
     return finish(figure, text, plot_height=330)
 
 

@@ -119,17 +119,46 @@ def room_of(shown: Iterable[str], size: float = 12) -> int:
     return 30 + round(size * data.widest(shown))
 
 
-def interval(table: pd.DataFrame, colour: str) -> dict[str, Any]:
+def interval(table: pd.DataFrame, colour: str, thickness: float = 1) -> dict[str, Any]:
     """A row's ci_low to ci_high as error bars about its score."""
     return {
         "type": "data",
         "symmetric": False,
         "array": (table["ci_high"] - table["score"]).clip(lower=0),
         "arrayminus": (table["score"] - table["ci_low"]).clip(lower=0),
-        "thickness": 1,
+        "thickness": thickness,
         "width": 0,
         "color": colour,
     }
+
+
+def lines_together(
+    table: pd.DataFrame, at: Sequence[Any], colour: str, upright: bool = False
+) -> list[go.Scatter]:
+    """Thin lines of the intervals that hold for all rows together; none where there are none.
+
+    `at`: each row's place on the other axis; `upright`: that axis is x.
+    """
+    known = data.together(table)
+    if not len(known):
+        return []
+    place = dict(zip(table.index, at, strict=True))
+    across = [place[index] for index in known.index for _ in range(3)]
+    ends = [end for pair in zip(known["ci_low"], known["ci_high"], strict=True) for end in pair]
+    along = [end for low, high in zip(ends[::2], ends[1::2], strict=True)
+             for end in (low, high, None)]  # fmt: skip
+    return [
+        go.Scatter(
+            x=across if upright else along,
+            y=along if upright else across,
+            mode="lines",
+            line={"width": 0.8, "color": colour},
+            opacity=0.7,
+            hoverinfo="skip",
+            showlegend=False,
+            name="all heads together",
+        )
+    ]
 
 
 def band(x: Any, low: Any, high: Any, colour: str, **more: Any) -> go.Scatter:

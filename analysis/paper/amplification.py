@@ -50,7 +50,7 @@ def amplification(table: pd.DataFrame, top: int | None = 20, *, width: float = C
         ax = figure.subplots()
         _stack(ax, heads)
         y = np.arange(len(heads))
-        ax.hlines(y, heads["ci_low"], heads["ci_high"], color="black", lw=0.8, zorder=3)
+        _intervals(ax, heads)
         ax.plot(
             heads["score"],
             y,
@@ -128,12 +128,19 @@ def _before_and_after(ax: Axes, heads: pd.DataFrame) -> None:
 def _differences(ax: Axes, heads: pd.DataFrame) -> None:
     """Paired differences with their intervals, filled where the interval leaves out zero."""
     y = np.arange(len(heads))
-    ax.hlines(y, heads["ci_low"], heads["ci_high"], color="black", lw=0.8)
+    _intervals(ax, heads)
     sure = heads["sure"].to_numpy()
     for where, face in ((sure, "black"), (~sure, "white")):
         dots: dict[str, Any] = {"color": "black", "mfc": face, "mew": 0.8, "ms": 3.4}
         ax.plot(heads["score"][where], y[where], "D", gid="scores", **dots)
     ax.plot([], [], "D", color="black", ms=3.4, label="change, paired interval")
+
+
+def _intervals(ax: Axes, heads: pd.DataFrame) -> None:
+    """Each head's own interval thick, that of all heads together thin."""
+    ax.hlines(range(len(heads)), heads["ci_low"], heads["ci_high"], color="black", lw=1.4, zorder=3)
+    every = data.together(heads)
+    ax.hlines(every.index, every["ci_low"], every["ci_high"], color="black", lw=0.5, zorder=3)
 
 
 def _bold(ax: Axes, heads: pd.DataFrame) -> None:

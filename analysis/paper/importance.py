@@ -63,7 +63,8 @@ def importance_curves(
     threshold = _threshold([t for t, _, _ in tables])
     log = scale == "symlog" or (scale == "auto" and threshold is not None)
     note = f"axis linear within ±{threshold or 1e-4:.1g}, logarithmic beyond" if log else ""
-    text = data.caption(before, after, title="Head importance, sorted", notes=[note])
+    notes = [data.together_note(before, after), note]
+    text = data.caption(before, after, title="Head importance, sorted", notes=notes)
     with style():
         figure = canvas(width, 2.3, text)
         ax = figure.subplots()
@@ -94,16 +95,19 @@ def _threshold(tables: Sequence[pd.DataFrame]) -> float | None:
 
 def _curve(ax: Axes, table: pd.DataFrame, colour: str, marker: str, name: str) -> None:
     """One model's sorted scores: marked heads up to 100 of them, else a band and a rug."""
-    rank, score = table["rank"], table["score"]
+    rank, score, every = table["rank"], table["score"], data.together(table)
     inserted = rank[table["inserted"]]
     few = len(table) <= 100
     label = f"{name}, base heads" if few and len(inserted) else name
     style: dict[str, Any] = {"marker": marker, "ms": 2.6, "mew": 0} if few else {}
     ax.plot(rank, score, color=colour, lw=0.8, label=label, gid="scores", **style)
     if few:
-        ax.vlines(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.4, lw=0.9)
+        ax.vlines(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.4, lw=1.4)
+        ax.vlines(every["rank"], every["ci_low"], every["ci_high"], color=colour, alpha=0.5, lw=0.4)
     else:
-        ax.fill_between(rank, table["ci_low"], table["ci_high"], color=colour, alpha=0.25, lw=0)
+        for part in (every, table):
+            ends = part["ci_low"], part["ci_high"]
+            ax.fill_between(part["rank"], *ends, color=colour, alpha=0.2, lw=0)
     if few and len(inserted):
         diamond: dict[str, Any] = {
             "marker": "D",

@@ -13,10 +13,10 @@ import torch
 from analysis.causes.frozen import as_outputs, resumed, watched
 from analysis.engine import CleanRun, Progress, window_values
 from analysis.estimates import expect, timed
+from analysis.intervals import t_interval
 from analysis.memory.places import DEFAULT_MODEL, memories_of, memory_at
 from analysis.metrics import KL
 from analysis.shortened import passes_of
-from analysis.statistics import bootstrap_mean
 from analysis.subject import Subject, prepared
 from analysis.sweep import swept
 from analysis.tables import SCHEMA, json_attrs
@@ -65,13 +65,13 @@ def memory_realisations(
         model: what `midus_model.load` takes; by default "pico-midus".
         data, metric, limit, memory_budget: as `head_importance` takes them.
         block: one block; by default each block alone, and all together.
-        seed: of the derangements and the bootstrap.
+        seed: of the derangements.
         progress: called with (done, total, text).
 
     Returns:
         A row a block (its number as text, or "all") and realisation: score (what it costs, in the
         metric's unit: positive where what was taken away helps), stderr, ci_low, ci_high (95%,
-        paired with the clean run, bootstrap over documents), by_document; kl, kl_ci_low,
+        paired with the clean run, over documents), by_document; kl, kl_ci_low,
         kl_ci_high: of the clean prediction from this one, in nats a scored token.
         `.attrs["exact"]`: whether the clean realisation gave the clean run bit for bit, as it
         should.
@@ -102,7 +102,7 @@ def memory_realisations(
     expect("realisations", subject.model, subject.docs, {"realisations": passes})
     totals = swept(subject, measure, "realisations", forwards=measure.forwards, progress=progress)
     names = [str(place[0]) for place in places[: len(blocks)]] + [ALL] * (block is None)
-    table = _table(subject, measure, totals["effects"], names, seed)
+    table = _table(subject, measure, totals["effects"], names)
     swaps = [
         {str(at): order for at, order in variant.orders.items()}
         for variant in measure.variants
@@ -221,7 +221,7 @@ class Realising:
 
 
 def _table(
-    subject: Subject, measure: Realising, effects: np.ndarray, names: list[str], seed: int
+    subject: Subject, measure: Realising, effects: np.ndarray, names: list[str]
 ) -> pd.DataFrame:
     """A row a place and realisation; `effects` [2 * variants * places, documents]."""
     shape = (2, len(measure.variants), len(names), -1)
@@ -231,16 +231,15 @@ def _table(
     rows = together.reshape(2, len(names) * len(REALISATIONS), -1)  # places first
     tokens = np.array([unit["tokens"] for unit in subject.docs.units], dtype=float)
     by_document = rows[0] / subject.weights
-    score = bootstrap_mean(by_document, subject.weights, seed=seed)
-    kl = bootstrap_mean(rows[1] / tokens, tokens, seed=seed)
+    score = t_interval(by_document, subject.weights, together=False)
+    kl = t_interval(rows[1] / tokens, tokens, together=False)
     return pd.DataFrame(
         {
             "block": [name for name in names for _ in REALISATIONS],
             "realisation": list(REALISATIONS) * len(names),
             "score": score.estimate,
-            "stderr": score.stderr,
-            "ci_low": score.low,
-            "ci_high": score.high,
+            **score.columns(),
+            "unit": subject.docs.unit,
             "kl": kl.estimate,
             "kl_ci_low": kl.low,
             "kl_ci_high": kl.high,

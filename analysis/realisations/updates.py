@@ -13,11 +13,11 @@ from torch import nn
 
 from analysis.engine import Progress
 from analysis.estimates import did, expect, timed
+from analysis.intervals import t_interval
 from analysis.memory.places import DEFAULT_MODEL, described
 from analysis.memory.stream import batches_of
 from analysis.realisations.moments import Moments, effective_rank
 from analysis.shortened import passes_of
-from analysis.statistics import bootstrap_mean
 from analysis.subject import loaded_with
 from analysis.tables import display_name
 from kernels.errors import MidusError
@@ -45,14 +45,14 @@ def residual_updates(
     Args:
         model: an up-scaled model as `midus_model.load` takes it; by default "pico-midus".
         data, limit: as `analysis.documents` takes them.
-        seed: of the bootstrap over documents.
+        seed: kept in `.attrs`; nothing is drawn.
         progress: called with (done, total, text).
 
     Returns:
         A row an inserted block and part of it: block, kind, source_layer, part ("block", the whole
         of what it adds; where it has an FFN also "attention" and "ffn"); norm_ratio, the mean over
         positions of the norm of what the part adds over that of the block's input, with stderr,
-        ci_low, ci_high (95%, bootstrap over documents) and by_document; effective_rank,
+        ci_low, ci_high (95%, over documents) and by_document; effective_rank,
         exp(entropy of the normalised eigenvalues of the additions' covariance over positions), 1 to
         d; NaN where nothing is added. Positions: every token once.
 
@@ -92,7 +92,8 @@ def residual_updates(
             "kind": entries[at]["kind"],
             "source_layer": entries[at]["source"][0],
             "part": name,
-            **tallies[at, name].row(seed),
+            **tallies[at, name].row(),
+            "unit": texts.unit,
         }
         for at, name in parts
     ]
@@ -153,7 +154,7 @@ def _watching(
 
 
 class _Tally:
-    """Ratios of norms by unit of the bootstrap, and moments of what is added."""
+    """Ratios of norms by unit of the intervals, and moments of what is added."""
 
     def __init__(self, width: int, units: int, device: torch.device) -> None:
         self.moments = Moments(width, counting_device(device))
@@ -166,16 +167,14 @@ class _Tally:
         np.add.at(self.ratios, owner, ratio.cpu().double().numpy())
         np.add.at(self.counts, owner, 1.0)
 
-    def row(self, seed: int) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """The columns that are measured."""
         by_document = self.ratios / self.counts
-        found = bootstrap_mean(by_document[None], self.counts, seed=seed)
+        found = t_interval(by_document, self.counts, together=False)
         spread = torch.linalg.eigvalsh(self.moments.covariance).clamp_min(0)
         return {
-            "norm_ratio": found.estimate[0],
-            "stderr": found.stderr[0],
-            "ci_low": found.low[0],
-            "ci_high": found.high[0],
+            "norm_ratio": found.estimate,
+            **found.columns(),
             "effective_rank": float(effective_rank(spread)),
             "by_document": by_document.tolist(),
         }

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.intervals import by_document, t_interval
 from analysis.roles.labels import NONE, ROLES
-from analysis.statistics import Interval, bootstrap
 from analysis.tables import SCHEMA, json_attrs, weights_of
 from analysis.ties import ranks
 from kernels.errors import IncomparableTables, MidusError
@@ -16,14 +16,13 @@ from kernels.errors import IncomparableTables, MidusError
 MEASURES = ("total", "mean", "correlation")
 
 
-def by_role(roles: pd.DataFrame, importance: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def by_role(roles: pd.DataFrame, importance: pd.DataFrame) -> pd.DataFrame:
     """What the heads of each role are worth, from a table of roles and one of importance.
 
     Args:
         roles: a table of `head_roles`.
         importance: a table of `head_importance` of the same model; the documents need not be the
             same.
-        seed: of the bootstrap over the documents of importance.
 
     Returns:
         A row a kind of head and role, "none" last: `kind`, `role`, `heads` (how many have it);
@@ -41,7 +40,7 @@ def by_role(roles: pd.DataFrame, importance: pd.DataFrame, *, seed: int = 0) -> 
     """
     merged = _joined(roles, importance)
     weights = weights_of(importance)
-    parts = [_of_kind(heads, weights, seed) for _, heads in merged.groupby("kind", sort=False)]
+    parts = [_of_kind(heads, weights) for _, heads in merged.groupby("kind", sort=False)]
     table = pd.concat(parts, ignore_index=True)
     measured = (
         "method", "baseline", "metric", "stage", "unit", "data", "data_hash", "documents",
@@ -49,7 +48,7 @@ def by_role(roles: pd.DataFrame, importance: pd.DataFrame, *, seed: int = 0) -> 
     )  # fmt: skip
     attrs = {key: importance.attrs[key] for key in measured if key in importance.attrs}
     attrs |= {key: roles.attrs[key] for key in ("model", "model_hash", "thresholds", "versions")}
-    attrs |= {"table": "by_role", "roles_data": roles.attrs["data"], "seed": seed}
+    attrs |= {"table": "by_role", "roles_data": roles.attrs["data"]}
     table.attrs = dict(json_attrs({"schema": SCHEMA, **attrs}).items())
     return table
 
@@ -89,7 +88,7 @@ def _joined(roles: pd.DataFrame, importance: pd.DataFrame) -> pd.DataFrame:
     return merged.assign(by_document=[found[place] for place in places[0]])
 
 
-def _of_kind(heads: pd.DataFrame, weights: np.ndarray, seed: int) -> pd.DataFrame:
+def _of_kind(heads: pd.DataFrame, weights: np.ndarray) -> pd.DataFrame:
     """The rows of one kind of heads."""
     names = (*ROLES, NONE)
     member = np.array([heads["role"] == name for name in names], dtype=float)  # [roles, heads]
@@ -98,20 +97,20 @@ def _of_kind(heads: pd.DataFrame, weights: np.ndarray, seed: int) -> pd.DataFram
     scored = ranks(scored)
 
     def measures(importance: np.ndarray) -> np.ndarray:
-        """[resamples, heads] -> [resamples, roles, 3], in the order of MEASURES."""
+        """[times, heads] -> [times, roles, 3], in the order of MEASURES."""
         total = importance @ member.T
         with np.errstate(invalid="ignore"):
             mean = total / member.sum(1)
         return np.stack([total, mean, ranks(importance) @ scored.T], -1)
 
     values = np.array(heads["by_document"].tolist(), dtype=float)
-    found: Interval = bootstrap(measures, [values], weights, seed=seed)
+    found = t_interval(by_document(measures, [values], weights), weights, finite=False)
     columns: dict[str, Any] = {
         "kind": heads["kind"].iloc[0],
         "role": names,
         "heads": member.sum(1).astype(int),
     }
     for index, name in enumerate(MEASURES):
-        for suffix, part in zip(("", "_stderr", "_ci_low", "_ci_high"), found, strict=True):
-            columns[name + suffix] = part[:, index]
+        parts = {name: found.estimate, **found.columns(f"{name}_")}
+        columns |= {column: part[:, index] for column, part in parts.items()}
     return pd.DataFrame(columns)

@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from analysis.first_order import REGISTERED
 from apps.parts import access, placing
 from apps.parts.access import Run
 from kernels.errors import DataError
@@ -23,7 +24,9 @@ WORK = {
 }
 METHODS = (
     "ablation", "gradient", "taylor", "integrated_gradients", "fisher", "dla", "shapley",
+    *REGISTERED,
 )  # fmt: skip
+RANKINGS = ("ablation", "screen", *METHODS[1:])
 BASELINES = ("mean", "zero", "resample")
 METRICS = ("loss", "kl", "accuracy", "logit_difference")
 DATA = ("held-out standard library", "packages (test split)", "a file of mine")
@@ -119,9 +122,9 @@ def _place(workspace: Path, file: Any) -> Path:
 
 def _how(what: str) -> list[str]:
     method, baseline, metric = st.columns(3)
-    words = []
+    methods = RANKINGS if what == "rank" else METHODS
+    words = ["--method", str(method.selectbox("Method", methods, key=f"form_method_{what}"))]
     for place, label, options, option in (
-        (method, "Method", METHODS, "--method"),
         (baseline, "Baseline", BASELINES, "--baseline"),
         (metric, "Metric", METRICS, "--metric"),
     ):

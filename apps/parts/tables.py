@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, statistics
+from analysis.agreement_words import agreement_words
 from apps.parts.access import Run, given
 from apps.parts.page import MissingTable
 from kernels.errors import RunError
@@ -133,7 +134,7 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(table: pd.DataFrame) -> str:
-    """How a head table was measured, in one line: metric, baseline, data."""
+    """How a head table was measured, in one line: metric, baseline, data, how far to trust it."""
     attrs = table.attrs
     texts = attrs.get("documents") or []
     parts = [
@@ -142,7 +143,10 @@ def measured(table: pd.DataFrame) -> str:
         f"baseline {attrs.get('baseline') or 'none'}",
         f"data {attrs.get('data', 'not recorded')}, {len(texts)} documents",
     ]
-    return ", ".join(parts)
+    more = [agreement_words(attrs)]
+    if attrs.get("conditional"):
+        more.append(f"conditional {attrs['conditional']}")
+    return "; ".join([", ".join(parts), *filter(None, more)])
 
 
 def number(value: Any, digits: int = 4, sign: bool = False) -> str:

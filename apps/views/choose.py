@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis import figure_data, figures
+from analysis.ranking_words import summary
 from apps.parts import access, drawn, job_panel, live, page, ranking_form, tables
 from apps.parts.access import Run
 from kernels.errors import ModelError
@@ -21,9 +22,10 @@ INTRO = (
 METHOD = """
 **Exact** scores: windows on which the head was really ablated. The race stops when the top set is
 settled at the confidence asked, when the budget is spent, or when documents run out; *stopped* says
-which. **Chance** (p_top): how often the head is in the top set when documents are drawn again.
-**Interval**: a confidence sequence, valid whenever the race stops, corrected over heads. **Tied**:
-the paired 95% interval of the difference to the next head contains 0.
+which. **Chance** (p_top): the chance of the head, given what was measured, to be in the top set of
+these documents; 1 or 0 once every window was measured. **Interval**: a confidence sequence, valid
+whenever the race stops, corrected over heads; exact where the metric is bounded, asymptotic
+elsewhere. **Tied**: other documents of this kind may turn the head and the next.
 
 Measured elsewhere, the heads may rank otherwise: choose on other documents than you measure on.
 """
@@ -60,6 +62,7 @@ def _ranking(run: Run) -> None:
     top.metric("Top set", int(attrs.get("top", 0)))
     sure.metric("Confidence asked", tables.percent(attrs.get("confidence"), 0))
     sizes = _sizes()
+    st.caption(page.escape(summary(ranking)))
     chosen = _select(run, ranking, sizes)
     _map(run, ranking, chosen)
     _table(ranking, chosen)
@@ -190,7 +193,7 @@ def _table(ranking: pd.DataFrame, chosen: list[selection.Head]) -> None:
             "score": tables.score_column("Score", figure_data.unit(ranking)),
             "ci_low": tables.score_column("Interval from", figure_data.interval_words(ranking)),
             "ci_high": tables.score_column("to"),
-            "chance": tables.percent_column("Chance", "of belonging to the top set"),
+            "chance": tables.percent_column("Chance", "of being in the top set of these documents"),
             "exact": tables.whole_column("Exact windows"),
             "tied_with_next": st.column_config.CheckboxColumn("Tied with next"),
         },

@@ -20,10 +20,12 @@ METHOD = """
 **Score.** The head's output is replaced, before heads are mixed, by the *baseline* named in the
 caption (its mean output over the evaluated documents, or zero). The score of an exact ablation is
 the loss after that minus the loss before, in nats per token, weighted by tokens; a positive score
-means that the head helps. Other methods estimate the same quantity; the caption names the one used.
+means that the head helps. Other methods estimate the same quantity; the caption names the one used
+and, where it was measured, how far it agrees with exact ablation on a sample of heads.
 
-**Interval.** A bootstrap over documents (the unit the caption names): the tokens of one document
-are not independent, so whole documents are drawn.
+**Interval.** Student's t over documents (the unit the caption names): the tokens of one document
+are not independent. Each head has one for itself and one that holds for all heads together: read
+the second where you pick heads out.
 
 **Share.** max(score, 0) over its sum across all heads of that model.
 
@@ -35,8 +37,11 @@ CHANGE = """
 own importance in the grown model plus that of every inserted head that came from it (memory or
 copied attention). A positive value means that the head and its descendants matter more than it did.
 
-**Interval.** Documents are drawn with both measurements of the head at once, so the difference is
-paired.
+**Interval.** Student's t over documents of the difference on each, so it is paired; one for each
+head itself, and one that holds for all heads together. **Expected** is the change less what is
+likely luck, the largest of many measured changes being largest partly by luck. Heads are called
+amplified or weakened by false discovery rate: one in twenty of those named is expected to be
+neither.
 
 **Share.** Importance as a whole may grow or shrink; shares say whether a head gained on the others.
 **Ratio.** Share after over share before, only where the share before is distinguishable from zero.
@@ -48,6 +53,11 @@ exp(entropy of the shares): the number of equally important heads with that entr
 to score lower when measured again, so heads should be chosen on other documents than they are
 measured on.
 """
+CHANGED = "by false discovery rate: one in twenty of those named is expected to be neither"
+_TOGETHER = {
+    "ci_low_all": tables.score_column("All heads from", "95%, holds for all heads together"),
+    "ci_high_all": tables.score_column("to"),
+}
 VIEWS = ("importance", "change", "curves", "roles", "table")
 
 
@@ -204,6 +214,7 @@ def _changes(run: Run, table: pd.DataFrame) -> None:
         "name", "is_chosen", "before", "after", "score", "ci_low", "ci_high", "own", "memory",
         "copy", "share_before", "share_after", "share_score", "ratio",
     ]  # fmt: skip
+    columns[7:7] = [n for n in ("ci_low_all", "ci_high_all", "shrunk", "changed") if n in heads]
     if "copy" not in figure_data.shown_parts(heads):
         columns.remove("copy")
     st.dataframe(
@@ -217,6 +228,9 @@ def _changes(run: Run, table: pd.DataFrame) -> None:
             "score": tables.score_column("Change", f"after minus before, {unit}"),
             "ci_low": tables.score_column("Interval from", figure_data.interval_words(table)),
             "ci_high": tables.score_column("to"),
+            **_TOGETHER,
+            "shrunk": tables.score_column("Expected", "the change less what is likely luck"),
+            "changed": st.column_config.TextColumn("Changed", help=CHANGED),
             "own": tables.score_column("Head itself", f"the base head's own change, {unit}"),
             "memory": tables.score_column("Inserted memory", f"the dose, {unit}"),
             "copy": tables.score_column("Copied attention", unit),
@@ -265,6 +279,7 @@ def _roles(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: P
 def _table(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: Picked) -> None:
     heads = picked.heads
     columns = ["rank", "block", "head", "kind", "score", "ci_low", "ci_high", "stderr", "share"]
+    columns[7:7] = [name for name in _TOGETHER if name in heads]
     st.dataframe(
         tables.in_percent(heads, "share"),
         column_order=[*columns, "layer", "source_layer"],
@@ -276,6 +291,7 @@ def _table(run: Run, before: pd.DataFrame, after: pd.DataFrame | None, picked: P
             "score": tables.score_column("Score", figure_data.unit(heads)),
             "ci_low": tables.score_column("Interval from", figure_data.interval_words(heads)),
             "ci_high": tables.score_column("to"),
+            **_TOGETHER,
             "stderr": tables.score_column("Std. error"),
             "share": tables.percent_column("Share", "of the total of max(score, 0)"),
             "layer": "Block number",

@@ -22,8 +22,8 @@ METHOD = """
 what the up-scaled models were trained on (documents kept out of training); *held-out text* is the
 base model's own, and a rise there is what was forgotten. **FLOPs** are counted by PyTorch, a
 multiplication and an addition each, for one token in a context as long as the costs table says.
-**Heads amplified**: those whose importance, with all that was inserted from them, rose with a
-paired 95% interval that leaves out zero.
+**Heads amplified**: those whose importance, with all that was inserted from them, rose by a
+test over documents, one in twenty of those named being expected to be wrong (false discovery rate).
 """
 
 
@@ -104,11 +104,14 @@ def _changed(run: Run) -> None:
     if picture.name == "importance_change":
         table = picture.tables[0]
         st.subheader("Heads that changed most")
-        sure = (table["ci_low"] > 0).sum(), (table["ci_high"] < 0).sum()
-        st.markdown(
-            f"{sure[0]} of {len(table)} heads were amplified and {sure[1]} weakened, by 95% "
-            "intervals that leave out zero, each for itself."
-        )
+        if "changed" in table.columns:
+            sure = [(table["changed"] == name).sum() for name in ("amplified", "weakened")]
+            how = "one in twenty of these is expected to be neither (false discovery rate)."
+        else:  # of an older version
+            sure = [(table["ci_low"] > 0).sum(), (table["ci_high"] < 0).sum()]
+            how = "these 95% intervals leave out zero, each for itself."
+        counts = f"{sure[0]} of {len(table)} heads were amplified and {sure[1]} weakened"
+        st.markdown(f"{counts}; {how}")
     else:
         st.subheader("Heads that matter most")
     drawn.picture(picture, "overview_heads")

@@ -54,11 +54,14 @@ def importance_table(
                     "stderr": spread / 2,
                     "ci_low": score - spread,
                     "ci_high": score + spread,
+                    "ci_low_all": score - 1.6 * spread,
+                    "ci_high_all": score + 1.6 * spread,
+                    "unit": "document",
                     "by_document": (score + rng.normal(0, spread, len(DOCUMENTS))).tolist(),
                 }
             )
     table = pd.DataFrame(rows)
-    table.loc[0, ["score", "ci_low", "ci_high"]] *= tower
+    table.loc[0, ["score", "ci_low", "ci_high", "ci_low_all", "ci_high_all"]] *= tower
     table.attrs = {
         "schema": 1,
         "table": "head_importance",
@@ -103,6 +106,9 @@ def amplification_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFra
                 "stderr": 0.002,
                 "ci_low": change - 0.004,
                 "ci_high": change + 0.004,
+                "ci_low_all": change - 0.007,
+                "ci_high_all": change + 0.007,
+                "unit": "document",
                 "share_before": score,
                 "share_after": base,
                 "share_score": base - score,
@@ -215,6 +221,7 @@ def prune_table(heads: int = 48, draws: int = 5, **attrs: object) -> pd.DataFram
                     "stderr": 0.07,
                     "ci_low": score - 0.14,
                     "ci_high": score + 0.15,
+                    "unit": "document",
                 }
             )
     table = pd.DataFrame(rows)

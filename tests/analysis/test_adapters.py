@@ -37,7 +37,7 @@ UNEVEN: dict[str, Any] = {
 IDS = tokens(2, 20)
 TEXTS = tokens(20, 9).tolist()
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 
 def midus(family: str = "llama", **options: Any) -> Any:

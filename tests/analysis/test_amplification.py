@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.amplification import amplification
+from analysis.amplification import amplification, gini_rise
 from analysis.documents import documents
 from analysis.importance import head_importance
+from analysis.statistics import concentration
 from analysis.tables import head_table, load, save
 from kernels.errors import IncomparableTables
 from midus_model import HeadSite, upscale
@@ -57,6 +58,38 @@ def test_parts_sums_and_shares_are_as_counted_by_hand(tables):
     assert (table["ci_low"] < table["score"]).all() and (table["score"] < table["ci_high"]).all()
     assert table.attrs["chosen"] == [[0, 0]]
     assert table.attrs["concentration"]["before"]["effective_heads"] == pytest.approx(1)
+
+
+def test_changes_are_flagged_by_false_discovery_rate_and_shrunk():
+    rng = np.random.default_rng(7)
+    heads = [(0, "attention", head, 0) for head in range(48)]
+    noise = {head: rng.normal(size=24) for head in heads}
+    before = planted({head: 0.1 + 0.01 * noise[head] for head in heads}, bootstrap_unit="document")
+    gained = {head: 0.02 * (head[2] < 4) - 0.02 * (head[2] == 4) for head in heads}
+    after = planted({
+        head: 0.1 + gained[head] + 0.01 * rng.normal(size=24) for head in heads
+    })  # fmt: skip
+    table = amplification(before, after)
+    flags = table["changed"].tolist()
+    assert flags[:5] == ["amplified"] * 4 + ["weakened"] and flags[5:] == [""] * 43
+    assert ((table["p"] < 0.05)[5:]).any()  # which each for itself would name
+    np.testing.assert_array_equal(table["changed"] != "", table["q"] <= table.attrs["fdr"])
+    assert (table["q"] >= table["p"]).all()
+    assert (table["shrunk"].abs() <= table["score"].abs()).all()
+    assert table["shrunk"][5:].abs().max() < 0.5 * table["score"][5:].abs().max()
+    assert (table["ci_low_all"] < table["ci_low"]).all() and (table["unit"] == "document").all()
+    assert (table["share_ci_high_all"] > table["share_ci_high"]).all()
+
+
+def test_the_gini_of_what_is_left_of_a_base_counts_inserted_heads_with_theirs(tables):
+    before, after = tables
+    found = gini_rise(before, after)
+    spread = amplification(before, after).attrs["concentration"]
+    sums = amplification(before, after)["after"]
+    assert found.estimate == pytest.approx(
+        concentration(sums)["gini"] - spread["before"]["gini"], abs=1e-9
+    )
+    assert found.low < found.estimate < found.high
 
 
 def test_copies_are_told_from_the_base_by_the_inserted_layers(tables):

@@ -20,7 +20,7 @@ from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny, tokens
 from tests.reference import fill_banks, float64_reference, memories
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 SUBSET = [(0, 3), (2, 1), (2, 2)]
 # Name -> model in float32. Of the up-scaled ones the first has memory for some heads only (blocks 1

@@ -18,7 +18,7 @@ from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 from tests.reference import float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 
 @torch.no_grad()

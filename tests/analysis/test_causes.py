@@ -30,7 +30,7 @@ from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import CONTEXT, HEADS, HIDDEN, VOCABULARY, tiny, tokens
 from tests.reference import fill_banks, float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 LENGTHS = [12, 33, 9, 20]
 SIZE = HIDDEN // HEADS

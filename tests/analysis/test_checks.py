@@ -17,7 +17,7 @@ from tests.analysis.samples import memory_model, random_texts
 from tests.models import FAMILIES, tiny
 from tests.reference import float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

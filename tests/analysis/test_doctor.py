@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from typing import Any
 
@@ -16,7 +17,9 @@ from midus_model import blocks, upscale
 from tests.models import tiny
 from tests.reference import fill_banks, memories
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+examined = importlib.import_module("analysis.doctor")  # the name is the function
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 
 def grown(num_keys: int = 8, **sizes: Any) -> Any:
@@ -78,7 +81,31 @@ def test_memory_that_is_not_used() -> None:
     table = doctor(model, own_text(model), timing=False)
     row = table[table["finding"] == "memory unused"].iloc[0]
     assert row["value"] == 0 and pd.isna(row["block"])
+    assert "less than 0.005 either way" in row["evidence"]
     assert "0.00% of the stream" in row["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.004, 0.004, "unused"),
+        (-0.02, 0.03, "unclear"),  # was called unused for the zero in it
+        (0.001, 0.004, "unused"),  # not zero, and nothing
+        (0.004, 0.02, "unclear"),
+        (0.006, 0.02, ""),
+        (-0.02, -0.006, ""),  # hurts
+    ],
+)
+def test_unused_is_said_of_an_interval_inside_the_margin(
+    low: float, high: float, said: str, monkeypatch: Any
+) -> None:
+    effect = pd.DataFrame([{"score": (low + high) / 2, "ci_low": low, "ci_high": high}])
+    monkeypatch.setattr(examined, "memory_effects", lambda *_, **__: effect)
+    case = examined.Case(None, [], None, None, 0, None)
+    case.__dict__["blocks"] = pd.DataFrame({"read_ratio": [0.01]})
+    found = list(CHECKS["memory unused"](case))
+    assert [row.finding for row in found] == ["memory unused"] * (said == "unused")
+    assert ("memory unused" in case.unclear) == (said == "unclear")
 
 
 def test_what_was_lost_in_training() -> None:

@@ -20,7 +20,7 @@ from analysis.sources import line_runs, without_overlap
 from kernels.errors import DataError, MidusError
 
 CONTEXT = 16
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals:UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,15 @@ def test_units_are_documents_or_windows(read):
         assert many.unit == "document"
         assert [w.unit for w in many.windows] == [w.document for w in many.windows]
     assert [u["tokens"] for u in many.units] == [item.tokens for item in many]
-    few = many.subset(range(19))
+    two = many.subset(range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert two.unit == "document" and [w.unit for w in two.windows] == [
+            w.document for w in two.windows
+        ]
+    few = many.subset([3])
     assert few.unit == "window"
-    with pytest.warns(UserWarning, match=r"fewer than 20 documents \(19\)"):
+    with pytest.warns(UserWarning, match="one document, so intervals are over its windows"):
         windows = few.windows
     assert [w.unit for w in windows] == list(range(len(windows)))
     assert [u["tokens"] for u in few.units] == [int(w.scored.sum()) for w in windows]

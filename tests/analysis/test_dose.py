@@ -13,7 +13,7 @@ from analysis import head_importance
 from analysis.amplify import amplify
 from analysis.documents import Documents
 from analysis.dose import _intervals, dose_response, moved
-from analysis.statistics import bootstrap_mean
+from analysis.intervals import t_interval
 from analysis.subject import prepared
 from analysis.tables import load, save
 from kernels.errors import DataError, HeadError, MidusError
@@ -22,7 +22,7 @@ from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import tiny, tokens
 from tests.reference import float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 TEXTS = random_texts([9, 33, 14])  # two windows of the second
 CHOSEN = [(0, 2), (2, 1), (4, 3)]  # block 2 holds memory
@@ -123,19 +123,23 @@ def test_intervals_hold_both_draws_and_documents() -> None:
     rng = np.random.default_rng(0)
     weights = np.ones(40)
     by_document = np.tile(rng.normal(size=40), (6, 1, 1))
-    alike = _intervals(by_document, weights, 0, resampled=True)
-    plain = bootstrap_mean(by_document[0], weights, seed=0)
-    np.testing.assert_allclose(np.ravel(alike), np.ravel(plain), atol=1e-12)
+    alike = _intervals(by_document, weights, sampled=True)
+    plain = t_interval(by_document[0], weights, together=False)
+    for name, part in zip(("change", "stderr", "ci_low", "ci_high"), plain, strict=False):
+        np.testing.assert_allclose(alike[name], part, atol=1e-12)
     by_draw = np.tile(rng.normal(size=(12, 1, 1)), (1, 1, 40))
-    found = _intervals(by_draw, weights, 0, resampled=True)
-    assert found.estimate == pytest.approx(by_draw.mean())
-    assert found.stderr == pytest.approx(by_draw[:, 0, 0].std() / np.sqrt(12), rel=0.05)
-    assert found.low < by_draw.mean() < found.high
-    both = _intervals(by_document + by_draw[:6], weights, 0, resampled=True)
-    draws_only = _intervals(by_draw[:6], weights, 0, resampled=True)
-    assert both.stderr**2 == pytest.approx(plain.stderr**2 + draws_only.stderr**2, rel=0.1)
-    held = _intervals(by_draw, weights, 0, resampled=False)
-    assert held.stderr == pytest.approx(0, abs=1e-12)
+    found = _intervals(by_draw, weights, sampled=True)
+    draws = t_interval(by_draw[:, 0, 0], np.ones(12), together=False)
+    for name, part in zip(("change", "stderr", "ci_low", "ci_high"), draws, strict=False):
+        assert found[name] == pytest.approx(part)
+    both = _intervals(by_document + by_draw[:6], weights, sampled=True)
+    draws_only = _intervals(by_draw[:6], weights, sampled=True)
+    assert both["stderr"] ** 2 == pytest.approx(plain.stderr**2 + draws_only["stderr"] ** 2)
+    assert both["ci_high"] - both["change"] == pytest.approx(
+        np.hypot(plain.high - plain.estimate, draws_only["ci_high"] - draws_only["change"])
+    )
+    held = _intervals(by_draw, weights, sampled=False)
+    assert held["stderr"] == pytest.approx(0, abs=1e-12)
 
 
 # ---------------------------------------------------------------- changes of the same norm

@@ -17,7 +17,7 @@ from tests.analysis.samples import random_texts
 from tests.models import FAMILIES, tiny
 from tests.reference import fill_banks, float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of scores, in nats: what another batch may do to sums in that precision.

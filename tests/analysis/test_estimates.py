@@ -22,7 +22,7 @@ from tests.analysis.clocks import counting
 from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 LENGTHS = [17 + n % 7 for n in range(8)]
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 

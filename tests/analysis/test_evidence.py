@@ -17,7 +17,7 @@ from midus_model import head_sites, upscale
 from tests.models import VOCABULARY, tiny
 from tests.reference import fill_banks, float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_agreement_captions_say_what_the_numbers_are(evidence):
 # --- real tables ----------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+@pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 def test_tables_of_a_real_model_draw():
     model, data = memory_model(), random_texts([12, 17, 20])
     table = analysis.prune_curve(model, data=data, steps=4, draws=2)

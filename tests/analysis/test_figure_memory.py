@@ -325,8 +325,7 @@ def test_heads_of_a_row_stay_in_it():
 
 def test_real_tables_can_be_drawn():
     model, texts = memory_model(double=False), random_texts([20] * 3)
-    with pytest.warns(UserWarning, match="fewer than 20"):
-        effects = memory_effects(model, texts)
+    effects = memory_effects(model, texts)
     usage = memory_usage(model, texts)
     view = memory_view(model, texts[0].ids.tolist())
     for module in (paper, figures):

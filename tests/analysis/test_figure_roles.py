@@ -132,7 +132,7 @@ def test_importance_stands_beside_its_role(roles, importance):
             "exact ablation",
             "baseline mean",
             "metric loss, nats/token",
-            "95% bootstrap over documents",
+            "95% t over documents",
         ):
             assert part in text, part
 

@@ -37,9 +37,36 @@ def change(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return amplification_table(before, after)
 
 
+def own(figure):
+    """The traces but for the thin lines of intervals that hold together."""
+    return [trace for trace in figure.data if trace.name != "all heads together"]
+
+
+def test_intervals_that_hold_together_are_the_thin_lines(change, before):
+    heads = change.sort_values("score", ascending=False)
+    ends = heads[["ci_low_all", "ci_high_all"]].to_numpy().ravel()
+    for draw in (figures.amplification, figures.importance_change):
+        (thin,) = (t for t in draw(change, top=None).data if t.name == "all heads together")
+        np.testing.assert_array_equal([x for x in thin.x if x is not None], ends)
+    for draw in (paper.amplification, paper.importance_change):
+        lines = draw(change, top=None).axes[-1].collections
+        segments = [np.array(c.get_segments()) for c in lines if hasattr(c, "get_segments")]
+        assert any(
+            part.shape == (len(heads), 2, 2) and np.array_equal(part[:, :, 0].ravel(), ends)
+            for part in segments
+        )
+    (thin,) = (t for t in figures.importance_curves(before).data if t.name == "all heads together")
+    assert max(y for y in thin.y if y is not None) == before["ci_high_all"].max()
+    older = before.drop(columns=["ci_low_all", "ci_high_all", "unit"])
+    older.attrs = before.attrs
+    shown = figures.importance_curves(older)
+    assert len(own(shown)) == len(shown.data)
+    assert "95% bootstrap over documents" in shown.layout.meta["caption"]
+
+
 def test_curves_are_the_sorted_scores(before, after):
     lines = drawn(paper.importance_curves(before, after), "scores")
-    twins = figures.importance_curves(before, after).data
+    twins = own(figures.importance_curves(before, after))
     for line, twin, table in zip(lines, twins, (before, after), strict=True):
         best_first = np.sort(table["score"])[::-1]
         np.testing.assert_array_equal(line.get_ydata(), best_first)
@@ -65,7 +92,7 @@ def test_amplification_parts_add_up_and_are_sorted(change):
     wanted = np.sort(wanted)[::-1]
     (dots,) = drawn(paper.amplification(change, top=10), "scores")
     np.testing.assert_array_equal(dots.get_xdata(), wanted)
-    *parts, total = figures.amplification(change, top=10).data
+    *parts, total = own(figures.amplification(change, top=10))
     assert [p.name for p in parts] == ["the head itself", "inserted memory"]
     np.testing.assert_array_equal(total.x, wanted)
     np.testing.assert_allclose(np.sum([p.x for p in parts], axis=0), wanted, atol=1e-15)
@@ -144,20 +171,22 @@ def test_change_shows_before_after_and_their_difference_on_one_scale(change):
     last = twin.data[-1]
     np.testing.assert_array_equal(last.x, wanted["score"])
     np.testing.assert_allclose(last.error_x.array, wanted["ci_high"] - wanted["score"])
-    sure = (wanted["ci_low"] > 0) | (wanted["ci_high"] < 0)
+    sure = (wanted["ci_low_all"] > 0) | (wanted["ci_high_all"] < 0)
     assert [s == "diamond" for s in last.marker.symbol] == list(sure)
     assert len(drawn(right, "scores")[0].get_xdata()) == sure.sum()
     figure.canvas.draw()
     inches = [ax.get_window_extent().width / np.diff(ax.get_xlim())[0] for ax in (left, right)]
     assert inches[0] == pytest.approx(inches[1], rel=0.02)
     for text in (figure.caption, twin.layout.meta["caption"]):
-        assert "paired bootstrap" in text and "on one scale" in text and "12 of 48" in text
+        for part in ("paired t over", "for all heads together", "on one scale", "12 of 48"):
+            assert part in text, part
 
 
 def test_a_towering_change_is_written_at_the_edge(change):
     """One head far beyond the rest leaves them room, and its numbers stand in words."""
     change.loc[5, ["before", "after_base", "after", "score"]] = [3.5, 3.9, 3.9, 0.4]
     change.loc[5, ["ci_low", "ci_high"]] = [0.3, 0.5]
+    change.loc[5, ["ci_low_all", "ci_high_all"]] = [0.2, 0.6]
     figure, twin = paper.importance_change(change), figures.importance_change(change)
     assert figure.axes[0].get_xlim()[1] < 1
     texts = [a.text for a in twin.layout.annotations]

@@ -210,8 +210,9 @@ def test_captions_name_what_was_measured(before, after, change):
                 "pico → pico-midus",
             ):
                 assert part in text, (draw, part)
-    assert "95% bootstrap over documents" in paper.importance_curves(before).caption
-    assert "95% paired bootstrap over documents" in paper.amplification(change).caption
+    assert "95% t over documents" in paper.importance_curves(before).caption
+    assert "thin or pale: all heads together" in paper.importance_curves(before).caption
+    assert "95% paired t over documents" in paper.amplification(change).caption
     assert "bold: chosen for memory (" in paper.amplification(change).caption
     before.attrs.update(table="ranking", confidence=0.9, interval="confidence sequence")
     assert "90% confidence sequence" in paper.importance_curves(before).caption
@@ -263,6 +264,7 @@ def test_captions_name_other_metrics_baselines_and_units_of_ablation(before):
     text = paper.importance_map(before).caption
     assert "metric accuracy;" in text and "convention michel" in text
     before.attrs["interval"] = "sampled orders, 95%"
+    before[["ci_low_all", "ci_high_all"]] = np.nan
     assert paper.importance_curves(before).caption.endswith("intervals: sampled orders, 95%.")
 
 

@@ -13,14 +13,17 @@ import torch.nn.functional as F
 
 from analysis import ablation, head_importance
 from analysis.documents import Document, Documents, documents
+from analysis.figure_data import interval_words
+from analysis.intervals import by_document, shares_by_document, t_interval
 from analysis.methods import METHODS
 from analysis.subject import prepared
+from analysis.tables import weights_of
 from kernels.errors import MidusError, ModelError, UnsupportedArchitecture
 from midus_model import head_sites, load, upscale
 from tests.models import VOCABULARY, tiny
 from tests.reference import Choices, fill_banks, float64_reference, watched
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 MODELS = ["llama", "qwen3", "qwen3-wide", "mistral", "midus", "midus-qwen3-wide", "midus-heads"]
 MARGIN = 1e-5
@@ -311,8 +314,10 @@ def test_the_table_says_how_it_was_made() -> None:
     for column in ("layer", "kind", "head", "source_layer"):
         assert table[column].tolist() == [getattr(site, column) for site in sites]
     assert (table["ci_low"] <= table["score"]).all() and (table["score"] <= table["ci_high"]).all()
-    how = {"method": "ablation", "baseline": "mean", "metric": "loss", "bootstrap_unit": "window"}
+    how = {"method": "ablation", "baseline": "mean", "metric": "loss", "bootstrap_unit": "document"}
     assert {key: table.attrs[key] for key in how} == how
+    assert (table["unit"] == "document").all()
+    assert (table["ci_low_all"] < table["ci_low"]).all()
     assert table.attrs["inserted_layers"] == [1, 4]
     assert table.attrs["documents"] == data.units
     every = len(data.windows) * len(sites)  # evaluations, a head on a window each
@@ -320,6 +325,38 @@ def test_the_table_says_how_it_was_made() -> None:
     assert any(total == 0 and "about" in text for _, total, text in calls)  # told before
     again = head_importance(model, data, baseline="mean")
     assert table["score"].equals(again["score"]) and table["ci_low"].equals(again["ci_low"])
+
+
+def test_a_single_document_is_measured_in_windows_by_name() -> None:
+    with pytest.warns(UserWarning, match="one document, so intervals are over its windows"):
+        table = head_importance(tiny("llama"), data_of([60]))
+    assert (table["unit"] == "window").all() and table.attrs["bootstrap_unit"] == "window"
+    assert "windows of a document are alike" in table.attrs["interval_note"]
+    assert "95% t over windows" in interval_words(table)
+
+
+@pytest.mark.parametrize("how", ["share", "layer"])
+def test_a_quotients_interval_has_the_error_of_its_own_denominator(how: str) -> None:
+    model, data = tiny("llama"), data_of([12, 29, 17, 22, 15, 19])
+    plain = head_importance(model, data)
+    table = head_importance(model, data, normalise=how)
+    scores, weights = np.array(plain["by_document"].tolist()), weights_of(plain)
+    layers = plain["layer"].to_numpy()
+
+    def over_norms(mean: np.ndarray) -> np.ndarray:
+        norms = [np.linalg.norm(mean[..., layers == layer], axis=-1) for layer in layers]
+        return mean / np.stack(norms, -1)
+
+    values = shares_by_document(scores, weights)
+    if how == "layer":
+        values = by_document(over_norms, [scores], weights)
+    expected, least = t_interval(values, weights), 0 if how == "share" else -np.inf
+    np.testing.assert_allclose(table["stderr"], expected.stderr)
+    np.testing.assert_allclose(table["ci_low"], np.maximum(expected.low, least))
+    np.testing.assert_allclose(table["ci_high_all"], np.maximum(expected.high_all, least))
+    held = plain["stderr"] * (table["score"] / plain["score"]).abs()  # as if it had no error
+    sure = (plain["score"] > 0).to_numpy()
+    assert (np.abs(table["stderr"] / held - 1)[sure] > 0.01).all()
 
 
 @pytest.mark.parametrize("method", ["ablation", "gradient"])

@@ -28,7 +28,7 @@ from tests.models import tiny, tokens
 from tests.reference import fill_banks
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*fewer than 20 documents", "ignore:the model's 8-bit layers"
+    "ignore:.*one document, so intervals", "ignore:the model's 8-bit layers"
 )
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 

@@ -189,7 +189,7 @@ def test_the_shipped_model_on_two_documents_equals_the_scores_of_all_slots():
     model = load("pico-midus")
     whole = documents(limit=2, model=model)
     data = documents([item.ids[320:360].tolist() for item in whole], model=model)
-    with watched(model) as choices, pytest.warns(UserWarning, match="fewer than 20"):
+    with watched(model) as choices:
         usage = memory_usage(model, data)
     assert choices.margin > 1e-5 and len(choices.slots) == 3
     for (layer, memory), slots in zip(memories(model), choices.slots, strict=True):

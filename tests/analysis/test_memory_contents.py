@@ -34,7 +34,7 @@ CODE = [
     "import os\nfor name in os.listdir('.'):\n    print(name)\n" * 3,
     "def f(x):\n    return x\n",
 ]
-few = pytest.mark.filterwarnings("ignore:.*fewer than 20")
+few = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 
 # ---------------------------------------------------------------- contents

@@ -11,7 +11,7 @@ from analysis.noise import WINDOWS
 from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 LENGTHS = [20, 12, 15, 18, 9]  # fewer than WINDOWS, so that the sample is all of them
 
 

@@ -25,7 +25,7 @@ from midus_model import HeadSite, head_sites, load, upscale
 from tests.models import VOCABULARY, tiny
 from tests.reference import fill_banks, float64_reference, watched
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 
 BASES = ["llama", "qwen3", "qwen3-wide", "mistral"]
 MIDUS = ["midus-llama", "midus-qwen3", "midus-qwen3-wide", "midus-mistral", "midus-heads"]

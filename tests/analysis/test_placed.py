@@ -24,7 +24,7 @@ METHODS = ("ablation", "gradient", "taylor", "integrated_gradients", "fisher", "
 
 Measured = Callable[[Any], pd.DataFrame]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*fewer than 20 documents", "ignore:.*noise of half"
+    "ignore:.*one document, so intervals", "ignore:.*noise of half"
 )
 
 

@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from analysis import few_heads
 from analysis import ranking as module
 from analysis.documents import documents
 from analysis.importance import head_importance
 from analysis.ranking import rank_heads
+from analysis.ranking_words import summary
+from analysis.subject import prepared
 from kernels.errors import MidusError, ModelError
 from midus_model import upscale
 from tests.analysis.samples import random_tasks
@@ -71,7 +74,57 @@ def test_all_is_the_sweep_itself(model, texts, sweep):
     assert (ranking["exact"] == windows).all()
     assert ranking.attrs["evaluations"] == HEADS * windows
     assert ranking.attrs["stopped"] == "documents"
-    assert ranking.attrs["interval"] == "bootstrap over documents"
+    assert "interval" not in ranking.attrs and (ranking["ci_low_all"] < ranking["ci_low"]).all()
+    assert ranking["p_top"].tolist() == [1.0] * 5 + [0.0] * (HEADS - 5)  # of these documents, known
+
+
+@pytest.mark.parametrize("how", [{"method": "taylor"}, {"method": "gradient"}, {"budget": "all"}])
+def test_confidence_is_refused_where_there_is_no_race(model, texts, how):
+    with pytest.raises(MidusError, match="confidence is 0.9; only a race has one"):
+        rank_heads(model, texts, top=4, confidence=0.9, **how)
+    assert rank_heads(model, texts, top=4, confidence=0.95, **how).attrs["confidence"] == 0.95
+
+
+@pytest.mark.parametrize(("metric", "guarantee"), [("loss", "asymptotic"), ("accuracy", "exact")])
+def test_a_race_says_what_kind_of_guarantee_it_has_and_how_its_tails_are(
+    model, texts, metric, guarantee
+):
+    ranking = rank_heads(model, texts, top=4, budget=0.8, metric=metric)
+    assert ranking.attrs["guarantee"] == guarantee and guarantee in ranking.attrs["interval"]
+    assert ranking["tail_share"].between(0, 1).all()
+    assert (ranking["carried_by"] <= ranking["exact"]).all()
+    assert isinstance(ranking.attrs["tails"], str)
+    around = ranking.iloc[:8]
+    assert ranking.attrs["kurtosis"] == around["kurtosis"].max() >= 1
+    assert ranking.attrs["tail_share"] == around["tail_share"].max()
+
+
+def test_a_budget_that_pays_few_windows_states_no_error(model, texts):
+    ranking = rank_heads(model, texts, top=4, budget=HEADS * 20)
+    assert ranking.attrs["guarantee"] == "few windows" and ranking.attrs["stopped"] == "budget"
+    assert ranking["exact"].min() < ranking.attrs["enough"]
+    assert "at no stated error" in summary(ranking)
+
+
+def test_windows_that_are_heavy_to_first_order_come_first_where_the_budget_pays(
+    model, texts, monkeypatch
+):
+    """Whatever gradients say, a race to the end gives the sweep's scores."""
+    sizes = np.ones((HEADS, len(texts.windows)))
+    sizes[3, [5, 11]] = 60.0, 70.0
+    monkeypatch.setattr(module, "first_order_by_window", lambda subject: sizes)
+    ranking = rank_heads(model, texts, top=4, budget=1.0)
+    assert ranking.attrs["first"] == 2 and ranking.attrs["minimum"] == 2 + module.MINIMUM
+    assert rank_heads(model, texts, top=4, budget=500).attrs["first"] == 0  # it does not pay
+    assert rank_heads(model, texts, top=4, budget=1.0, metric="accuracy").attrs["first"] == 0
+
+
+def test_first_order_sizes_by_window_add_up_to_those_by_head(model, texts):
+    subject = prepared(model, texts)
+    every = list(range(len(texts.windows)))
+    tokens = sum(int(texts.windows[index].scored.sum()) for index in every)
+    found = few_heads.first_order_by_window(subject).sum(1) / tokens
+    np.testing.assert_allclose(found, few_heads.first_order(subject, every), rtol=1e-4)
 
 
 def test_a_race_measures_what_the_sweep_measures(model, texts, sweep):

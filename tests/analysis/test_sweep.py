@@ -21,7 +21,7 @@ from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 from tests.reference import float64_reference
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = [12, 20, 7, 33, 9, 15, 11, 18, 6, 14, 25, 8] * 2
 
@@ -51,7 +51,7 @@ def test_a_killed_sweep_ends_with_the_same_table(
 ) -> None:
     monkeypatch.setattr("analysis.sweep.SAVE_SECONDS", 0)
     model, data, path = tiny("llama"), random_texts(LENGTHS), tmp_path / "kept"
-    given: dict[str, Any] = {"method": method, "permutations": 4}
+    given: dict[str, Any] = {"method": method, "permutations": 4, "agreement": False}
     whole = head_importance(model, data, **given)
     half = len(data.windows) * len(head_sites(model)) // 2
     with pytest.raises(Killed):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from analysis import tables
-from analysis.statistics import bootstrap_mean
+from analysis.intervals import t_interval
 from kernels.errors import IncomparableTables, MidusError, ModelError
 
 
@@ -53,9 +53,12 @@ def test_head_table_has_the_promised_columns_and_numbers():
     assert tuple(made.columns) == tables.COLUMNS
     assert list(made["kind"]) == ["attention", "attention", "memory"]
     np.testing.assert_allclose(made["score"], np.average(SCORES, axis=1, weights=WEIGHTS))
-    expected = bootstrap_mean(SCORES, WEIGHTS)
+    expected = t_interval(SCORES, WEIGHTS)
     np.testing.assert_array_equal(made["stderr"], expected.stderr)
     np.testing.assert_array_equal(made["ci_high"], expected.high)
+    np.testing.assert_array_equal(made["ci_high_all"], expected.high_all)
+    assert (made["unit"] == "document").all()
+    assert "4 documents are too few" in made.attrs["interval_note"]
     np.testing.assert_array_equal(np.array(made["by_document"].tolist()), SCORES)
     assert json.loads(json.dumps(made.attrs)) == made.attrs
     assert made.attrs["schema"] == tables.SCHEMA
@@ -66,6 +69,7 @@ def test_a_method_may_bring_its_own_intervals():
     unmeasured = np.full((3, 4), np.nan)  # racing leaves documents out
     made = tables.head_table(SITES, unmeasured, WEIGHTS, attrs(), intervals=own)
     assert list(made["score"]) == [1.0, 2.0, 3.0]
+    assert made["ci_low_all"].isna().all() and (made["unit"] == "window").all()
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -20,7 +20,7 @@ from kernels.errors import DataError
 from midus_model import head_sites
 from tests.models import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals:UserWarning")
 START = 1
 LENGTHS = (2, 3, 7, 8, 9, 14, 15, 16, 17, 30, 31, 64)
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import head_importance, rank_heads
+from analysis import head_importance, rank_heads, ranking
 from analysis.amplification import amplification
 from analysis.documents import Documents, documents
 from analysis.estimates import left_out
@@ -27,7 +27,7 @@ from tests.analysis.clocks import counting
 from tests.analysis.samples import memory_model, random_tasks, random_texts
 from tests.models import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 LENGTHS = [16 + n % 7 for n in range(24)]
 
 Measured = Callable[..., Any]
@@ -261,8 +261,8 @@ def test_tasks_are_never_cut(monkeypatch: Any) -> None:
         except MidusError:
             continue
         assert table.attrs["within"]["repeat"]["tokens"] is None
-        ranking = rank_heads(model, tasks, top=4, within=within)
-        repeat = ranking.attrs["within"]["repeat"]
+        ranked = rank_heads(model, tasks, top=4, within=within)
+        repeat = ranked.attrs["within"]["repeat"]
         assert repeat["tokens"] is None and repeat["context"] is None
 
 
@@ -367,6 +367,7 @@ def test_a_full_race_is_that_of_its_budget_and_documents(
     table = rank_heads(many_heads, docs, top=3, within=140_000)
     repeat = table.attrs["within"]["repeat"]
     few = lessened(docs, repeat["limit"], repeat["tokens"], repeat["context"])
+    monkeypatch.setattr(ranking, "_heavy", lambda *given: [])  # no such pass within a time
     plain = rank_heads(many_heads, few, top=3, budget=repeat["race"]["evaluations"])
     assert plain[["layer", "head", "exact"]].equals(table[["layer", "head", "exact"]])
     np.testing.assert_allclose(plain["score"], table["score"], atol=1e-5)

@@ -21,7 +21,7 @@ from tests.analysis.samples import memory_model, random_texts
 from tests.models import tiny
 from workbench.importance_bench import cases
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 LENGTHS = [12, 20, 7, 33, 9, 15]
 
 

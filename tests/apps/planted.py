@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import statistics, tables
+from analysis import intervals, statistics, tables
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,10 @@ def plant_run(
         change = 0.3 if site.kind == "memory" else 0.9
         second[i] = change * parent + rng.normal(0.001, 0.003, documents)
     before = tables.head_table(
-        old, first, weights, {**attrs, "table": "head_importance", "model": "small"}, resamples=200
+        old, first, weights, {**attrs, "table": "head_importance", "model": "small"}
     )
     after = tables.head_table(
         new, second, weights, {**attrs, "table": "head_importance", "model": "small-midus"},
-        resamples=200,
     )  # fmt: skip
     change = _amplification(old, new, first, second, weights, attrs)
     usage, slots = _memory(new, side, attrs, rng)
@@ -102,7 +101,7 @@ def _amplification(
 
     own, memory = part("attention"), part("memory")
     total = own + memory
-    found = statistics.paired_difference(first, total, weights, resamples=200)
+    found = intervals.t_interval(total - first, weights)
     means = [statistics.weighted_mean(values, weights) for values in (first, own, memory, total)]
     share_before, share_after = (statistics.shares(means[i])[0] for i in (0, 3))
     table = pd.DataFrame(
@@ -117,9 +116,12 @@ def _amplification(
             "after_copy": 0.0,
             "after": means[3],
             "score": found.estimate,
-            "stderr": found.stderr,
-            "ci_low": found.low,
-            "ci_high": found.high,
+            **found.columns(),
+            "unit": "document",
+            "changed": np.where(
+                found.p < 0.01, np.where(found.estimate > 0, "amplified", "weakened"), ""
+            ),
+            "shrunk": 0.8 * found.estimate,
             "share_before": share_before,
             "share_after": share_after,
             "share_score": share_after - share_before,

@@ -153,6 +153,36 @@ def test_importance_numbers_are_the_tables(opened: Opener, planted: Path) -> Non
     assert frame["share"].sum() == pytest.approx(100)
 
 
+def test_a_first_order_table_shows_how_far_it_agrees(opened: Opener, damaged: Path) -> None:
+    """On figures, below the table, and beside a ranking, with what a screen left out."""
+    found = {
+        "signed": True, "spearman": 0.31, "spearman_low": -0.1, "spearman_high": 0.6,
+        "sign": 0.7, "sign_low": 0.5, "sign_high": 0.9, "heads": 12, "heads_of": 24, "windows": 4,
+        "windows_of": 96,
+    }  # fmt: skip
+    table = tables.load(damaged / "tables" / "importance_before")
+    table.attrs |= {"method": "relp", "agreement": found}
+    tables.save(table, damaged / "tables" / "importance_before")
+    ranking = table.sort_values("score", ascending=False, ignore_index=True)
+    ranking = ranking.assign(p_top=0.5, exact=0, tied_with_next=False)
+    ranking.attrs = table.attrs | {
+        "table": "ranking", "top": 4, "confidence": 0.95, "stopped": "documents",
+        "evaluations": 0, "conditional": "on a screen: 7 heads were not ablated",
+    }  # fmt: skip
+    tables.save(ranking, damaged / "tables" / "ranking")
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["tables"] = ["importance_before", "ranking"]
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    said = "rank correlation with effects 0.31 [-0.10 to 0.60], same sign 70% [50% to 90%]"
+    for view in ("importance", "curves", "table"):
+        app = show(opened("--run", damaged), view)
+        assert not app.exception and not app.error
+        assert said in words(app), view
+    app = opened("--run", damaged, page="views/choose.py")  # whose model is not at hand
+    assert not app.exception
+    assert said in words(app) and "7 heads were not ablated" in words(app)
+
+
 def test_the_choices_name_a_head(opened: Opener, planted: Path) -> None:
     table = tables.load(planted / "tables" / "importance_after")
     row = table[(table["kind"] == "memory") & (table["head"] == 2)].iloc[0]

@@ -57,7 +57,7 @@ def test_what_cannot_be_made_equal_is_said() -> None:
         choice.arm_model(tiny("llama"), "all", TOP, 0, num_keys=4, top_k=2, latent_dim=2)
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 documents")
+@pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 def test_a_row_agrees_with_the_tables_of_importance() -> None:
     base = tiny("llama")
     model, heads = choice.arm_model(base, "chosen", TOP, 0, **SIZES)

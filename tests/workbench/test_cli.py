@@ -74,6 +74,28 @@ def test_help_names_every_command():
         assert helped.exit_code == 0 and "Example" in helped.output
 
 
+def test_a_cheap_method_says_how_far_it_agrees_with_ablation(model, texts, tmp_path):
+    asked = ("importance", model, "--data", texts, "--method", "taylor", "--limit", "8")
+    result = midus(*asked, "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "agreement with exact ablation: rank correlation with effects" in result.output
+    assert RunFolder.open(tmp_path / "run").load_table("importance_before").attrs["agreement"]
+    result = midus(*asked, "--no-agreement", "-o", tmp_path / "without")
+    assert result.exit_code == 0 and "exact ablation:" not in result.output
+
+
+def test_a_ranking_by_screen_ends_with_what_it_left_out(model, texts, tmp_path):
+    place = tmp_path / "run"
+    asked = ("rank", model, "--data", texts, "--method", "screen", "--top", "1", "-o", place)
+    refused(midus(*asked, "--budget", "10"), "--budget is 10", "screen")
+    result = midus(*asked, "--budget", "0.9", "--overwrite")
+    assert result.exit_code == 0, result.output
+    last = result.output.strip().splitlines()[-1]
+    assert "conditional on a screen to first order" in last and "were not ablated" in last
+    assert RunFolder.open(place).load_table("ranking").attrs["screen"]["raced"] >= 2
+    assert json.loads((place / "ranking.json").read_text())["heads"]
+
+
 def test_help_is_quick_and_loads_no_torch():
     code = (
         "import sys\nsys.argv = ['midus', '--help']\nfrom workbench.cli import main\n"

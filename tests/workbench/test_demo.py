@@ -24,7 +24,7 @@ TABLES = {
     "amplification", "memory_usage", "memory_slots", "losses", "costs_before", "costs_after",
     "costs_baseline",
 }  # fmt: skip
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals:UserWarning")
 
 
 @pytest.fixture(scope="module")

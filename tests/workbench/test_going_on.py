@@ -13,7 +13,7 @@ from tests.crash.cases import FEW, make_inputs
 from workbench.cli import app
 from workbench.runs import RunFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 # command -> what it measures with, by its name in `analysis`
 MEASURES = {
     f"memory grown {FEW} --against few.jsonl": ["memory_usage"],

@@ -25,7 +25,7 @@ from workbench.inputs import differences, inputs_of
 from workbench.recipe import Recipe, Study
 from workbench.runs import RunFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 20:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one document, so intervals:UserWarning")
 
 
 # ---------------------------------------------------------------- what they are

@@ -63,7 +63,7 @@ def test_slots_that_are_not_there(texts, tmp_path, slots, words):
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than 20")
+@pytest.mark.filterwarnings("ignore:.*one document, so intervals")
 def test_the_benchmark_reads_the_tokens_that_it_says(texts, tmp_path, capsys):
     line = ["--tokens", "1000", "--data", str(texts), "--out", str(tmp_path / "bench.json")]
     memory_bench.main(line)

@@ -70,5 +70,6 @@ def doctor(
         if table.empty:
             common.say(f"nothing found; looked for: {', '.join(table.attrs['checked'])}")
         for name, why in table.attrs["skipped"].items():
-            common.say(f"not looked for: {name} ({why})")
+            said = "cannot tell" if name in table.attrs["checked"] else "not looked for"
+            common.say(f"{said}: {name} ({why})")
         common.closing(run.path)

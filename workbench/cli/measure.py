@@ -7,13 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.first_order import REGISTERED
 from workbench import hints
 from workbench.cli import common, options
 from workbench.inputs import inputs_of
 
 Method = Annotated[
     str,
-    typer.Option(help="ablation, gradient, taylor, integrated_gradients, fisher, dla, shapley."),
+    typer.Option(
+        help="ablation, gradient, taylor, integrated_gradients, fisher, dla, shapley, "
+        f"{', '.join(REGISTERED)}."
+    ),
+]
+Ranked = Annotated[
+    str,
+    typer.Option(
+        help="ablation; screen (first order chooses what is ablated, for a tenth of the cost); or "
+        "a method of `midus importance`."
+    ),
 ]
 Baseline = Annotated[
     str, typer.Option(help="What replaces a head's output: mean, zero, or resample.")
@@ -57,6 +68,12 @@ def importance(
         str | None, typer.Option(help="michel or bertology: gradients as published code has them.")
     ] = None,
     normalise: Annotated[str, typer.Option(help="none, layer, or share.")] = "none",
+    agreement: Annotated[
+        bool,
+        typer.Option(
+            help="Ablate a sample of heads exactly, to say how far a cheap method agrees."
+        ),
+    ] = True,
     memory_budget: Budget = None,
     output: common.Output = None,
     seed: common.Seed = 0,
@@ -89,7 +106,7 @@ def importance(
         )
     asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "stage": stage, "group": group,
-        "convention": convention, "normalise": normalise, "seed": seed,
+        "convention": convention, "normalise": normalise, "agreement": agreement, "seed": seed,
     }  # fmt: skip
     parameters = {
         "model": model, "after": after, "data": data, "split": split, "limit": limit, **asked,
@@ -118,8 +135,10 @@ def importance(
         )  # fmt: skip
         if after is not None:
             change = run.load_table("amplification")
-            change = change.iloc[best_first(change["score"])]
-            _print_scores(f"Amplification, after minus before ({unit})", change)
+            change = change.iloc[best_first(change["shrunk"].fillna(change["score"]))]
+            title = f"Amplification, after minus before ({unit}), by what is expected of it"
+            _print_scores(title, change, {"shrunk": "+.5f", "changed": ""})
+        _say_agreement(tables)
         common.closing(run.path)
 
 
@@ -170,7 +189,7 @@ def rank(
             "are), or all. [default: 56 a head]"
         ),
     ] = None,
-    method: Method = "ablation",
+    method: Ranked = "ablation",
     baseline: Baseline = "mean",
     metric: Metric = "loss",
     evidence: Annotated[
@@ -196,6 +215,7 @@ def rank(
     `midus rank pico --data tasks.jsonl --metric logit_difference --evidence`
     """
     from analysis import rank_heads
+    from analysis.ranking_words import summary
 
     asked: dict[str, Any] = {
         "method": method, "baseline": baseline, "metric": metric, "top": top,
@@ -228,9 +248,11 @@ def rank(
             table,
             {"p_top": ".2f", "exact": "d"},
         )
+        _say_agreement({"": table})
         if evidence:
             _print_evidence(run.load_table("evidence"))
         common.closing(run.path, *hints.deeper(loaded, model, run.path / "ranking.json"))
+        typer.echo(summary(table))
 
 
 @common.reports
@@ -296,6 +318,15 @@ def roles(
         common.closing(run.path)
 
 
+def _say_agreement(tables: dict[str, Any]) -> None:
+    """How far each table's scores agree with exact ablation, a line each."""
+    from analysis.agreement_words import agreement_words
+
+    for side, table in tables.items():
+        if words := agreement_words(table.attrs):
+            common.say(f"{side}: {words}" if len(tables) > 1 else words)
+
+
 def parse_budget(text: str | None) -> int | float | str | None:
     """`--budget`: 5000, 0.25 or all, as `analysis.rank_heads` takes it."""
     from kernels.errors import MidusError
@@ -350,13 +381,16 @@ def _print_evidence(table: Any) -> None:
 
 
 def _print_scores(title: str, table: Any, more: dict[str, str] | None = None) -> None:
+    together = "ci_low_all" in table.columns and bool(table["ci_low_all"].notna().any())
     more = {name: form for name, form in (more or {}).items() if name in table.columns}
     rows = [
         [str(r["layer"]), r["kind"], str(r["head"]), f"{r['score']:+.5f}",
-         f"{r['ci_low']:+.5f} to {r['ci_high']:+.5f}", *(format(r[c], f) for c, f in more.items())]
+         f"{r['ci_low']:+.5f} to {r['ci_high']:+.5f}",
+         *([f"{r['ci_low_all']:+.5f} to {r['ci_high_all']:+.5f}"] * together),
+         *(format(r[c], f) for c, f in more.items())]
         for r in table.head(SHOWN).to_dict("records")
     ]  # fmt: skip
-    columns = ["layer", "kind", "head", "score", "interval", *more]
+    columns = ["layer", "kind", "head", "score", "interval", *["all heads"] * together, *more]
     left = len(table) - len(rows)
     common.print_table(title, columns, rows)
     if left > 0:

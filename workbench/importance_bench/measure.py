@@ -70,7 +70,7 @@ def measured(case: Case, device: str, rate: float, seconds: float) -> Row:
 def _importance(model: Any, docs: Documents, **options: Any) -> torch.Tensor:
     """Our scores of all heads in model order, by the call that any user makes: [heads]."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fewer than 20 documents")
+        warnings.filterwarnings("ignore", message=".*one document, so intervals")
         table = head_importance(model, docs, baseline="zero", **options)
     return torch.tensor(table["score"].to_numpy())
 

@@ -8,8 +8,10 @@ seed; docs/ranking.json and the tables of docs/ranking.md are written from what 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from analysis.subject import loaded_with
 from kernels.errors import MidusError
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/ranking-study"))
     parser.add_argument("--seeds", type=int, default=60, help="races of each kind")
+    parser.add_argument("--parts", type=int, help="races of each kind that lacks a part, if fewer")
     parser.add_argument("--top", type=int, default=16)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--limit", type=int, help="documents at most, for a quick look")
@@ -52,12 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         run.resume()
         with run:
             table = exhaustive(run.path / "exhaustive.safetensors", model, docs, progress=_say)
+            names = ("seeds", "parts", "top", "confidence")
+            asked = {name: getattr(given, name) for name in names}
             found = study(
                 table,
-                seeds=given.seeds,
-                top=given.top,
-                confidence=given.confidence,
+                **asked,
                 progress=_say,
+                rows=_kept(run.path / "rows.json", asked),
+                keep=lambda rows: run.write_json("rows.json", asked | {"rows": rows}),
             )
             run.write_json("ranking.json", found)
             run.finish({"success_at_a_quarter": report.at_a_quarter(found)["success"]})
@@ -70,6 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(report.races(found))
     return 0
+
+
+def _kept(place: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of races that were replayed before as they are asked for now."""
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+        return found["rows"] if {key: found[key] for key in asked} == asked else []
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def _say(done: int, total: int, text: str) -> None:

@@ -22,7 +22,7 @@ from kernels.errors import RunError
 
 Progress = Callable[[int, int, str], None]
 BATCH = 8  # windows at once
-SAVE_EVERY = 8  # batches
+SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,13 @@ def exhaustive(
     data: Any = None,
     *,
     limit: int | None = None,
+    batch: int = BATCH,
     progress: Progress | None = None,
 ) -> Exhaustive:
-    """Every head on every window, read from `place` or measured and kept there as it grows."""
+    """Every head on every window, read from `place` or measured and kept there as it grows.
+
+    batch: windows at once, at most: what a killed measurement loses.
+    """
     network, docs = loaded_with(model, data, limit)
     units = units_of(network)
     about = _about(network, docs)
@@ -77,7 +81,7 @@ def exhaustive(
     }
     if not np.isfinite(arrays["effects"]).all():
         subject = prepared(network, docs, gradients=True, progress=progress)
-        _measure(subject, arrays, lambda: _write(place, arrays, identity), progress)
+        _measure(subject, arrays, batch, lambda: _write(place, arrays, identity), progress)
     return Exhaustive(
         arrays["effects"],
         arrays["first_order"],
@@ -104,12 +108,14 @@ def _about(network: Any, docs: Documents) -> dict[str, Any]:
 def _measure(
     subject: Subject,
     arrays: dict[str, np.ndarray],
+    batch: int,
     keep: Callable[[], None],
     progress: Progress | None,
 ) -> None:
     """Fill in what `arrays` lack, batch by batch."""
     every = np.arange(len(subject.units))
-    groups = batches(subject.docs.windows, min(BATCH, subject.plan.windows))
+    groups = batches(subject.docs.windows, min(batch, subject.plan.windows))
+    kept = time.monotonic()
     for number, group in enumerate(groups, 1):
         if not np.isfinite(arrays["effects"][:, group]).all():
             begun = time.perf_counter()
@@ -117,8 +123,9 @@ def _measure(
             half = time.perf_counter()
             arrays["effects"][:, group] = measured(subject, every, np.array(group))
             arrays["seconds"] += half - begun, time.perf_counter() - half
-            if number % SAVE_EVERY == 0 or number == len(groups):
+            if time.monotonic() - kept >= SAVE_SECONDS or number == len(groups):
                 keep()
+                kept = time.monotonic()
         if progress:
             progress(number, len(groups), "every head on every window")
 

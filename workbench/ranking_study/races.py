@@ -7,31 +7,24 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.race import Race, half_width
+from analysis.race import Race
 
 
-class Unpaired(Race):
-    """Compares heads by their own intervals instead of their paired difference."""
+class Narrow(Race):
+    """Takes no value to lie further than its pair's largest difference seen, whatever others do."""
 
-    def gaps(self, racing: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        _, _, complete = super().gaps(racing, alpha)
-        found = self.intervals()
-        score, radius = found["score"][racing], (found["score"] - found["ci_low"])[racing]
-        return score[:, None] - score, radius[:, None] + radius, complete
-
-
-class PairedOnly(Race):
-    """Compares heads by their paired difference alone."""
-
-    def apart(self, racing: np.ndarray) -> np.ndarray:
-        return np.zeros((len(racing), len(racing)), dtype=bool)
+    def widest(
+        self, one: np.ndarray, two: np.ndarray, largest: np.ndarray, spread: np.ndarray
+    ) -> np.ndarray:
+        return largest
 
 
 class WithReplacement(Race):
     """Takes the windows for draws from an endless source, until all are seen."""
 
-    def half_width(self, count: np.ndarray, alpha: float, sides: int) -> np.ndarray:
-        return np.where(count >= self.windows, 0.0, half_width(count, np.inf, alpha, sides))
+    @property
+    def population(self) -> int:
+        return ENDLESS
 
 
 class Lockstep(Race):
@@ -46,16 +39,21 @@ class Lockstep(Race):
 class Uncorrected(Race):
     """Looks again and again at plain 95% intervals, not corrected for looks, heads or pairs."""
 
-    def half_width(self, count: np.ndarray, alpha: float, sides: int) -> np.ndarray:
-        share = np.maximum(1 / count - 1 / self.windows, 0)
-        return stats.norm.ppf(1 - (1 - self.confidence) / sides) * np.sqrt(share)
+    def certain(self, place: tuple[np.ndarray, ...], alpha: float) -> np.ndarray:
+        return self.lead[place] > stats.norm.ppf(self.confidence)
+
+    def intervals(self) -> dict[str, np.ndarray]:
+        stderr = self.deviations * np.sqrt(self.variance_left)
+        radius = stats.norm.ppf((1 + self.confidence) / 2) * stderr
+        low, high = self.scores - radius, self.scores + radius
+        return {"score": self.scores, "stderr": stderr, "ci_low": low, "ci_high": high}
 
 
 class InOrder(Race):
     """Draws documents at random and takes the windows of each in a row."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         _, place = np.unique(self.clusters, return_index=True)  # each document's first window drawn
         rank = dict(zip(self.clusters[place].tolist(), place.tolist(), strict=True))
         turn = np.argsort([rank[cluster] for cluster in self.clusters.tolist()], kind="stable")
@@ -63,14 +61,18 @@ class InOrder(Race):
         self.clusters = self.clusters[turn]
 
 
+ENDLESS = 10**9  # windows
 CONTROLLED = "first-order scores as control variate"
+ALL_DRAWN = "no windows first, however heavy to first order"
+IN_ORDER = "windows document by document"
+NONE_FIRST = (CONTROLLED, ALL_DRAWN, IN_ORDER)
 VARIANTS: dict[str, type[Race]] = {
     "as shipped": Race,
     "every head in the race, not the closest": Lockstep,
-    "own intervals alone": Unpaired,
-    "paired differences alone": PairedOnly,
+    "each pair's own range": Narrow,
     "no correction for the finite population": WithReplacement,
     CONTROLLED: Race,  # fed with effects less first-order scores, whose means are known
-    "windows document by document": InOrder,
+    ALL_DRAWN: Race,
+    IN_ORDER: InOrder,
     "plain 95% intervals, uncorrected": Uncorrected,
 }

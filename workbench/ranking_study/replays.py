@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.race import MINIMUM, Race
-from analysis.ranking import PER_HEAD
-from analysis.statistics import bootstrap
+from analysis.estimates import FIRST_ORDER
+from analysis.intervals import t_interval
+from analysis.race import FOCUS, Race, enough
+from analysis.race_found import design_effect, p_top
+from analysis.ranking import PER_HEAD, SIZING
+from analysis.tails import heavy_windows
 from analysis.ties import best_first
 from workbench.ranking_study.exhaustive import Exhaustive
-from workbench.ranking_study.races import CONTROLLED, VARIANTS
+from workbench.ranking_study.races import ALL_DRAWN, CONTROLLED, NONE_FIRST, VARIANTS
 
 Progress = Callable[[int, int, str], None]
 ALL = 10**12  # a budget that never ends a race
@@ -24,13 +27,14 @@ ALL = 10**12  # a budget that never ends a race
 def ties(table: Exhaustive) -> dict[str, np.ndarray]:
     """Pairs [H, H] whose paired 95% interval on the exhaustive table contains 0.
 
-    Two intervals: by a bootstrap over documents (`analysis.statistics`), and, narrower, by the
+    Two intervals: by t over documents (`analysis.intervals`), and, narrower, by the
     normal approximation over windows taken for independent.
     """
     count = int(table.clusters.max()) + 1
     tokens = np.bincount(table.clusters, table.weights, count)
     sums = np.stack([np.bincount(table.clusters, row, count) for row in table.effects])
-    found = bootstrap(lambda mean: mean[:, :, None] - mean[:, None, :], [sums / tokens], tokens)
+    means = sums / tokens  # [heads, documents]
+    found = t_interval(means[:, None] - means, tokens, together=False)
     y = table.effects / table.weights.mean()
     covariance = np.cov(y)
     variance = np.diag(covariance)[:, None] + np.diag(covariance) - 2 * covariance
@@ -71,6 +75,18 @@ class Work:
         return self.clean + self.resumed
 
 
+def heavy_first(table: Exhaustive, budget: int, confidence: float) -> list[int]:
+    """The windows that `rank_heads` would measure first, as `analysis.ranking` decides it."""
+    heads, windows = table.effects.shape
+    allowed = min(budget, table.evaluations)
+    blocks = int(table.heads[:, 0].max()) + 1
+    passes = float((1 - table.heads[:, 0] / blocks).mean()) + 1 / FOCUS  # of an evaluation
+    room = allowed // heads - enough(heads, confidence)
+    if room < 1 or FIRST_ORDER * windows > SIZING * allowed * passes:
+        return []
+    return heavy_windows(np.abs(table.first_order), room // 2)
+
+
 def replay(
     table: Exhaustive, name: str, budget: int, seed: int, top: int, confidence: float
 ) -> tuple[Race, Work]:
@@ -78,7 +94,10 @@ def replay(
     values = table.effects
     if name == CONTROLLED:
         values = values - table.first_order + table.first_order.mean(1, keepdims=True)
-    race = VARIANTS[name](len(values), table.weights, table.clusters, top, confidence, seed)
+    first = [] if name in NONE_FIRST else heavy_first(table, budget, confidence)
+    race = VARIANTS[name](
+        len(values), table.weights, table.clusters, top, confidence, seed, first=first
+    )
     work = Work(table)
 
     def measure(heads: np.ndarray, windows: np.ndarray) -> np.ndarray:
@@ -112,13 +131,14 @@ def summary(
         found = race.intervals()
         slack = 1e-9 * np.abs(scores).max()  # sums in another order
         covered.append((found["ci_low"] - slack <= scores) & (scores <= found["ci_high"] + slack))
-        chances.append(race.p_top())
+        chances.append(p_top(race))
         stops.append(race.stopped)
         costs.append(race.spent / table.evaluations)
         forwards.append(work.forwards / whole.forwards)
-        effects.append(race.design_effect())
-    # A control variate's known means take a first-order pass over every window.
-    before = table.seconds[0] / table.seconds[1] if name == CONTROLLED else 0.0
+        effects.append(design_effect(race))
+    # First-order scores of every window take a pass.
+    used = name == CONTROLLED or race.known > 0
+    before = table.seconds[0] / table.seconds[1] if used else 0.0
     same = np.array([verdict == "same" for verdict in verdicts["documents"]])
     right = np.array([verdict != "wrong" for verdict in verdicts["documents"]])
     settled = np.array([stop != "budget" for stop in stops])
@@ -138,6 +158,7 @@ def summary(
         "settled": float(settled.mean()),
         "settled_wrong": int((settled & ~same).sum()),
         "stopped": {stop: stops.count(stop) for stop in ("settled", "budget", "documents")},
+        "first": race.known,
         "cost": float(np.mean(costs)),
         "cost_max": float(np.max(costs)),
         "covered_together": float(heads.all(1).mean()),
@@ -209,25 +230,42 @@ def design_effects(table: Exhaustive) -> dict[str, float]:
 
 
 def study(
-    table: Exhaustive, *, seeds: int, top: int, confidence: float, progress: Progress | None = None
+    table: Exhaustive,
+    *,
+    seeds: int,
+    top: int,
+    confidence: float,
+    parts: int | None = None,
+    progress: Progress | None = None,
+    rows: list[dict[str, Any]] | None = None,
+    keep: Callable[[list[dict[str, Any]]], object] | None = None,
 ) -> dict[str, Any]:
-    """Everything that docs/ranking.json holds."""
+    """Everything that docs/ranking.json holds.
+
+    parts: seeds of races that lack a part, by default all.
+    rows: of races that were replayed before, with the same arguments; keep: is given all rows
+    after each.
+    """
     heads, full = len(table.effects), table.evaluations
     budgets = [PER_HEAD * heads, full // 16, full // 8, full // 4, ALL]
     plans = [("as shipped", budget) for budget in budgets]
     plans += [(name, budget) for name in VARIANTS for budget in (full // 16, ALL)][2:]
-    rows = []
-    for number, (name, budget) in enumerate(plans, 1):
-        rows.append(summary(table, name, budget, seeds=seeds, top=top, confidence=confidence))
+    plans.append((ALL_DRAWN, full // 4))
+    rows = list(rows or [])
+    for number, (name, budget) in enumerate(plans[len(rows) :], len(rows) + 1):
+        count = seeds if name == "as shipped" else parts or seeds
+        rows.append(summary(table, name, budget, seeds=count, top=top, confidence=confidence))
+        if keep:
+            keep(rows)
         if progress:
-            progress(number, len(plans), f"{seeds} races: {name}")
+            progress(number, len(plans), f"{count} races: {name}")
     return {
         "about": table.about,
         "heads": heads,
         "top": top,
         "confidence": confidence,
         "seeds": seeds,
-        "minimum": MINIMUM,
+        "enough": enough(heads, confidence),
         "evaluations": full,
         "first_order_cost": table.seconds[0] / table.seconds[1],
         "boundary": near_the_boundary(table, top),

@@ -38,12 +38,12 @@ def races(found: dict[str, Any]) -> str:
     """The race as shipped, by budget."""
     rows = [row for row in found["races"] if row["race"] == "as shipped"]
     return _table(
-        ["budget", "same set", "tied swaps", "success (95% interval)", "ties by windows",
-         "settled", "cost (most)", "forwards", "all intervals right", "an interval right",
-         "worst head"],
-        [[_budget(row, found), _share(row["same_set"]), _share(row["tied_swaps"]), _success(row),
-          _share(row["success_ties_by_window"]), _share(row["settled"]), _cost(row),
-          _share(row["forwards"], 1),
+        ["budget", "windows first", "same set", "tied swaps", "success (95% interval)",
+         "ties by windows", "settled", "cost (most)", "forwards", "all intervals right",
+         "an interval right", "worst head"],
+        [[_budget(row, found), str(row["first"]), _share(row["same_set"]),
+          _share(row["tied_swaps"]), _success(row), _share(row["success_ties_by_window"]),
+          _share(row["settled"]), _cost(row), _share(row["forwards"], 1),
           _share(row["covered_together"]), _share(row["covered_head"], 2),
           _share(row["covered_worst"])] for row in rows],
     )  # fmt: skip
@@ -55,10 +55,10 @@ def parts(found: dict[str, Any]) -> str:
     rows = [row for row in found["races"] if row["budget"] in budgets]
     rows.sort(key=lambda row: row["budget"] is None)
     return _table(
-        ["race", "budget", "same set", "success", "settled", "wrong though settled", "cost (most)",
-         "forwards", "all intervals right"],
-        [[row["race"], _budget(row, found), _share(row["same_set"]), _success(row),
-          _share(row["settled"]), str(row["settled_wrong"]), _cost(row),
+        ["race", "budget", "races", "same set", "success", "settled", "wrong though settled",
+         "cost (most)", "forwards", "all intervals right"],
+        [[row["race"], _budget(row, found), str(row["seeds"]), _share(row["same_set"]),
+          _success(row), _share(row["settled"]), str(row["settled_wrong"]), _cost(row),
           _share(row["forwards"], 1), _share(row["covered_together"])] for row in rows],
     )  # fmt: skip
 
@@ -77,14 +77,58 @@ def boundary(found: dict[str, Any]) -> str:
 
 def chances(found: dict[str, Any]) -> str:
     """p_top against the truth, at the default budget."""
-    row = found["races"][0]
+    return _bins(found["races"][0]["p_top"]["bins"])
+
+
+def planted(found: dict[str, Any]) -> str:
+    """Races of planted tables: cut short, and at their end."""
     return _table(
-        ["p_top", "heads (all seeds)", "mean p_top", "share truly in the top set"],
-        [[f"{cell['from']:g} to {cell['to']:g}", f"{cell['heads']:,}", f"{cell['said']:.3f}",
-          f"{cell['true']:.3f}"] for cell in row["p_top"]["bins"]],
+        ["planted effects", "heads x windows, top", "races", "wrong though settled (95% bound)",
+         "all intervals right at the end", "cut short (95% bound of wrong)", "cost (most)",
+         "few windows carry a head", "guarantee"],
+        [[row["setting"], f"{row['heads']} x {row['windows']}, {row['top']}", str(row["races"]),
+          f"{row['wrong_share']:.1%} ({row['wrong_upper']:.1%})",
+          _share(row["covered"], 1), _cut_short(row),
+          f"{row['cost']:.0%} ({row['cost_most']:.0%})", _share(row["cut_few_windows_carry"]),
+          row["guarantee"]] for row in found["settings"]],
     )  # fmt: skip
 
 
+def _cut_short(row: dict[str, Any]) -> str:
+    if not row["cut_races"]:
+        return "no error stated"
+    of = "" if row["cut_races"] == row["races"] else f" of {row['cut_races']}"
+    return f"{row['cut_covered']:.1%}{of} ({row['cut_uncovered_upper']:.1%})"
+
+
+def planted_chances(found: dict[str, Any]) -> str:
+    """p_top against the truth, of planted races that were cut short."""
+    return _bins(found["p_top"])
+
+
+def planted_ties(found: dict[str, Any]) -> str:
+    """Neighbours that are equal in text of a kind, and were called untied."""
+    return _table(
+        ["documents", "pairs", "untied (95% bound)"],
+        [[str(row["documents"]), f"{row['pairs']:,}",
+          f"{row['untied'] / row['pairs']:.1%} ({row['untied_upper']:.1%})"]
+         for row in found["ties"]],
+    )  # fmt: skip
+
+
+def _bins(bins: Sequence[dict[str, Any]]) -> str:
+    return _table(
+        ["p_top", "heads (all seeds)", "mean p_top", "share truly in the top set"],
+        [[f"{cell['from']:g} to {cell['to']:g}", f"{cell['heads']:,}", f"{cell['said']:.3f}",
+          f"{cell['true']:.3f}"] for cell in bins],
+    )  # fmt: skip
+
+
+PLANTED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "planted": planted,
+    "planted-p-top": planted_chances,
+    "planted-ties": planted_ties,
+}
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "setting": setting,
     "races": races,

@@ -1,0 +1,1 @@
+"""How well cheap scores find the heads that exact ablation finds: `docs/first-order.md`."""
