@@ -111,7 +111,7 @@ def _changed(run: Run) -> None:
             sure = [(table["ci_low"] > 0).sum(), (table["ci_high"] < 0).sum()]
             how = "these 95% intervals leave out zero, each for itself."
         counts = f"{sure[0]} of {len(table)} heads were amplified and {sure[1]} weakened"
-        st.markdown(f"{counts}; {how}")
+        st.markdown(page.escape(f"{counts}; {how}"))
     else:
         st.subheader("Heads that matter most")
     drawn.picture(picture, "overview_heads")

@@ -57,7 +57,10 @@ def by_hand(model: Any, data: Documents, seed: int) -> np.ndarray:
             hook = site.module.register_forward_pre_hook(swap)
             effects[row, column] = loss() - clean
             hook.remove()
-    return effects / np.array([unit["tokens"] for unit in data.units])
+    units = [window.unit for window in data.windows]
+    summed = np.zeros((len(effects), len(data.units)))
+    np.add.at(summed.T, units, effects.T)
+    return summed / np.array([unit["tokens"] for unit in data.units])
 
 
 def test_resampled_outputs() -> None:

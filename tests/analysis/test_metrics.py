@@ -25,9 +25,9 @@ Value = Callable[[torch.Tensor, torch.Tensor, Window], float]
 
 @torch.no_grad()
 def by_hand(model: Any, data: Documents, value: Value) -> np.ndarray:
-    """What zeroing each head adds to `value(logits, clean logits, window)`: [heads, windows]."""
+    """What zeroing each head adds to `value(logits, clean logits, window)`: [heads, units]."""
     clean = [model(window.ids[None]).logits[0] for window in data.windows]
-    effects = np.zeros((len(head_sites(model)), len(clean)))
+    effects = np.zeros((len(head_sites(model)), len(data.units)))
     for row, site in enumerate(head_sites(model)):
 
         def zero(_: Any, args: tuple, site: Any = site) -> tuple:
@@ -39,7 +39,7 @@ def by_hand(model: Any, data: Documents, value: Value) -> np.ndarray:
         for column, window in enumerate(data.windows):
             logits = model(window.ids[None]).logits[0]
             before = value(clean[column], clean[column], window)
-            effects[row, column] = value(logits, clean[column], window) - before
+            effects[row, window.unit] += value(logits, clean[column], window) - before
         hook.remove()
     return effects
 

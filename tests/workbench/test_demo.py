@@ -75,7 +75,7 @@ def test_the_summary_is_the_tables(run):
     table = run.load_table("amplification")
     assert found["heads"] == len(table) == 48
     assert found["amplified"] == (table["ci_low"] > 0).sum()
-    best = table.loc[table["score"].idxmax()]
+    best = table.loc[table["shrunk"].idxmax()]  # the largest measured is largest partly by luck
     assert found["most_amplified"][0]["score"] == best["score"]
     usage = run.load_table("memory_usage")
     assert found["coverage"].keys() == {str(layer) for layer in usage["layer"].unique()}

@@ -252,7 +252,7 @@ def rank(
         if evidence:
             _print_evidence(run.load_table("evidence"))
         common.closing(run.path, *hints.deeper(loaded, model, run.path / "ranking.json"))
-        typer.echo(summary(table))
+        common.say(summary(table))
 
 
 @common.reports
