@@ -11,7 +11,7 @@ are held at their clean values (the authors' code does the same):
 
 The AH-rule (Ali et al. 2022), attention patterns held at what they are in the clean run, is in the
 authors' list of rules but not among those that their code applies; here it is `held`, and off: on
-real heads it agrees less with ablation (`docs/first-order.md`). With it, what a memory retrieves is
+SmolLM2 it agrees less with ablation (`docs/first-order.md`). With it, what a memory retrieves is
 held too. The metric is differentiated as it is. The clean run's values stay what they are.
 """
 

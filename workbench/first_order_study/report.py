@@ -50,7 +50,7 @@ def methods(found: dict[str, Any]) -> str:
 def screens(found: dict[str, Any]) -> str:
     """The screens by their budget."""
     rows = [
-        [model, f"{row['share']:.0%}", f"{row['evaluations']:,.0f}",
+        [model, f"{100 * row['share']:g}%", f"{row['evaluations']:,.0f}",
          f"{one['screen_passes']:.1%}",
          f"{row['recall']:.1%} ({row['recall_low_95']:.1%} to {row['recall_high_95']:.1%})",
          f"{row['recall_least']:.0%}", f"{row['mass']:.1%}", f"{row['tried']:.0%}",
