@@ -22,6 +22,7 @@ from scipy import stats
 from analysis.contrasts import amplification_contrast
 from analysis.matching import level
 from kernels.errors import MidusError, NoOverlap
+from kernels.files import write_file
 from midus_model.bench.report import fill_in
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise MidusError("--tables and --powered must be at least 1")
         found = study(given.tables, given.powered)
         text = json.dumps({"alpha": ALPHA, "settings": found}, indent=1)
-        (given.docs / "contrasts.json").write_text(text + "\n", encoding="utf-8")
+        write_file(given.docs / "contrasts.json", text + "\n")
         fill_in(given.docs / "amplification.md", "contrasts", report(found))
     except (MidusError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

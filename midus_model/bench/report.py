@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -144,3 +145,19 @@ def fill_in(path: Path, name: str, text: str) -> None:
     with locks.hold(path, wait=True):  # the other tables are another's to fill in
         before, after = around(path, name)
         files.write_file(path, f"{before}\n\n{text}\n{after}")
+
+
+def check_page(path: Path, names: Iterable[str]) -> None:
+    """Raises ValueError where a page that is there lacks the markers of a table."""
+    if path.exists():
+        for name in names:
+            around(path, name)
+
+
+def fill_page(
+    path: Path, tables: Mapping[str, Callable[[dict[str, Any]], str]], found: dict[str, Any]
+) -> None:
+    """Put all tables, made of what was found, between their markers, where the page is there."""
+    if path.exists():
+        for name, make in tables.items():
+            fill_in(path, name, make(found))

@@ -16,7 +16,7 @@ from analysis.subject import loaded
 from kernels.errors import MidusError
 from kernels.files import write_json
 from kernels.reading import read_json
-from midus_model.bench.report import around, fill_in
+from midus_model.bench.report import check_page, fill_page
 from workbench.first_order_study import report
 from workbench.first_order_study.measure import study
 from workbench.first_order_study.texts import evenly
@@ -58,16 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.seeds < 2:
             raise MidusError(f"--seeds is {given.seeds}; it must be at least 2")
-        if page.exists():
-            for name in report.TABLES:
-                around(page, name)
+        check_page(page, report.TABLES)
         found: dict[str, Any] = read_json(kept) if kept.exists() else {}
         for name in given.models:
             found[name] = _one(name, given)
             write_json(kept, found)
-        if page.exists():
-            for name, make in report.TABLES.items():
-                fill_in(page, name, make(found))
+        fill_page(page, report.TABLES, found)
     except (MidusError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.errors import MidusError
+from kernels.files import write_file
 from midus_model.bench.report import fill_in
 from workbench.interval_study.measure import plan
 from workbench.interval_study.report import TABLES
@@ -49,7 +50,7 @@ def _write(path: Path, found: dict[str, Any]) -> None:
     rows = [f"  {json.dumps(name)}: {json.dumps(_rounded(row))}"
             for name, row in found["settings"].items()]  # fmt: skip
     text = f'{{"tables": {found["tables"]}, "settings": {{\n' + ",\n".join(rows) + "\n}}\n"
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

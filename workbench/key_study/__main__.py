@@ -15,7 +15,7 @@ from typing import Any
 
 from kernels.errors import MidusError, RunError
 from kernels.files import write_json
-from midus_model.bench.report import around, fill_in
+from midus_model.bench.report import check_page, fill_page
 from workbench.key_study import report
 from workbench.key_study.measure import STARTS, TRAININGS, Experiment, Setting
 from workbench.records import read_sealed, sealed
@@ -43,15 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("seeds", "steps", "windows"):
             if getattr(given, name) < 1:
                 raise MidusError(f"--{name} is {getattr(given, name)}; it must be at least 1")
-        if page.exists():
-            for name in report.TABLES:
-                around(page, name)
+        check_page(page, report.TABLES)
         setting = Setting(seeds=given.seeds, steps=given.steps, windows=given.windows)
         found = run(setting, given.out, trainings=not given.coverage_only)
         write_json(given.docs / ROWS, found)
-        if page.exists():
-            for name, make in report.TABLES.items():
-                fill_in(page, name, make(found))
+        fill_page(page, report.TABLES, found)
     except (MidusError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

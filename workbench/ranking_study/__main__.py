@@ -16,7 +16,7 @@ from typing import Any
 from analysis.subject import loaded_with
 from kernels.errors import MidusError
 from kernels.files import write_json
-from midus_model.bench.report import around, fill_in
+from midus_model.bench.report import check_page, fill_page
 from workbench.inputs import inputs_of
 from workbench.ranking_study import report
 from workbench.ranking_study.exhaustive import exhaustive
@@ -43,9 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.seeds < 1:
             raise MidusError(f"--seeds is {given.seeds}; it must be at least 1")
-        if page.exists():
-            for name in report.TABLES:
-                around(page, name)
+        check_page(page, report.TABLES)
         model, docs = loaded_with("pico", None, given.limit)
         run = RunFolder.begin(
             given.work, "ranking-study", ["python", "-m", "workbench.ranking_study"],
@@ -67,9 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             run.write_json("ranking.json", found)
             run.finish({"success_at_a_quarter": report.at_a_quarter(found)["success"]})
         write_json(given.docs / "ranking.json", found)
-        if page.exists():
-            for name, make in report.TABLES.items():
-                fill_in(page, name, make(found))
+        fill_page(page, report.TABLES, found)
     except (MidusError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

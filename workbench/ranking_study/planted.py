@@ -19,7 +19,7 @@ from typing import Any
 
 from kernels.errors import MidusError, RunError
 from kernels.files import write_json
-from midus_model.bench.report import around, fill_in
+from midus_model.bench.report import check_page, fill_page
 from workbench.ranking_study import report
 from workbench.ranking_study.outcomes import (
     CONFIDENCE,
@@ -91,15 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
         if given.docs is not None:
             if given.settings:
                 raise MidusError("--docs takes all settings; leave --settings out")
-            for name in report.PLANTED:
-                around(given.docs / "ranking.md", name)
+            check_page(given.docs / "ranking.md", report.PLANTED)
         kept = Kept(given.work / "races.jsonl", given.seed)
         found = study(kept, given.settings or EVERY, given.races, ties=not given.settings)
         write_json(given.work / "planted.json", found)
         if given.docs is not None:
             write_json(given.docs / "ranking-planted.json", found)
-            for name, make in report.PLANTED.items():
-                fill_in(given.docs / "ranking.md", name, make(found))
+            fill_page(given.docs / "ranking.md", report.PLANTED, found)
     except (MidusError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
