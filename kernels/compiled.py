@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,10 +33,10 @@ SOURCES = (Path(__file__).with_name("product_key_select") / "select.c",)
 FLAGS = ("-O3", "-funroll-loops", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 LIMIT_S = 120  # for a compiler to answer
 
-_pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-ARGUMENTS = {
-    "midus_select": [_pointer, _pointer, _long, _int, _int, _pointer, _pointer, _int]
-    + [_pointer, _pointer],
+_F32, _I32, _I64 = torch.float32, torch.int32, torch.int64  # of a tensor whose address goes
+_int, _long = ctypes.c_int, ctypes.c_int64
+ARGUMENTS: dict[str, list[Any]] = {
+    "midus_select": [_F32, _F32, _long, _int, _int, _I32, _I32, _int, _F32, _I64],
 }
 
 
@@ -60,7 +61,8 @@ def _library() -> ctypes.CDLL | None:
         )
         return None
     for name, arguments in ARGUMENTS.items():
-        getattr(library, name).argtypes = arguments
+        kinds = [ctypes.c_void_p if isinstance(x, torch.dtype) else x for x in arguments]
+        getattr(library, name).argtypes = kinds
         getattr(library, name).restype = ctypes.c_int
     return library
 
@@ -78,8 +80,15 @@ def call(name: str, *arguments: torch.Tensor | int) -> None:
 
     Raises:
         MemoryError: where the function had none.
+        TypeError: for a tensor of another dtype, which C would read beyond its end.
     """
-    given = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments]
+    given = []
+    for x, kind in zip(arguments, ARGUMENTS[name], strict=True):
+        if isinstance(x, torch.Tensor):
+            if x.dtype != kind or x.device.type != "cpu" or not x.is_contiguous():
+                raise TypeError(f"{name} takes {kind} in one piece on the CPU, not {x.dtype}")
+            x = x.data_ptr()
+        given.append(x)
     function: Callable[..., int] = getattr(_library(), name)
     if function(*given):
         raise MemoryError(f"{name} had no memory for its work")

@@ -84,6 +84,14 @@ def test_infinities_and_tiny_numbers() -> None:
     assert torch.equal(slots, at) and same(sums, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_scores_of_another_dtype_are_not_read_as_fp32(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="takes torch.float32"):
+        eager._compiled(torch.zeros((2, 1, 3, 8), dtype=dtype), 4)
+    with pytest.raises(TypeError, match="in one piece"):
+        eager._compiled(torch.zeros((2, 1, 8, 3)).mT, 4)
+
+
 def test_no_tokens_and_no_heads() -> None:
     for tokens, heads in ((0, 2), (3, 0)):
         weights, slots = eager.select(*keys(tokens, heads, 4, 9), 4)
