@@ -32,10 +32,14 @@ hypothesis.settings.load_profile("midus")
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """The same random numbers in every test, whatever ran before it; default dtype put back."""
+    """The same random numbers in every test, whatever ran before it; the default dtype is kept."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    dtype = torch.get_default_dtype()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert before == torch.float32, f"a fixture or a thread left {before} as the default dtype"
     yield
-    torch.set_default_dtype(dtype)
+    after = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert after == torch.float32, f"the test left {after} as the default dtype"

@@ -10,12 +10,14 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as _Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
@@ -58,8 +60,8 @@ METADATA = {
     "svg": {"Date": None},
     "png": {"Software": None},
 }
-LAYOUT: Final = "constrained"
 PADS: dict[str, Any] = {"w_pad": 0.03, "h_pad": 0.03, "wspace": 0.02}
+DIGITS = 9  # of a place in the layout, as a share of the figure
 LOCK = threading.RLock()
 
 
@@ -75,6 +77,26 @@ def style() -> Iterator[None]:
         matplotlib.rcParams.update(PLAIN)
         matplotlib.rcParams.update({**STYLE, "font.family": fonts.families()})
         yield
+
+
+class Layout(ConstrainedLayoutEngine):
+    """matplotlib's constrained layout, to so many digits that a file is the same bytes each time.
+
+    Its solver adds terms in the order of their addresses: the last bits differ from run to run.
+    """
+
+    def execute(self, fig: _Figure) -> Any:
+        found = super().execute(fig)
+        for ax in fig.axes:
+            for which in ("original", "active"):
+                place = ax.get_position(original=which == "original")
+                ax._set_position(np.round(place.bounds, DIGITS), which=which)  # type: ignore
+        return found
+
+
+def lay_out(figure: _Figure, rect: tuple[float, float, float, float]) -> None:
+    """Have a figure arrange its axes within `rect`: left, bottom, width, height, as shares."""
+    figure.set_layout_engine(Layout(rect=rect, **PADS))
 
 
 class Figure(_Figure):
@@ -174,7 +196,7 @@ def grow(figure: Figure, inches: float) -> None:
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + inches)
     share = figure.foot / (height + inches)
-    figure.set_layout_engine(LAYOUT, rect=(0, share, 1, 1 - share), **PADS)
+    lay_out(figure, (0, share, 1, 1 - share))
     if figure.note is not None:
         figure.note.set_y(2 / 72 / (height + inches))
 
@@ -187,7 +209,7 @@ def canvas(width: float, height: float, caption: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.caption, figure.foot = caption, foot
     share = foot / (height + foot)
-    figure.set_layout_engine(LAYOUT, rect=(0, share, 1, 1 - share), **PADS)
+    lay_out(figure, (0, share, 1, 1 - share))
     figure.note = figure.text(
         0.05 / width,
         2 / 72 / (height + foot),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 
-from analysis.paper.canvas import LAYOUT, METADATA, PADS, Figure, style
+from analysis.paper.canvas import METADATA, Figure, lay_out, style
 
 # What stands on the sheet itself takes the page's colours; what is coloured by a value keeps its
 # own, and so do words that lie on it (black or white, whichever reads).
@@ -28,7 +28,7 @@ def screen_svg(figure: Figure, *, dark: bool = False) -> str:
         figure.note.remove()
         figure.note = None
         figure.set_size_inches(width, height - figure.foot)
-        figure.set_layout_engine(LAYOUT, rect=(0, 0, 1, 1), **PADS)
+        lay_out(figure, (0, 0, 1, 1))
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", metadata=METADATA["svg"], transparent=True)
