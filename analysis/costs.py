@@ -26,6 +26,7 @@ from analysis.documents import MAX_CONTEXT
 from kernels.errors import MidusError, UnsupportedArchitecture
 from midus_model.budgets import attention_parameters, block_parameters
 from midus_model.config import SUPPORTED_BASES, head_dim_of, layer_map_of, sizes_of
+from midus_model.making import making
 from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.placement import input_device, is_offloaded, synchronize
@@ -200,7 +201,7 @@ def _from_config(config: Any, device: str, dtype: torch.dtype | None) -> Any:
     if dtype is None:  # as `midus_model.load` does
         stored = getattr(config, "dtype", None)
         dtype = torch.float32 if stored in (None, torch.float16) else stored
-    with torch.device(device):
+    with making(), torch.device(device):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     return model.eval()
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 import weakref
 from collections.abc import Mapping
 from functools import cache
@@ -22,6 +21,7 @@ from kernels.reading import in_one_line, read_json
 from midus_model import trust
 from midus_model.config import SUPPORTED_BASES
 from midus_model.intake import adapter_base, check_loaded, taken, with_adapter
+from midus_model.making import making
 from midus_model.ordinary import odd_entry
 from midus_model.packaged import PACKAGED, packaged_folder
 from midus_model.placement import (
@@ -40,8 +40,6 @@ WEIGHTS = {  # sha256 of their model.safetensors
     "pico": "d7e90494bab1e58f968ee6330c003226dfc87fa94e17d380ce9f8483799c46cd",
     "pico-midus": "df89d738a68c1f0d2b9795cdc207787274ee774c25fc07169566cb65cef7ff7c",
 }
-# Transformers patches torch while it loads; two loads at once lose each other's tied weights.
-_LOADING = threading.Lock()
 TOKENIZER = (  # one of these lies in a folder that has a tokenizer
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
@@ -148,8 +146,7 @@ def load(
         return loaded
     config = _read_config(place, str(model))
     trust.check_weights(place, str(model), getattr(config, "transformers_weights", None))
-    with _LOADING:  # a model is made without weights, which patches torch too
-        check_sizes(place, config, str(model))
+    check_sizes(place, config, str(model))
     placed = _placed(target, device_map)
     if wanted is None:
         halved = config.dtype == torch.float16 and _on_cpu(placed)
@@ -196,7 +193,7 @@ def _read_weights(place: str, name: str, config: Any, dtype: torch.dtype, placed
         more = {"device_map": placed, "offload_folder": tempfile.mkdtemp(prefix="midus-offload-")}
     folder = more.get("offload_folder")
     try:
-        with _LOADING, in_one_line(lambda error: _unread(error, place, name)):
+        with making(), in_one_line(lambda error: _unread(error, place, name)):
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 place,
                 config=config,

@@ -5,6 +5,7 @@ A damaged config.json may ask for a terabyte; transformers would allocate what t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from kernels.errors import ModelError
 from kernels.reading import in_one_line, said
+from midus_model.making import making
 
 MOST = 4  # times as many weights as are stored: tied ones are stored once
 SPARE = 1 << 24  # weights that a model may have beside
@@ -37,8 +39,14 @@ def check_sizes(place: str, config: Any, name: str) -> None:
     layers = config.num_hidden_layers
     if layers > len(stored):  # each has a tensor at least; counted before they are made
         raise _too_large(name, f"{layers:,} blocks", f"{len(stored):,} tensors")
-    with in_one_line(lambda error: _no_model(name, error)), torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    own = copy.deepcopy(config)  # the dtype is written into it
+    with (
+        in_one_line(lambda error: _no_model(name, error)),
+        making(),
+        torch.device("meta"),
+        no_init_weights(),
+    ):
+        model = AutoModelForCausalLM.from_config(own, dtype=torch.float32, trust_remote_code=False)
     asked, held = sum(p.numel() for p in model.parameters()), sum(stored)
     if asked > MOST * held + SPARE:
         raise _too_large(name, f"{asked:,} weights", f"{held:,}")

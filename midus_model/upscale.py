@@ -15,6 +15,7 @@ from midus_model.budgets import LATENT_DIM, NUM_KEYS, TOP_K, default_mixing, siz
 from midus_model.card import base_name
 from midus_model.config import KEY_INITS, MidusConfig, head_dim_of, is_whole, map_entry
 from midus_model.intake import adapter_parts, taken
+from midus_model.making import making
 from midus_model.maps import check_writable
 from midus_model.memory import HeadwiseMemory
 from midus_model.modeling import MidusForCausalLM
@@ -213,13 +214,8 @@ def _midus_config(
 def _build(model: Any, config: Any, layer_map: list[dict[str, Any]]) -> Any:
     """The new model, every block filled from its source; memory parameters freshly drawn."""
     kind = MidusForCausalLM if isinstance(config, MidusConfig) else type(model)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(model.dtype)
-    try:
-        with no_init_weights(), torch.device(model.device):
-            new = kind(config)
-    finally:
-        torch.set_default_dtype(before)
+    with making(model.dtype), no_init_weights(), torch.device(model.device):
+        new = kind(config)
     for name, child in model.model.named_children():  # rotary buffers too, whatever their dtype
         if name != "layers":
             setattr(new.model, name, _copied(child, new.config))

@@ -39,8 +39,10 @@ class Loadable(NamedTuple):
 
 _models: dict[Loadable, Any] = {}
 _warmed: list[threading.Thread] = []
-_locks: dict[str, threading.RLock] = {}
 _guard = threading.RLock()
+# One page computes at a time: hooks are on the model itself, and while a bf16 model is loaded bf16
+# is torch's default for every thread.
+_alone = threading.RLock()
 
 
 def ready(name: str) -> Loadable | None:
@@ -55,17 +57,12 @@ def ready(name: str) -> Loadable | None:
 @contextlib.contextmanager
 def using(model: Loadable) -> Iterator[Any]:
     """The model itself, for one page at a time: switches and gains are hooks on it."""
-    with _lock(model.name):
+    with _alone:
         network = _models.get(model)
         if network is None:
             with st.spinner("Loading the model"):
                 network = _loaded(model)
         yield network
-
-
-def _lock(name: str) -> threading.RLock:
-    with _guard:
-        return _locks.setdefault(name, threading.RLock())
 
 
 def config(name: str) -> Any:
@@ -108,7 +105,7 @@ def warm() -> None:
         for name in access.SHIPPED_MODELS:
             with contextlib.suppress(Exception):  # a page that needs it will say what is wrong
                 model, _ = _on_disc(name)
-                with _lock(name):
+                with _alone:
                     if model not in _models:
                         _loaded(model)
         # What is loaded now stays: looking through all of it for garbage stops a page for half a

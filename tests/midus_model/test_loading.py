@@ -20,7 +20,7 @@ from transformers import (
     LlamaModel,
 )
 
-from analysis import documents
+from analysis import costs, documents
 from kernels.errors import ModelError, UnsupportedArchitecture
 from midus_model import SHIPPED, load, load_tokenizer, upscale
 from tests.models import tiny, tokens
@@ -73,6 +73,36 @@ def test_models_load_in_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         for model in pool.map(load, names):
             assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_threads_that_compute_meanwhile_keep_their_default_dtype(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is one for the whole process: what is stored in fp16 and read as fp32 never changes it."""
+    seen, real = set(), torch.set_default_dtype
+    monkeypatch.setattr(torch, "set_default_dtype", lambda d: (seen.add(d), real(d)))
+    tiny("llama", torch.float16).save_pretrained(tmp_path)
+    for place in (tmp_path, "pico", "pico-midus"):
+        model = load(place)
+        costs(place)
+        if place != "pico-midus":
+            upscale(model)
+    assert seen == {torch.float32}
+
+
+def test_models_of_many_dtypes_are_made_in_threads_at_once(tmp_path: Path) -> None:
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    for dtype in dtypes:
+        tiny("llama", dtype).save_pretrained(tmp_path / str(dtype))
+
+    def make(dtype: torch.dtype) -> torch.dtype:
+        model = load(tmp_path / str(dtype), dtype=dtype)
+        assert costs(tmp_path / str(dtype), dtype=dtype)["parameters"].sum() > 0
+        return upscale(model).dtype
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(make, dtypes * 3)) == dtypes * 3
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_module_comes_back_as_it_is() -> None:
