@@ -6,9 +6,21 @@ what reads tables alone need not wait for the model's libraries.
 
 from __future__ import annotations
 
+LONGEST = 900  # characters of a message; what was given may be a file of any size
+
 
 class MidusError(ValueError):
-    """Base of the workbench's own exceptions."""
+    """Base of the workbench's own exceptions; of a message that is too long the middle is cut."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_cut(x) if isinstance(x, str) else x for x in args))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    end = LONGEST // 3
+    return f"{text[: LONGEST - end - 3]} … {text[-end:]}"
 
 
 class ModelError(MidusError):

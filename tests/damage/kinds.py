@@ -21,6 +21,7 @@ import torch
 import analysis
 from analysis import tables
 from analysis.tokens import decoded
+from kernels.errors import MidusError
 from midus_model import load, load_config, load_tokenizer
 from tests.damage import samples
 from workbench import jobs
@@ -192,6 +193,8 @@ def study_in(folder: Path) -> Reading:
     from workbench.key_study.__main__ import ROWS, _kept
 
     found = _kept(folder / ROWS)
+    if not found["about"]:
+        raise MidusError(f"{ROWS} is not there, and the study is begun")
     return _only(found, report.setting(found), report.coverage(found), report.training(found))
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from analysis import documents
 from analysis.benchmark_figure import benchmark_ratios
-from kernels.errors import DamagedTokenizer, DataError, MidusError, ModelError
+from kernels.errors import LONGEST, DamagedTokenizer, DataError, MidusError, ModelError
 from kernels.reading import in_one_line, read_json, said
 from midus_model import load
 from tests.damage import judge, samples
@@ -179,6 +179,14 @@ def test_sizes_are_compared_before_they_are_allocated(change: dict[str, int], mo
         load(model)
     line = str(caught.value)
     assert "asks for" in line or "no model can be made" in line, line
+
+
+def test_a_value_of_any_length_is_no_long_message(model: Path) -> None:
+    edited(model / "config.json", model_type="x" * 100_000)
+    with pytest.raises(ModelError) as caught:
+        load(model)
+    line = str(caught.value)
+    assert len(line) <= LONGEST and "is of model type" in line and "supported are" in line, line
 
 
 def test_a_benchmark_without_its_ratios(whole: Path, tmp_path: Path) -> None:
