@@ -38,7 +38,7 @@ class Loadable(NamedTuple):
 
 
 _models: dict[Loadable, Any] = {}
-_warmed: list[threading.Thread] = []
+_warmed: list[threading.Timer] = []
 _guard = threading.RLock()
 # One page computes at a time: hooks are on the model itself, and while a bf16 model is loaded bf16
 # is torch's default for every thread.
