@@ -98,7 +98,7 @@ def rank_heads(
         right with `confidence`) and
 
         - `p_top`: the chance of the head, given what was measured, to be in the top set of these
-          documents; 1 or 0 once every window was measured;
+          documents; 1 or 0 once every window was measured (too sure where `.attrs["tails"]` warns);
         - `exact`: windows measured;
         - `tied_with_next`: other documents of this kind may turn the head and the next: the
           interval of their difference, documents being drawn, contains 0 (as measured, an

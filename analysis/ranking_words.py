@@ -28,7 +28,8 @@ def tail_warning(table: pd.DataFrame) -> str:
     more = f" and {len(ruled) - NAMED} more" if len(ruled) > NAMED else ""
     return (
         f"few windows carry half of the effect of head {', '.join(names)}{more} (windows that "
-        "carry it, of those measured): another such window, not seen, would move the score"
+        "carry it, of those measured): another such window, not seen, would move the score, and "
+        "chances (p_top) between 0 and 1 are too sure"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from workbench.ranking_study import planted as module
 from workbench.ranking_study.outcomes import (
+    WARNED,
     Record,
     neighbours,
     outcome,
@@ -48,6 +50,26 @@ def test_a_race_is_right_as_often_as_it_says(name: str) -> None:
     assert row["wrong_share"] <= 0.05 and row["wrong_upper"] <= 0.07
     asymptotic = row["guarantee"] == "asymptotic" and row["cut_few_windows_carry"] > 0.5
     assert row["covered"] >= 0.95 and row["cut_covered"] >= (0.93 if asymptotic else 0.95)
+
+
+def chances_of(names: Iterable[str], races: int) -> tuple[list[dict[str, Any]], ...]:
+    rows = [together(name, [outcome(name, n) for n in range(races)]) for name in names]
+    return tuple(pooled([row[key] for row in rows]) for key in WARNED)
+
+
+def test_chances_are_what_they_say_where_no_tail_warns() -> None:
+    plain, _ = chances_of(("near ties", "5 documents", "uneven lengths"), 12)
+    # Three deviations of a share among heads of one race, which are not independent.
+    for cell in plain:
+        room = 0.05 + 3 * np.sqrt(cell["said"] * (1 - cell["said"]) / cell["heads"])
+        assert abs(cell["said"] - cell["true"]) <= room, cell
+
+
+@pytest.mark.verify
+def test_chances_of_every_setting_are_what_they_say() -> None:
+    plain, warned = chances_of([*SETTINGS, *FIRST_ORDER], 60)
+    assert all(abs(cell["said"] - cell["true"]) <= 0.05 for cell in plain), plain
+    assert all(abs(cell["said"] - cell["true"]) <= 0.15 for cell in warned), warned
 
 
 @pytest.mark.verify

@@ -27,6 +27,7 @@ from workbench.ranking_study.settings import (
 CONFIDENCE = 0.95
 EDGES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # of stated chances
 CUT = (0.2, 0.4, 0.7)  # where races are stopped, in turn: shares of all evaluations
+WARNED = {"p_top": False, "p_top_warned": True}  # whether few windows carry a head
 HALF = 0.5  # where every other race of equal neighbours is
 
 Record = dict[str, Any]
@@ -85,7 +86,8 @@ def together(name: str, records: Sequence[Record]) -> dict[str, Any]:
     row["cost_most"] = max(record["cost"] for record in records)
     stops = [record["stopped"] for record in records]
     row["stopped"] = {word: stops.count(word) for word in ("settled", "documents", "budget")}
-    row["p_top"] = pooled([record["cut"]["p_top"] for record in records])
+    for key, warned in WARNED.items():
+        row[key] = pooled([one["p_top"] for one in cut if one["carried"] == warned])
     return row
 
 

@@ -23,6 +23,7 @@ from midus_model.bench.report import check_page, fill_page
 from workbench.ranking_study import report
 from workbench.ranking_study.outcomes import (
     CONFIDENCE,
+    WARNED,
     Record,
     neighbours,
     outcome,
@@ -110,8 +111,8 @@ def study(kept: Kept, settings: list[str], races: int, ties: bool) -> dict[str, 
     for name in settings:
         rows.append(together(name, [kept.race(name, number) for number in range(races)]))
         print(line(rows[-1]), file=sys.stderr, flush=True)
-    found = {"confidence": CONFIDENCE, "seed": kept.seed, "settings": rows}
-    found["p_top"] = pooled([row["p_top"] for row in rows])
+    found: dict[str, Any] = {"confidence": CONFIDENCE, "seed": kept.seed, "settings": rows}
+    found |= {key: pooled([row[key] for row in rows]) for key in WARNED}
     if ties:
         found["ties"] = [
             untied(n, [kept.race(f"{TIED} {n}", number) for number in range(races)])

@@ -102,8 +102,13 @@ def _cut_short(row: dict[str, Any]) -> str:
 
 
 def planted_chances(found: dict[str, Any]) -> str:
-    """p_top against the truth, of planted races that were cut short."""
-    return _bins(found["p_top"])
+    """p_top against the truth, of planted races cut short: without the warning, and with it."""
+    few = {cell["from"]: cell for cell in found["p_top_warned"]}
+    return _table(
+        ["p_top", "heads", "mean p_top", "share truly in the top set", "few windows carry a head",
+         "mean p_top ", "share truly in the top set "],
+        [[*_bin(cell), *_bin(few[cell["from"]])[1:]] for cell in found["p_top"]],
+    )  # fmt: skip
 
 
 def planted_ties(found: dict[str, Any]) -> str:
@@ -119,9 +124,13 @@ def planted_ties(found: dict[str, Any]) -> str:
 def _bins(bins: Sequence[dict[str, Any]]) -> str:
     return _table(
         ["p_top", "heads (all seeds)", "mean p_top", "share truly in the top set"],
-        [[f"{cell['from']:g} to {cell['to']:g}", f"{cell['heads']:,}", f"{cell['said']:.3f}",
-          f"{cell['true']:.3f}"] for cell in bins],
-    )  # fmt: skip
+        [_bin(cell) for cell in bins],
+    )
+
+
+def _bin(cell: dict[str, Any]) -> list[str]:
+    chance = f"{cell['from']:g} to {cell['to']:g}"
+    return [chance, f"{cell['heads']:,}", f"{cell['said']:.3f}", f"{cell['true']:.3f}"]
 
 
 PLANTED: dict[str, Callable[[dict[str, Any]], str]] = {
