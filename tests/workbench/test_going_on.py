@@ -82,6 +82,10 @@ def test_an_amplified_model_that_was_begun_is_its_own(
     ended = midus(AMPLIFY)
     assert ended.exit_code == 0, (ended.output, ended.exception)
     assert RunFolder.open("run").manifest["models"]["after"] == "../louder"
+    Path("run/.manifest.json.0123456789ab.tmp").mkdir()  # of the last thing that was written
+    again = midus(AMPLIFY)
+    assert again.exit_code == 2 and "run holds a run already" in again.stderr
+    assert not Path("run/.manifest.json.0123456789ab.tmp").exists()
 
 
 def test_a_model_of_somebody_elses_is_not_replaced(

@@ -130,7 +130,10 @@ def _check_target(save: Path | None, output: Path | None, overwrite: bool) -> bo
 
 
 def _began(output: Path | None, save: Path) -> bool:
-    """Whether the unfinished run at `output` was about to write, or wrote, the model at `save`."""
+    """Whether the run at `output` was about to write, or wrote, the model at `save`.
+
+    Where it is finished, it is refused, and tidied, as every finished run is.
+    """
     from kernels.errors import RunError
     from workbench.runs import RunFolder
 
@@ -141,7 +144,7 @@ def _began(output: Path | None, save: Path) -> bool:
     except RunError:
         return False
     after = run.manifest["models"].get("after")
-    return not run.done and after is not None and (run.path / after).resolve() == save.resolve()
+    return after is not None and (run.path / after).resolve() == save.resolve()
 
 
 def _chosen_at(table: Any, gain: float) -> dict[str, Any]:
