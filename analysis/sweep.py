@@ -21,7 +21,7 @@ from analysis.memory_plan import is_out_of_memory
 from analysis.shortened import fair_order, passes_of
 from analysis.subject import Subject
 from analysis.within import PIECE
-from kernels import locks
+from kernels import files, locks
 from kernels.errors import DataError, ModelError
 
 SAVE_SECONDS = 5.0  # a killed pass loses that much, and the batch it was at
@@ -62,6 +62,7 @@ def swept(
         return _whole(subject, measure, text, forwards, by_window, progress, None)
     kept = _Checkpoint(Path(checkpoint), subject, identity or {})
     with locks.hold(kept.path, error=DataError):
+        files.sweep(kept.path.parent, kept.path.name)  # of one that was killed
         return _whole(subject, measure, text, forwards, by_window, progress, kept)
 
 

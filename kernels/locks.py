@@ -96,6 +96,11 @@ def hold_for_all(place: str | os.PathLike[str]) -> AbstractContextManager[Hold |
     return nullcontext() if int(os.environ.get("RANK", "0")) else hold(place)
 
 
+def is_left(place: str | os.PathLike[str]) -> bool:
+    """Whether a lock of a place lies there: one that is held, or one that a kill has left."""
+    return os.path.lexists(_lock_file(Path(place).expanduser()))
+
+
 # ---------------------------------------------------------------- within this process
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +79,9 @@ def packaged_folder(name: str) -> Path:
     folder = cache_folder() / checkpoint.key
     if not (folder / "config.json").is_file():
         _convert(name, checkpoint, folder)
+    elif locks.is_left(folder):  # by whoever was killed once all was there
+        with suppress(ModelError), locks.hold(folder, error=ModelError):
+            files.sweep(folder.parent, folder.name)
     return folder
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 import workbench
-from kernels import locks
+from kernels import files, locks
 from kernels.errors import MidusError, RunError
 from kernels.files import write_file, write_json
 from workbench import commands, processes
@@ -57,6 +57,7 @@ def start(arguments: Sequence[str], root: str | os.PathLike[str], name: str) -> 
 
 def jobs(root: str | os.PathLike[str]) -> list[Job]:
     """The jobs of a folder, the newest first; the damaged ones come last."""
+    _tidy(Path(root) / FOLDER)
     found = [Job.read(path.parent) for path in Path(root).glob(f"{FOLDER}/*/job.json")]
     return sorted(found, key=lambda job: -float(job.about.get("started", 0)))
 
@@ -301,6 +302,16 @@ def _claimed(root: Path, name: str, about: dict[str, Any]) -> Path:
                 f"cannot write to {folder}: {error.strerror}; give another folder"
             ) from error
         number += 1  # that job's run folder is still to come, or will never be
+
+
+def _tidy(place: Path) -> None:
+    """Remove what killed servers left among the jobs: drafts, and folders that hold nothing."""
+    files.sweep(place, deep=True)
+    with suppress(OSError):
+        for folder in place.iterdir():
+            if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                with suppress(RunError, OSError), locks.hold(folder):
+                    folder.rmdir()
 
 
 def _fresh(path: Path) -> Any:

@@ -206,17 +206,18 @@ class Study:
 
     def _ranking(self) -> None:
         self._stage("ranking heads on one half")
-        if self.folder.has_table("ranking"):
-            return
-        ranking = rank_heads(
-            self.base,
-            self.measured[0],
-            top=self.recipe.top,
-            seed=self.recipe.seed,
-            progress=self.progress,
-        )
-        self.folder.save_table("ranking", ranking)
-        self.folder.write_json("ranking.json", {"heads": top_set(ranking)})
+        if not self.folder.has_table("ranking"):
+            ranking = rank_heads(
+                self.base,
+                self.measured[0],
+                top=self.recipe.top,
+                seed=self.recipe.seed,
+                progress=self.progress,
+            )
+            self.folder.save_table("ranking", ranking)
+        if not (self.folder.path / "ranking.json").exists():
+            heads = top_set(self.folder.load_table("ranking"))
+            self.folder.write_json("ranking.json", {"heads": heads})
 
     def _importance(self, name: str, model: Callable[[], Any]) -> None:
         self._stage(name.replace("_", " ") + " on the other half")

@@ -92,10 +92,14 @@ _holding = ExitStack()  # what the command that runs holds
 
 
 def hold(place: str | os.PathLike[str]) -> None:
-    """Hold a folder until the command ends; RunError where another process writes it."""
-    from kernels import locks
+    """Hold a folder until the command ends; RunError where another process writes it.
+
+    What a killed writer of it had left is removed.
+    """
+    from kernels import files, locks
 
     _holding.enter_context(locks.hold(place))
+    files.sweep(Path(place).expanduser().parent, Path(place).name)
 
 
 def as_options(text: str, given: Iterable[str]) -> str:
