@@ -108,8 +108,10 @@ head_importance(tiny('llama'), random_texts({LENGTHS}), checkpoint='kept', progr
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()[-2000:]
     assert (tmp_path / "kept").is_file()
+    (tmp_path / ".kept.0123456789ab.tmp").mkdir(exist_ok=True)  # killed a moment earlier
     model, data = tiny("llama"), random_texts(LENGTHS)
     table = head_importance(model, data, checkpoint=tmp_path / "kept")
+    assert not (tmp_path / ".kept.0123456789ab.tmp").exists()
     tables_equal(table, head_importance(model, data))
 
 

@@ -58,6 +58,11 @@ def test_a_converted_checkpoint_needs_its_package_no_more(absent: Packaged) -> N
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert packaged_folder("absent") == folder
+    # What whoever converted it had not removed yet when it was killed.
+    (folder.parent / f".{folder.name}.0123456789ab.tmp").mkdir()
+    (folder.parent / f".{folder.name}.lock").touch()
+    assert packaged_folder("absent") == folder
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_the_cache_is_the_users_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,10 @@ def test_a_model_goes_all_the_way(model, texts, tmp_path):
     """upscale, train, importance before and after, rank, memory, costs, figures."""
     grown, trained = tmp_path / "grown", tmp_path / "trained"
     assert midus("upscale", model, "-o", grown, *SMALL).exit_code == 0
+    left = grown.with_name(f".{grown.name}.0123456789ab.tmp")
+    left.mkdir()  # of a writer that was killed once the model was in its place
+    refused(upscale(model, grown, *SMALL), "exists already")
+    assert not left.exists()
     line = ("train", grown, "--data", texts, "--steps", 2, "--batch-size", 2, "-o", trained)
     result = midus(*line, "--eval-data", texts)
     assert result.exit_code == 0, result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -39,6 +40,7 @@ def run(tmp_path_factory) -> RunFolder:
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(place, recipe=TINY, progress=stop)
     assert RunFolder.open(place).has_table("ranking")
+    (place / "ranking.json").unlink()  # as if killed between the table and it
     told: list[tuple[int, int, str]] = []
     finished = demo.run_demo(place, recipe=TINY, progress=lambda *step: told.append(step))
     steps = [done for done, _, text in told if text.startswith("training")]
@@ -62,6 +64,11 @@ def test_everything_is_there(run):
     assert load(again.model_path("after")).config.num_hidden_layers == 9
     assert not (run.path / "training").exists() and not list(run.path.rglob("*.tmp"))
     assert set(again.load_table("training")["run"]) == {"midus", "llama-pro"}
+
+
+def test_heads_are_written_where_the_table_is(run):
+    heads = json.loads((run.path / "ranking.json").read_text())["heads"]
+    assert heads == run.load_table("ranking")[["layer", "head"]].head(len(heads)).values.tolist()
 
 
 def test_the_summary_is_the_tables(run):

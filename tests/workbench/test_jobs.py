@@ -142,6 +142,19 @@ def test_what_does_not_listen_is_ended_with_all_that_it_started(tmp_path: Path) 
     ended(started)
 
 
+def test_what_a_killed_server_left_goes_when_jobs_are_listed(tmp_path: Path) -> None:
+    kept = written(tmp_path, "kept").folder
+    (tmp_path / ".jobs" / "kept" / ".job.json.0123456789ab.tmp").mkdir()
+    (tmp_path / ".jobs" / "half removed").mkdir()
+    assert [job.folder for job in jobs.jobs(tmp_path)] == [kept]
+    assert sorted(p.name for p in (tmp_path / ".jobs").rglob("*")) == ["job.json", "kept"]
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / ".jobs" / "link").symlink_to(outside)
+    jobs.jobs(tmp_path)
+    assert outside.is_dir() and (tmp_path / ".jobs" / "link").is_symlink()
+
+
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
     job = jobs.start(["rank", "nowhere"], tmp_path, "wrong")
     second = jobs.start(["rank", "nowhere"], tmp_path, "wrong")  # before there is a run folder
