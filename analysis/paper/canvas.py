@@ -266,7 +266,10 @@ def save(
     written = []
     for form in formats:
         target = stem.with_name(f"{stem.name}.{form}")
-        with files.replacing(target) as draft, style():
-            figure.savefig(draft, format=form, dpi=PNG_DPI, metadata=METADATA[form])
+        drawn = io.BytesIO()  # of a full disk matplotlib says something else than it is
+        with style():
+            figure.savefig(drawn, format=form, dpi=PNG_DPI, metadata=METADATA[form])
+        with files.replacing(target) as draft:
+            draft.write_bytes(drawn.getvalue())
         written.append(target)
     return written

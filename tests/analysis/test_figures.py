@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -297,6 +298,13 @@ def test_a_failed_save_leaves_nothing(before, tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:  # within matplotlib it would become another error
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(RunError, match="No space left"):
+            paper.save(figure, tmp_path / "x", formats=("pdf",))
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(RunError, match="disk full"):
         paper.save(figure, tmp_path / "x", formats=("svg",))

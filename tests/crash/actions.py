@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from kernels.errors import RunError
+
 MANIFEST = '{"schema": 1, "kind": "rank", "status": "done", "parameters": {}, "models": {}, ' \
            '"tables": [], "figures": [], "summary": {}}'  # fmt: skip
 # In place of Python in the jobs' commands: done at once, a whole manifest in the run folder.
@@ -90,7 +92,11 @@ def _command() -> None:
     script = Path("python")
     if not script.exists():
         draft = Path("python.draft")
-        draft.write_text(COMMAND)
+        try:
+            draft.write_text(COMMAND)
+        except OSError as error:  # of a disk that is full before the job begins
+            draft.unlink(missing_ok=True)
+            raise RunError(f"{draft} cannot be written: {error.strerror}") from error
         draft.chmod(0o755)
         draft.replace(script)
     sys.executable = str(script.resolve())
