@@ -1,0 +1,32 @@
+"""The modules whose tests are tried, and which tests those are."""
+
+from __future__ import annotations
+
+A, M, K = "tests/analysis/test_", "tests/midus_model/test_", "tests/kernels/test_"
+RACE = [A + "race.py", A + "race_ties.py"]
+ENGINE = [
+    A + "engine.py", A + "importance.py", A + "metrics.py", A + "sweep.py", A + "windows.py",
+]  # fmt: skip
+
+MODULES: dict[str, list[str]] = {
+    "analysis/race.py": [*RACE, A + "sequences.py", A + "tails.py"],
+    "analysis/race_found.py": [*RACE, A + "tails.py"],
+    "analysis/sequences.py": [A + "sequences.py", A + "race.py"],
+    "analysis/tails.py": [A + "tails.py", A + "race.py"],
+    "analysis/ranking.py": [A + "ranking.py", A + "ranking_words.py", A + "screen.py"],
+    "analysis/intervals.py": [A + "intervals.py", A + "statistics.py"],
+    "analysis/shrinkage.py": [A + "shrinkage.py"],
+    "analysis/statistics.py": [A + "statistics.py", A + "ties.py"],
+    "analysis/engine.py": ENGINE,
+    "analysis/gates.py": [A + "gates.py", A + "importance.py"],
+    "analysis/ablation.py": [A + "sweep.py", A + "importance.py", A + "workers.py"],
+    "analysis/metrics.py": [A + "metrics.py"],
+    "analysis/tables.py": [A + "tables.py"],
+    "analysis/baselines.py": [A + "baselines.py", A + "importance.py"],
+    "midus_model/upscale.py": [M + "upscale.py"],
+    "midus_model/sites.py": [M + "sites.py", M + "upscale.py"],
+    "midus_model/memory.py": [M + "memory.py", M + "memory_blocks.py"],
+    "kernels/headwise_memory/eager.py": [K + "headwise_memory.py", K + "eager.py"],
+    "kernels/latent_bag/eager.py": [K + "latent_bag.py", K + "eager.py"],
+    "kernels/product_key_select/eager.py": [K + "product_key_select.py", K + "eager.py"],
+}
