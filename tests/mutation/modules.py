@@ -24,9 +24,9 @@ MODULES: dict[str, list[str]] = {
     "analysis/tables.py": [A + "tables.py"],
     "analysis/baselines.py": [A + "baselines.py", A + "importance.py"],
     "midus_model/upscale.py": [M + "upscale.py"],
-    "midus_model/sites.py": [M + "sites.py", M + "upscale.py"],
-    "midus_model/memory.py": [M + "memory.py", M + "memory_blocks.py"],
-    "kernels/headwise_memory/eager.py": [K + "headwise_memory.py", K + "eager.py"],
+    "midus_model/sites.py": [M + "sites.py"],
+    "midus_model/memory.py": [M + "memory.py"],
+    "kernels/headwise_memory/eager.py": [K + "headwise_memory.py", K + "operators.py"],
     "kernels/latent_bag/eager.py": [K + "latent_bag.py", K + "eager.py"],
     "kernels/product_key_select/eager.py": [K + "product_key_select.py", K + "eager.py"],
 }
