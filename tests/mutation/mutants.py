@@ -10,9 +10,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,49 +74,69 @@ def kind_of(name: str) -> str:
     return other or f"{kind} {old}"
 
 
-def mutants(file: str, source: str) -> list[list[Mutant]]:
-    """Every site of a file with its mutants, in the order of a hash: [sites][ways]."""
-    meaning = without_annotations(source)
-    sites: dict[tuple[Any, str], list[Mutant]] = {}
+Place = tuple[tuple[int, int], tuple[int, int]]  # (line, column) of start and end
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place and the ways to change it: operators, and at which of their places in the file."""
+
+    place: Place
+    ways: list[tuple[str, int]]
+
+
+def sites(file: str, source: str) -> list[Site]:
+    """Every site of a file, in the order of a hash of what stands there."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+
+    nodes, silent = list(ast_nodes(get_ast(source))), annotations(source)
+    found: dict[tuple[Place, str], list[tuple[str, int]]] = {}
     for name, operator in operators().items():
-        for place, changed in _changed(source, operator):
-            try:
-                if without_annotations(changed) == meaning:
-                    continue
-            except SyntaxError:
+        places = [place for node in nodes for place in operator.mutation_positions(node)]
+        for occurrence, place in enumerate(places):
+            if not any(start <= place[0] and place[1] <= end for start, end in silent):
+                found.setdefault((place, kind_of(name)), []).append((name, occurrence))
+    lines, seen, ranked = source.splitlines(), Counter[str](), []
+    for (place, kind), ways in sorted(found.items()):
+        text = lines[place[0][0] - 1]
+        what = f"{file} {kind} {place[0][1] - len(text) + len(text.lstrip())} {text.strip()}"
+        ways = sorted(ways, key=lambda way: _hash(what + way[0]))
+        ranked.append((_hash(f"{what} {seen[what]}"), Site(place, ways)))
+        seen[what] += 1
+    return [site for _, site in sorted(ranked, key=lambda item: item[0])]
+
+
+def mutants(file: str, source: str, site: Site) -> Iterator[Mutant]:
+    """A site's mutants that change what the file does."""
+    meaning = without_annotations(source)
+    for name, occurrence in site.ways:
+        changed = _changed(source, operators()[name], occurrence)
+        try:
+            if without_annotations(changed) == meaning:
                 continue
-            at = place[0][0]
-            mutant = Mutant(file, at, name, *_lines(source, changed, at), changed)
-            sites.setdefault((place, kind_of(name)), []).append(mutant)
-    found = [sorted(ways, key=lambda one: _hash(one.key)) for ways in sites.values()]
-    seen: dict[str, int] = {}
-    ranks = []
-    for (place, kind), ways in sorted(zip(sites, found, strict=True), key=lambda item: item[0]):
-        what = f"{kind} {place[0][1] - _indent(source, place[0][0])} {ways[0].text}"
-        seen[what] = seen.get(what, -1) + 1
-        ranks.append((_hash(f"{file} {what} {seen[what]}"), ways))
-    return [ways for _, ways in sorted(ranks, key=lambda item: item[0])]
+        except SyntaxError:
+            continue
+        at = site.place[0][0]
+        yield Mutant(file, at, name, *_lines(source, changed, at), changed)
 
 
 def sample(file: str, source: str, size: int) -> tuple[list[Mutant], int]:
     """One mutant of each of `size` sites, and how many sites there are."""
-    sites = mutants(file, source)
-    return [ways[0] for ways in sites[:size]], len(sites)
+    every = sites(file, source)
+    found = (one for site in every for one in islice(mutants(file, source, site), 1))
+    return list(islice(found, size)), len(every)
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _changed(source: str, operator: Any) -> Iterator[tuple[Any, str]]:
-    """Each place that an operator changes, as ((line, column), (line, column)), and the result."""
-    from cosmic_ray.ast import Visitor, ast_nodes, get_ast
+def _changed(source: str, operator: Any, occurrence: int) -> str:
+    """The source with the operator applied at its n-th place."""
+    from cosmic_ray.ast import Visitor, get_ast
 
     class Once(Visitor):
-        """Applies the operator at its n-th place."""
-
-        def __init__(self, occurrence: int) -> None:
-            self.left = occurrence
+        left = occurrence
 
         def visit(self, node: Any) -> Any:
             for index, _ in enumerate(list(operator.mutation_positions(node))):
@@ -123,15 +145,7 @@ def _changed(source: str, operator: Any) -> Iterator[tuple[Any, str]]:
                 self.left -= 1
             return node
 
-    nodes = ast_nodes(get_ast(source))
-    places = [place for node in nodes for place in operator.mutation_positions(node)]
-    for occurrence, place in enumerate(places):
-        yield place, Once(occurrence).walk(get_ast(source)).get_code()
-
-
-def _indent(source: str, line: int) -> int:
-    text = source.splitlines()[line - 1]
-    return len(text) - len(text.lstrip())
+    return Once().walk(get_ast(source)).get_code()
 
 
 def _lines(source: str, changed: str, at: int) -> tuple[str, str]:
@@ -140,6 +154,18 @@ def _lines(source: str, changed: str, at: int) -> tuple[str, str]:
     if len(before) != len(after):
         return before[at - 1].strip(), ""
     return before[at - 1].strip(), after[at - 1].strip()
+
+
+def annotations(source: str) -> list[Place]:
+    """Where the annotations of a file stand."""
+    found: list[Place] = []
+    for node in ast.walk(ast.parse(source)):
+        for name in ("annotation", "returns"):
+            part = getattr(node, name, None)
+            if part is not None:
+                start, end = part.lineno, part.end_lineno
+                found.append(((start, part.col_offset), (end, part.end_col_offset)))
+    return found
 
 
 def without_annotations(source: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.mutation import report
 from tests.mutation.faults import FAULTS, planted
 from tests.mutation.modules import MODULES
-from tests.mutation.mutants import Mutant, mutants, sample, statement_lines
+from tests.mutation.mutants import Mutant, mutants, sample, sites, statement_lines
 from tests.mutation.runs import Module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,9 +23,8 @@ def total(a: int | None, b: int) -> int:
 
 
 def larger(a: int, b: int) -> int:
-    while a == -1:
-        b = b + 0
-        a = b
+    while a < 0:
+        a += 1
     return a if a > b else b
 
 
@@ -48,14 +47,15 @@ from pathlib import Path
 from tests.mutation import report, trials
 from tests.mutation.runs import Run
 
-trials.SLACK_SECONDS = 5
+trials.SLACK_SECONDS = 2
 module = Run(Path.cwd(), Path("work")).module("small.py", ["test_small.py"], 99)
 print(json.dumps([[one.text, one.changed, how, by] for one, how, by in module.sampled]))
 """
 
 
 def of(source: str) -> set[tuple[str, str]]:
-    return {(one.text, one.changed) for site in mutants("small.py", source) for one in site}
+    every = [mutants("small.py", source, site) for site in sites("small.py", source)]
+    return {(one.text, one.changed) for found in every for one in found}
 
 
 def test_mutants_change_what_a_file_does() -> None:
@@ -67,11 +67,11 @@ def test_mutants_change_what_a_file_does() -> None:
 
 
 def test_a_sample_stays_when_other_lines_change() -> None:
-    before, sites = sample("small.py", SMALL, 4)
+    before, count = sample("small.py", SMALL, 4)
     after, more = sample(
         "small.py", SMALL.replace("One place", "This place") + "\n\nLEAST = -SMALL\n", 99
     )
-    assert len(before) == 4 < sites < more
+    assert len(before) == 4 < count < more
     assert {one.key for one in before} < {one.key for one in after}
 
 
@@ -85,7 +85,8 @@ def test_the_lines_of_a_statement() -> None:
 def test_what_the_tests_of_a_small_module_notice(tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(SMALL, encoding="utf-8")
     (tmp_path / "test_small.py").write_text(TESTS, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    path = os.pathsep.join([str(tmp_path), str(ROOT), *filter(None, sys.path)])
+    environment = os.environ | {"PYTHONPATH": path}
 
     def run() -> list[list[str]]:
         done = subprocess.run(
@@ -98,8 +99,7 @@ def test_what_the_tests_of_a_small_module_notice(tmp_path: Path) -> None:
     by_text = {text: verdict for (text, _), verdict in found.items()}
     assert by_text["return a + b"] == ("caught", "test_small.py::test_total")
     assert by_text["return a - 1"] == ("survived", "no test runs it")
-    hung = [by for (text, new), (_, by) in found.items() if "while not" in new or "!=" in new]
-    assert hung and all(by.startswith("signal") or "test_larger" in by for by in hung)
+    assert found["while a < 0:", "while not a < 0:"] == ("caught", "signal 24"), "it hangs"
     kept = (tmp_path / "work" / "verdicts.jsonl").read_text(encoding="utf-8")
     assert len(kept.splitlines()) == len(found)
     (tmp_path / "work" / "verdicts.jsonl").write_text(kept + '{"mut', encoding="utf-8")
