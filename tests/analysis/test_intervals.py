@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.linalg import hadamard
 
 from analysis import intervals as iv
 from analysis.statistics import gini, shares, weighted_mean
@@ -96,6 +97,17 @@ def test_intervals_together_lie_between_the_own_and_bonferronis() -> None:
     assert (alike.high_all - alike.low_all).mean() < 0.95 * most * (alike.high - alike.low).mean()
     alone = iv.t_interval(values[:1], tokens)
     np.testing.assert_allclose(alone.low, alone.low_all)
+
+
+def test_intervals_together_of_uncorrelated_rows_are_sidaks() -> None:
+    """Seven rows that are orthogonal over eight documents, each with a variance of its own."""
+    rows = hadamard(8)[1:].astype(float)
+    found = iv.t_interval(5 + rows, np.ones(8))
+    reach = (found.high_all - found.estimate) / found.stderr
+    np.testing.assert_allclose(reach, stats.t.ppf((1 + 0.95 ** (1 / 7)) / 2, 7), rtol=0.04)
+    np.testing.assert_allclose(reach, (found.estimate - found.low_all) / found.stderr)
+    pair = iv.t_interval(5 + np.stack([rows[0], -rows[0]]), np.ones(8))
+    np.testing.assert_allclose(pair.high_all - pair.estimate, pair.high - pair.estimate, rtol=0.2)
 
 
 def test_equal_documents_leave_nothing_open() -> None:

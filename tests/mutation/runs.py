@@ -81,7 +81,7 @@ class Run:
                     if (ended := pair[1].ended()) is not None:
                         running.remove(pair)
                         self._keep(digest, pair[0], *trials.verdict(*ended))
-                time.sleep(0.02)
+                time.sleep(0.1)
         finally:
             for _, child in running:
                 child.stop()
