@@ -19,7 +19,7 @@ MODULES: dict[str, list[str]] = {
     "analysis/statistics.py": [A + "statistics.py"],
     "analysis/engine.py": ENGINE,
     "analysis/gates.py": [A + "gates.py", A + "importance.py"],
-    "analysis/ablation.py": [A + "sweep.py", A + "importance.py", A + "workers.py"],
+    "analysis/ablation.py": [A + "ablation.py", A + "workers.py"],
     "analysis/metrics.py": [A + "metrics.py"],
     "analysis/tables.py": [A + "tables.py"],
     "analysis/baselines.py": [A + "baselines.py", A + "importance.py"],

@@ -92,8 +92,10 @@ def sites(file: str, source: str) -> list[Site]:
     nodes, silent = list(ast_nodes(get_ast(source))), annotations(source)
     found: dict[tuple[Place, str], list[tuple[str, int]]] = {}
     for name, operator in operators().items():
-        places = [place for node in nodes for place in operator.mutation_positions(node)]
-        for occurrence, place in enumerate(places):
+        places = [(node, p) for node in nodes for p in operator.mutation_positions(node)]
+        for occurrence, (node, place) in enumerate(places):
+            if getattr(node.parent, "type", "") == "parameters":
+                continue  # a `*` that stands alone there is no product
             if not any(start <= place[0] and place[1] <= end for start, end in silent):
                 found.setdefault((place, kind_of(name)), []).append((name, occurrence))
     lines, seen, ranked = source.splitlines(), Counter[str](), []
