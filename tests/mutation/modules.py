@@ -9,7 +9,7 @@ MODULES: dict[str, list[str]] = {
     "analysis/race_found.py": [A + "race_found.py", A + "race.py"],
     "analysis/sequences.py": [A + "sequences.py", A + "race.py"],
     "analysis/tails.py": [A + "tails.py", A + "race.py"],
-    "analysis/ranking.py": [A + "ranking.py", A + "ranking_words.py"],
+    "analysis/ranking.py": [A + "ranking_parts.py", A + "ranking.py"],
     "analysis/intervals.py": [A + "intervals.py", A + "statistics.py"],
     "analysis/shrinkage.py": [A + "shrinkage.py"],
     "analysis/statistics.py": [A + "statistics.py"],
