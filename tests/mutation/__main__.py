@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main(given: list[str] | None = None) -> int:
     unknown = [name for name in asked.modules if name not in MODULES]
     if unknown:
         parser.error(f"{unknown[0]} is not among the modules: {', '.join(MODULES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # trials under way end with it
     run = Run(ROOT, asked.work, asked.jobs)
     gc.freeze()
     found = []

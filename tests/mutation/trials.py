@@ -165,6 +165,7 @@ def forked(work: Any, seconds: float) -> Child:
     if pid:
         return Child(pid, folder, WAIT * seconds, time.monotonic())
     try:  # never leaves this block but by _exit
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
         os.environ["TMPDIR"] = str(folder)
         tempfile.tempdir = None
@@ -188,8 +189,12 @@ def forked(work: Any, seconds: float) -> Child:
 
 def waited(child: Child) -> tuple[int, dict[str, Any]]:
     """`Child.ended`, once it has."""
-    while (found := child.ended()) is None:
-        time.sleep(0.05)
+    try:
+        while (found := child.ended()) is None:
+            time.sleep(0.1)
+    except BaseException:
+        child.stop()
+        raise
     return found
 
 
