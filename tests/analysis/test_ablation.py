@@ -27,7 +27,7 @@ def parts(stage: str = "output", windows: int = 2) -> tuple[Any, CleanRun, list[
     sites = head_sites(model, stage)
     by = {(site.layer, site.head): site for site in sites}
     pairs = [[(4, 3)], [(0, 1)], [(2, 0)], [(2, 1), (2, 3)], [(0, 0), (0, 2)], [(2, 2)],
-             [(3, 1), (1, 0), (4, 2)], [(0, 3)], [(2, 0), (4, 1)]]  # fmt: skip
+             [(3, 1), (1, 0), (4, 2)], [(0, 3)], [(2, 0), (4, 1)], [(2, 3)]]  # fmt: skip
     units = [tuple(by[at] for at in sorted(unit)) for unit in pairs]
     batch = batch_of(data.windows, CPU)
     generator = torch.Generator().manual_seed(5)
@@ -65,7 +65,7 @@ def test_every_unit_is_replaced_whatever_is_folded(metric: Metric, folds: int) -
     clean = window_values(model, run.hidden, run.batch, metric, run.hidden)
     assert ((found - clean).abs() > 1e-6).all()
     assert sum(told) == 2 * len(units) and max(told) <= 2 * folds
-    sizes = {1: 9, 2: 2 + 2 + 1 + 1, 3: 1 + 2 + 1 + 1, 64: 4}  # by first block: 3, 1, 4, 1 units
+    sizes = {1: 10, 2: 2 + 1 + 3 + 1, 3: 1 + 1 + 2 + 1, 64: 4}  # by first block: 3, 1, 5, 1 units
     assert len(told) == sizes[folds]
     assert not any(part._forward_pre_hooks for part in model.modules())
 
@@ -106,18 +106,40 @@ def test_what_memory_does_not_hold_is_halved_and_not_tried_again(
     assert tried == [0], "one alone does not fit"
 
 
+def test_folds_are_halved() -> None:
+    model, run, units, base, plan = parts()
+    resumed = ablation.Resumed(model, run, units, base, plan, LOSS)
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    for folds, most in ((7, 3), (9, 3), (2, 1)):
+        resumed._fewer(folds, full)
+        assert plan.most == most
+    for folds, error in ((1, full), (4, ValueError("shapes do not fit"))):
+        with pytest.raises(type(error)):
+            resumed._fewer(folds, error)
+
+
+def test_memory_goes_the_same_way_as_in_the_clean_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("midus_model.memory.can_fuse", lambda *_: True)
+    model = memory_model()
+    (memory,) = [block.memory for block in blocks(model) if hasattr(block, "memory")]
+    outputs = torch.zeros(1, 3, 64).double()
+    with ablation._memory_watched(model):
+        assert not memory._unseen(outputs)
+    assert memory._unseen(outputs)
+
+
 def test_a_blocks_products_go_with_the_last_of_its_units() -> None:
     model, run, units, base, plan = parts()
     resumed = ablation.Resumed(model, run, units, base, plan, LOSS)
     assert {layer: sorted(found) for layer, found in resumed.by_layer.items()} == {
-        0: [1, 4, 7], 1: [6], 2: [2, 3, 5, 8], 4: [0]
+        0: [1, 4, 7], 1: [6], 2: [2, 3, 5, 8, 9], 4: [0]
     }  # fmt: skip
     with torch.no_grad():
         resumed.values(2, [2, 3])
         end = resumed._end(2)
         resumed.values(2, [5])
         assert resumed._end(2) is end and set(resumed._ends) == {2}
-        resumed.values(2, [8])
+        resumed.values(2, [8, 9])
     assert not resumed._ends
 
 
@@ -126,7 +148,7 @@ def test_how_many_threads_may_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "worker_count", lambda: 6)
     plan.workers = 4
     own = [unit for unit in units if len({site.layer for site in unit}) == 1]
-    assert len(own) == 7 and ablation._workers(model, own, plan, LOSS) == 4
+    assert len(own) == 8 and ablation._workers(model, own, plan, LOSS) == 4
     plan.workers = 8
     assert ablation._workers(model, own, plan, KL) == 6
     assert ablation._workers(model, units, plan, LOSS) == 1, "hooks that all threads would meet"

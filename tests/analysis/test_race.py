@@ -316,6 +316,26 @@ def test_fewer_windows_than_the_minimum_are_all_seen():
     assert p_top(one).sum() == pytest.approx(TOP)
 
 
+def test_what_a_race_starts_from() -> None:
+    """Sixteen windows a head and two of those left out, as `rank_heads` says; seed 0."""
+    assert least_budget(5, 8, 100) == 8 * 2 + 6 * 14 and least_budget(5, 8, 10) == 8 * 2 + 6 * 8
+    race = Race(HEADS, np.ones(WINDOWS), np.arange(WINDOWS), TOP)
+    assert race.order.tolist() == np.random.default_rng(0).permutation(WINDOWS).tolist()
+    assert race.minimum == 16 and race.confidence == 0.95
+
+
+def test_whoever_says_no_ends_it_at_once() -> None:
+    asked: list[int] = []
+
+    def may(heads: np.ndarray, windows: int) -> bool:
+        asked.append(windows)
+        return len(asked) > 1
+
+    race = Race(HEADS, np.ones(WINDOWS), np.arange(WINDOWS), TOP)
+    race.run(fed(planted(0)), UNLIMITED, may=may)
+    assert race.stopped == "budget" and race.spent == PILOT * HEADS and len(asked) == 1
+
+
 def test_values_that_are_not_finite_are_refused():
     values = planted(0)
     values[3] = np.nan

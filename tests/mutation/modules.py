@@ -14,7 +14,7 @@ MODULES: dict[str, list[str]] = {
     "analysis/shrinkage.py": [A + "shrinkage.py"],
     "analysis/statistics.py": [A + "statistics.py"],
     "analysis/engine.py": [A + "engine.py", A + "metrics.py"],
-    "analysis/gates.py": [A + "gates.py"],
+    "analysis/gates.py": [A + "gate_parts.py"],
     "analysis/ablation.py": [A + "ablation.py", A + "workers.py"],
     "analysis/metrics.py": [A + "metrics.py"],
     "analysis/tables.py": [A + "tables.py"],
