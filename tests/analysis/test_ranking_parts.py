@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -206,3 +207,84 @@ def test_what_is_measured_is_what_ablation_adds(monkeypatch: Any) -> None:
     np.testing.assert_array_equal(found, values[np.ix_(heads, windows)])
     assert asked == [[8, 1], [4, 3], [0]]
     assert told == [(module.STAGE, tokens * 2.5) for tokens in (18 + 11, 14 + 13, 10)]
+
+
+@pytest.mark.parametrize("within", [None, 10.0])
+def test_a_race_tells_how_far_it_is(within: float | None, monkeypatch: Any) -> None:
+    """By evaluations, or by the time where that ends it; a screen only where nobody asks `may`."""
+    said: list[Any] = []
+    screened: list[Any] = []
+
+    class Told:
+        heads, windows, minimum, order = 6, 10, 4, np.arange(10)
+
+        def run(self, measure: Any, every: int, told: Any, may: Any, step: int) -> None:
+            told(12, 3)
+            self.every = every
+
+        def screen(self, order: np.ndarray, allowed: int) -> None:
+            screened.append((order.tolist(), allowed))
+
+    work = SimpleNamespace(within=within, time_left=4.0)
+    monkeypatch.setattr(module, "current", lambda: work)
+    monkeypatch.setattr(module, "first_order", lambda subject, windows: np.arange(6.0))
+    race: Any = Told()
+    subject: Any = None
+
+    def run(allowed: int, may: Any = None) -> None:
+        module._run(race, subject, allowed, lambda *given: said.append(given), may, measure=len)
+
+    run(24)
+    expected = (12, 24, f"{module.STAGE}, 3 heads in the race")
+    assert said.pop() == (
+        expected if within is None else (60, 100, f"{module.STAGE}, % of the time")
+    )
+    assert race.every == 24 and not screened
+    work.time_left = -1.0
+    run(23)
+    assert screened == [([5, 4, 3, 2, 1, 0], 23)]
+    assert within is None or said[-1][0] == 100
+    run(23, may=len)
+    assert len(screened) == 1
+    run(10**9)
+    assert race.every == 60
+
+
+@pytest.mark.parametrize("kind", [module.BARE, module.SCREENED, "all"])
+def test_a_race_in_time_says_what_was_left_out(kind: str, monkeypatch: Any) -> None:
+    left: list[str] = []
+    work = SimpleNamespace(record={"race": {}}, facts={}, leave_out=left.append)
+    sizes = None if kind == "all" else np.arange(6.0)
+    chosen = np.arange(6) if kind != module.BARE else np.array([1, 4, 5])
+    entry = SimpleNamespace(kind=kind, heads=chosen, sizes=sizes, evaluations=40)
+    screened: list[Any] = []
+
+    @dataclass
+    class Part:
+        units: list[Unit]
+
+    def race_of(part: Any) -> Any:
+        count = len(part.units)
+        counts = np.array([16] * (count - 1) + [5])
+        return SimpleNamespace(
+            order=np.arange(9), heads=count, spent=50, minimum=16, counts=counts, stopped="budget",
+            screen=lambda order, budget: screened.append((order.tolist(), budget)),
+        )  # fmt: skip
+
+    monkeypatch.setattr(module, "current", lambda: work)
+    monkeypatch.setattr(module, "entered", lambda *given: entry)
+    monkeypatch.setattr(module, "windows_at_once", lambda *given: 3)
+    monkeypatch.setattr(module, "permission", lambda *given: None)
+    monkeypatch.setattr(module, "_run", lambda race, part, allowed, *rest: None)
+    monkeypatch.setattr(module, "_table", lambda race, part: raced_table(part.units))
+    for allowed, ended in ((56, True), (55, False)):
+        left.clear()
+        found = module._raced_in_time(race_of, Part(UNITS), allowed, 2, None)  # type: ignore[arg-type]
+        assert ("evaluations that would settle the top set" in left) == ended
+    assert "the 16 windows that 1 heads should have (at least 5)" in left
+    assert any("exact ablation of 3 of 6" in text for text in left) == (kind == module.BARE)
+    assert work.record["race"]["evaluations"] == 50
+    assert work.facts == {"heads": len(chosen) - 1, "heads_of": 6}
+    assert len(found) == 6 and ("first_order" in found) == (kind != "all")
+    assert screened == ([([5, 4, 3, 2, 1, 0], 40)] * 2 if kind == module.SCREENED else [])
+    assert found["score"].isna().sum() == (3 if kind == module.BARE else 0)

@@ -116,7 +116,8 @@ def pytest_in(root: Path, files: Sequence[str], plugin: Chosen) -> int:
     import pytest
 
     os.chdir(root)
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half a second a trial, and none is needed
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
