@@ -139,6 +139,23 @@ def test_pairs_and_intervals_are_corrected_for_how_many_there_are():
     assert (found["ci_low"][head], found["ci_high"][head]) == (low[0], high[0])
 
 
+@pytest.mark.parametrize(("heads", "top", "confidence"), [(8, 3, 0.95), (5, 1, 0.8)])
+def test_pairs_share_half_of_what_the_confidence_leaves(heads, top, confidence):
+    """The other half is the intervals'; Bonferroni over the pairs that a top set is made of."""
+    asked: list[float] = []
+
+    class Told(Race):
+        def certain(self, place: tuple[np.ndarray, ...], alpha: float) -> np.ndarray:
+            asked.append(alpha)
+            return super().certain(place, alpha)
+
+    race = Told(heads, np.ones(WINDOWS), np.arange(WINDOWS), top, confidence)
+    race.run(fed(planted(3)[:heads]), 60 * heads)
+    assert asked and asked == pytest.approx(
+        [(1 - confidence) / 2 / (top * (heads - top))] * len(asked)
+    )
+
+
 def test_settling_takes_more_windows_of_more_heads_and_of_more_confidence():
     """Leads are as clear as can be; what is left is how many windows certainty takes."""
     rng = np.random.default_rng(0)
