@@ -10,6 +10,7 @@ from typing import Any
 from tests.mutation.mutants import Mutant
 from tests.mutation.runs import Module
 
+ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).with_name("explained.json")
 LEAST = 0.85  # score of a module
 HELD = (
@@ -28,13 +29,11 @@ def key_of(entry: dict[str, str]) -> str:
 
 
 def result(modules: Sequence[Module], explained: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """The run as JSON: by module, with each survivor, and explanations that fit no survivor."""
+    """The run as JSON: by module, with each survivor, and idle explanations."""
     reasons = {key_of(entry): entry["why"] for entry in explained}
     files = {module.file for module in modules}
-    used: set[str] = set()
 
     def survivor(mutant: Mutant, by: str) -> dict[str, Any]:
-        used.add(mutant.key)
         return {
             "line": mutant.line,
             "operator": mutant.operator,
@@ -58,8 +57,21 @@ def result(modules: Sequence[Module], explained: Sequence[dict[str, str]]) -> di
         }
         for module in modules
     }
-    stale = [key for key in reasons if key.split(" | ")[0] in files and key not in used]
+    verdicts = {one.key: how for m in modules for one, how, _ in m.sampled}
+    stale = [
+        key_of(entry)
+        for entry in explained
+        if entry["file"] in files
+        and (how := verdicts.get(key_of(entry))) != "survived"
+        and (how == "caught" or not _is_there(entry))
+    ]
     return {"schema": 1, "modules": rows, "explanations_without_survivor": stale}
+
+
+def _is_there(entry: dict[str, str]) -> bool:
+    """Whether the file still has the line that an explanation is of."""
+    lines = (ROOT / entry["file"]).read_text(encoding="utf-8").splitlines()
+    return entry["text"] in map(str.strip, lines)
 
 
 def score(module: Module) -> dict[str, Any]:
