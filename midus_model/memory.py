@@ -141,12 +141,10 @@ class HeadwiseMemory(nn.Module):
         return read if residual is None else residual + read
 
     def _unseen(self, head_outputs: torch.Tensor) -> bool:
-        """Whether the sum may be fused: a kernel can, and nobody looks at what is between."""
+        """Whether what is read may go straight to the stream: nobody looks at what is between."""
         if self.out_proj is not None or len(self.heads) != self.num_heads:
             return False
-        if self.head_top_k is not None:
-            return False
-        if is_watched(self, self.out, self.retrieved):
+        if is_watched(self, self.out):
             return False
         parameters = self.row_keys, self.col_keys, self.bank, self.head_proj
         return type(self.out) is HeadOutputs and can_fuse(head_outputs, *parameters)

@@ -63,8 +63,9 @@ def by_hand(model: Any, data: Documents, seed: int) -> np.ndarray:
     return summed / np.array([unit["tokens"] for unit in data.units])
 
 
-def test_resampled_outputs() -> None:
-    model, data = memory_model(), random_texts([33, 9, 20, 7])
+@pytest.mark.parametrize("lengths", [[33, 9, 20, 7], [18, 5, 7]], ids=["usual", "none as long"])
+def test_resampled_outputs(lengths: list[int]) -> None:
+    model, data = memory_model(), random_texts(lengths)
     table = head_importance(model, data, baseline="resample", seed=5)
     expected = by_hand(model, data, 5)
     assert np.abs(np.array(table["by_document"].tolist()) - expected).max() < 1e-9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.linalg import hadamard
 
 from analysis import intervals as iv
 from analysis.statistics import gini, shares, weighted_mean
@@ -98,6 +99,17 @@ def test_intervals_together_lie_between_the_own_and_bonferronis() -> None:
     np.testing.assert_allclose(alone.low, alone.low_all)
 
 
+def test_intervals_together_of_uncorrelated_rows_are_sidaks() -> None:
+    """Seven rows that are orthogonal over eight documents, each with a variance of its own."""
+    rows = hadamard(8)[1:].astype(float)
+    found = iv.t_interval(5 + rows, np.ones(8))
+    reach = (found.high_all - found.estimate) / found.stderr
+    np.testing.assert_allclose(reach, stats.t.ppf((1 + 0.95 ** (1 / 7)) / 2, 7), rtol=0.04)
+    np.testing.assert_allclose(reach, (found.estimate - found.low_all) / found.stderr)
+    pair = iv.t_interval(5 + np.stack([rows[0], -rows[0]]), np.ones(8))
+    np.testing.assert_allclose(pair.high_all - pair.estimate, pair.high - pair.estimate, rtol=0.2)
+
+
 def test_equal_documents_leave_nothing_open() -> None:
     found = iv.t_interval([[0.1, 0.1, 0.1], [0.0, 0.0, 0.0]], [7, 11, 13])
     np.testing.assert_array_equal(found.stderr, 0)
@@ -123,8 +135,9 @@ def test_a_row_without_a_number_is_none_and_no_others_matter() -> None:
     found = iv.t_interval(broken, tokens, finite=False)
     assert np.isnan(found.high_all[-1]) and np.isnan(found.p[-1])
     np.testing.assert_array_equal(found.high_all[:-1], whole.high_all)
-    with pytest.raises(MidusError, match="between 0 and 1"):
-        iv.t_interval(values, tokens, confidence=95)
+    for wrong in (95, 1, 0):
+        with pytest.raises(MidusError, match="between 0 and 1"):
+            iv.t_interval(values, tokens, confidence=wrong)
 
 
 # ---------------------------------------------------------------- functions of means
@@ -148,6 +161,19 @@ def test_a_function_by_document_has_its_value_as_mean_and_its_error() -> None:
     total = times.sum(1, keepdims=True)
     spread = (gini(times @ later.T / total) - gini(times @ values.T / total)).std()
     assert found.stderr == pytest.approx(spread, rel=0.12)
+
+
+def test_by_document_are_the_jackknifes_pseudo_values_less_their_bias() -> None:
+    values, tokens = drawn(heads=3, documents=6)
+    whole = weighted_mean(values, tokens) ** 3
+    expected = np.empty_like(values)
+    for i, length in enumerate(tokens):
+        rest = np.delete(tokens, i)
+        without = weighted_mean(np.delete(values, i, 1), rest) ** 3
+        expected[:, i] = whole + (whole - without) * rest.sum() / length
+    expected += (whole - weighted_mean(expected, tokens))[:, None]
+    found = iv.by_document(lambda mean: mean**3, [values], tokens)
+    np.testing.assert_allclose(found, expected)
 
 
 def test_a_share_has_the_error_of_its_own_denominator() -> None:
@@ -194,3 +220,22 @@ def test_skewed_documents_are_noted() -> None:
     assert iv.skewness_note(np.zeros((3, 20))) == iv.skewness_note(normal[:, :1]) == ""
     assert "windows" in iv.notes_of(normal, "window")["interval_note"]
     assert iv.notes_of(normal, "document") == {}
+
+
+def test_rows_alike_are_no_more_than_one() -> None:
+    """A row as skewed as one of ten normal ones is chance, however many heads repeat it."""
+    rows = np.random.default_rng(5).normal(size=(10, 20))
+    worst = rows[np.abs(stats.skew(rows, axis=1)).argmax()]
+    assert iv.skewness_note(np.repeat(worst[None], 48, 0)) == ""
+    assert iv.skewness_note(worst + 0.01 * rows) == ""
+
+
+def test_how_many_independent_rows_correlated_ones_are() -> None:
+    rows = hadamard(8)[1:].astype(float)
+    assert iv._independent_rows(rows) == pytest.approx(7)
+    assert iv._independent_rows(np.repeat(rows[:1], 7, 0)) == pytest.approx(1)
+    pair = np.stack([rows[0], 0.6 * rows[0] - 0.8 * rows[1]])  # correlation 0.6
+    assert iv._independent_rows(pair) == pytest.approx(2 / (1 + 0.6**3))
+    assert iv._independent_rows(rows[:1]) == 1
+    many = np.random.default_rng(0).normal(size=(600, 400))
+    assert iv._independent_rows(many) == pytest.approx(600, rel=0.1)

@@ -11,7 +11,7 @@ import torch
 
 from analysis import head_importance, prune_curve, rank_heads
 from analysis.documents import Document, Documents, Window
-from analysis.metrics import METRICS, Metric, Rows
+from analysis.metrics import ACCURACY, METRICS, Metric, Rows, metric_of
 from kernels.errors import DataError, MidusError, ModelError
 from midus_model import head_sites
 from tests.analysis.samples import memory_model, random_tasks, random_texts
@@ -106,6 +106,18 @@ def test_logit_difference_is_taken_where_answer_and_foil_part() -> None:
     logits = [model(item.ids[None, -20:]).logits[0] for item in data]
     clean = np.mean([value(z, z, w) for z, w in zip(logits, data.windows, strict=True)])
     assert table.attrs["clean"] == pytest.approx(clean)
+
+
+def test_a_bound_is_the_most_that_an_answer_moves_and_no_less() -> None:
+    targets, logits = torch.tensor([1, 0, 2]), torch.eye(3)
+    right, wrong = (
+        ACCURACY.losses(Rows(logits[targets], targets)),
+        ACCURACY.losses(Rows(logits[(targets + 1) % 3], targets)),
+    )
+    assert (right - wrong).abs().tolist() == [ACCURACY.bound] * 3
+    assert [metric.name for metric in METRICS.values() if metric.bound is not None] == ["accuracy"]
+    tasks = metric_of("accuracy", random_tasks([12, 9], [3, 1]))
+    assert tasks.bound == 1 and tasks.whole and tasks.per == "task" and tasks.sign == -1
 
 
 def test_accuracy_of_a_task_needs_its_whole_answer() -> None:

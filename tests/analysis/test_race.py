@@ -139,6 +139,23 @@ def test_pairs_and_intervals_are_corrected_for_how_many_there_are():
     assert (found["ci_low"][head], found["ci_high"][head]) == (low[0], high[0])
 
 
+@pytest.mark.parametrize(("heads", "top", "confidence"), [(8, 3, 0.95), (5, 1, 0.8)])
+def test_pairs_share_half_of_what_the_confidence_leaves(heads, top, confidence):
+    """The other half is the intervals'; Bonferroni over the pairs that a top set is made of."""
+    asked: list[float] = []
+
+    class Told(Race):
+        def certain(self, place: tuple[np.ndarray, ...], alpha: float) -> np.ndarray:
+            asked.append(alpha)
+            return super().certain(place, alpha)
+
+    race = Told(heads, np.ones(WINDOWS), np.arange(WINDOWS), top, confidence)
+    race.run(fed(planted(3)[:heads]), 60 * heads)
+    assert asked and asked == pytest.approx(
+        [(1 - confidence) / 2 / (top * (heads - top))] * len(asked)
+    )
+
+
 def test_settling_takes_more_windows_of_more_heads_and_of_more_confidence():
     """Leads are as clear as can be; what is left is how many windows certainty takes."""
     rng = np.random.default_rng(0)
@@ -314,6 +331,26 @@ def test_fewer_windows_than_the_minimum_are_all_seen():
     one = raced(values[:, :1])
     assert chosen(one) == best(values[:, :1]) and np.isfinite(one.intervals()["ci_low"]).all()
     assert p_top(one).sum() == pytest.approx(TOP)
+
+
+def test_what_a_race_starts_from() -> None:
+    """Sixteen windows a head and two of those left out, as `rank_heads` says; seed 0."""
+    assert least_budget(5, 8, 100) == 8 * 2 + 6 * 14 and least_budget(5, 8, 10) == 8 * 2 + 6 * 8
+    race = Race(HEADS, np.ones(WINDOWS), np.arange(WINDOWS), TOP)
+    assert race.order.tolist() == np.random.default_rng(0).permutation(WINDOWS).tolist()
+    assert race.minimum == 16 and race.confidence == 0.95
+
+
+def test_whoever_says_no_ends_it_at_once() -> None:
+    asked: list[int] = []
+
+    def may(heads: np.ndarray, windows: int) -> bool:
+        asked.append(windows)
+        return len(asked) > 1
+
+    race = Race(HEADS, np.ones(WINDOWS), np.arange(WINDOWS), TOP)
+    race.run(fed(planted(0)), UNLIMITED, may=may)
+    assert race.stopped == "budget" and race.spent == PILOT * HEADS and len(asked) == 1
 
 
 def test_values_that_are_not_finite_are_refused():

@@ -14,9 +14,14 @@ def test_weighted_mean_is_the_mean_over_tokens():
     np.testing.assert_allclose(st.weighted_mean(values, weights), per_token.mean(axis=1))
 
 
+def test_one_row_has_one_mean():
+    assert st.weighted_mean([1.0, 5.0], [3, 1]) == 2.0
+
+
 @pytest.mark.parametrize(
     ("values", "weights", "message"),
     [
+        (3.0, [1], "one weight a document"),
         ([[1.0, 2.0]], [1, 2, 3], "one weight a document"),
         ([[1.0, np.nan]], [1, 2], "1 of 2 scores"),
         ([[1.0, 2.0]], [1, 0], "positive"),

@@ -160,6 +160,63 @@ def test_uniform_sizes_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory.projections is memory.head_proj
 
 
+@pytest.mark.parametrize(
+    ("heads", "options", "fuses"),
+    [
+        ([0, 1, 2, 3], {}, True),
+        ([0, 2], {}, False),
+        ([0, 1, 2, 3], {"output_mixing": "linear"}, False),
+        ([0, 1, 2, 3], {"top_k": [1, 3, 2, 3]}, True),
+        ([0, 1, 2, 3], {"latent_dim": [8, 3, 8, 8]}, True),
+    ],
+    ids=["all", "some", "mixed", "slots", "columns"],
+)
+@torch.no_grad()
+def test_the_sum_is_fused_only_where_it_is_the_same(
+    heads: list[int], options: dict[str, Any], fuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a kernel could: what stands between the read and the stream is not passed over."""
+    pairs = [(1, head) for head in heads]
+    given = {
+        name: dict(zip(pairs, value, strict=True)) if isinstance(value, list) else value
+        for name, value in options.items()
+    }
+    ((_, memory),) = memories(grown("llama", heads=pairs, **given))
+    asked: list[Any] = []
+    monkeypatch.setattr("midus_model.memory.can_fuse", lambda *given: not asked.append(given))
+    inputs, residual = torch.randn(2, 5, HIDDEN), torch.randn(2, 5, HIDDEN)
+
+    def difference() -> float:
+        expected = residual + memory(inputs)
+        return float((memory.added_to(residual, inputs) - expected).abs().max())
+
+    assert difference() < 1e-6 and bool(asked) == fuses
+    memory.retrieved.register_forward_hook(lambda _, __, found: (0.5 * found[0], found[1]))
+    assert difference() < 1e-6
+    asked.clear()
+    memory.out.register_forward_hook(lambda _, __, found: 2 * found)
+    assert difference() < 1e-6 and not asked
+
+
+def test_where_a_memory_starts() -> None:
+    """Keys as Lample et al. (2019) draw them, +-(D/2)^-1/2; projections of variance 1/r."""
+    config = grown("llama", blocks=[1], num_keys=64, latent_dim=8).config
+    sizes = {"num_keys": 64, "top_k": [3] * HEADS, "latent_dim": [8, 8, 2, 8]}
+    for given in (None, sizes):
+        memory = HeadwiseMemory(config, None, given)
+        memory.requires_grad_(False).reset_parameters()
+        bound = (HIDDEN / HEADS / 2) ** -0.5
+        for keys in (memory.row_keys, memory.col_keys):
+            assert keys.shape == (HEADS, 64, HIDDEN // HEADS // 2)
+            assert 0.99 * bound < keys.max() <= bound and -bound <= keys.min() < -0.99 * bound
+            assert keys.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert memory.bank.abs().max() == 0
+        assert memory.head_proj[[0, 1, 3]].std() == pytest.approx(8**-0.5, rel=0.15)
+        own = 8 if given is None else 2
+        assert memory.head_proj[2, :own].std() == pytest.approx(own**-0.5, rel=0.4)
+        assert given is None or memory.head_proj[2, 2:].abs().max() == 0
+
+
 def test_bf16_values_given_the_chosen_slots() -> None:
     """Scores are fp32 whatever the input, so bf16 rounds the values and leaves the slots alone."""
     model = grown("llama", blocks=[1])

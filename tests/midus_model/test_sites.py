@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from kernels.errors import HeadError, UnsupportedArchitecture
 from midus_model import blocks, check_heads, chosen_heads, finish_block, head_sites, upscale
-from tests.models import FAMILIES, HEADS, LAYERS, tiny, tokens
+from tests.models import FAMILIES, HEADS, KV_HEADS, LAYERS, tiny, tokens
 from tests.reference import fill_banks
 
 KINDS = ["base", "midus", "midus-heads", "llama-pro"]
@@ -108,6 +108,27 @@ def test_a_site_names_its_module_and_slice(kind: str) -> None:
         assert (site.start, site.stop) == (site.head * 24, (site.head + 1) * 24)
         if site.kind == "memory":
             assert not list(site.module.parameters())
+
+
+@pytest.mark.parametrize("kind", ["base", "midus-heads"])
+@torch.no_grad()
+def test_a_site_names_the_key_value_head_that_its_head_reads(kind: str) -> None:
+    """Doubling one key-value head's values changes the outputs of the heads that share it alone."""
+    model, ids = model_of("llama", kind), tokens(1, 8)
+    attention = [site for site in head_sites(model) if site.layer == 0]
+    outputs: list[torch.Tensor] = []
+    attention[0].module.register_forward_pre_hook(lambda _, args: outputs.append(args[0]))
+    logits(model, ids)
+    for kv_head in range(KV_HEADS):
+        weight = model.model.layers[0].self_attn.v_proj.weight.view(KV_HEADS, -1)
+        weight[kv_head] *= 2
+        logits(model, ids)
+        weight[kv_head] /= 2
+        pair = outputs[0], outputs[-1]
+        moved = [not torch.equal(*(x[..., s.start : s.stop] for x in pair)) for s in attention]
+        assert moved == [site.kv_head == kv_head for site in attention]
+    grouped = {site.head: site.kv_head for site in attention}
+    assert all(site.kv_head == grouped[site.head] for site in head_sites(model))
 
 
 @pytest.mark.parametrize("kind", KINDS)

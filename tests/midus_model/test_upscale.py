@@ -172,6 +172,19 @@ def test_the_base_and_the_global_random_state_are_left_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("method", ["midus", "llama-pro"])
+def test_how_the_base_generates_is_kept_apart(method: str) -> None:
+    base = tiny("llama")
+    base.generation_config.update(temperature=0.3, do_sample=True, eos_token_id=[2, 5])
+    new = grown(base, method)
+    assert new.generation_config.to_dict() == base.generation_config.to_dict()
+    assert new.generation_config.temperature == 0.3
+    new.generation_config.temperature = 0.9
+    new.generation_config.eos_token_id.append(7)
+    assert base.generation_config.temperature == 0.3
+    assert base.generation_config.eos_token_id == [2, 5]
+
+
 def test_the_seed_alone_sets_keys_and_head_projections() -> None:
     base = tiny("llama")
     first, second, other = (grown(base, seed=seed) for seed in (0, 0, 1))
