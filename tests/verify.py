@@ -1,6 +1,6 @@
-"""The long check of a commit: full matrices, fuzzing, the kernels of other processors, the
-explorer's speed, every README command, a real checkpoint from first to last, a clean install of the
-wheel.
+"""The long check of a commit: full matrices, fuzzing, small faults that tests must notice, the
+kernels of other processors, the explorer's speed, every README command, a real checkpoint from
+first to last, a clean install of the wheel.
 
 `make verify`, or `python -m tests.verify`. Steps that passed are kept in runs/verify/ for the same
 commit and the same files, so an interrupted run goes on where it stopped; `--fresh` forgets them.
@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "runs" / "verify"
 RESULT = ROOT / "docs" / "verification.json"
 SPEED = KEPT / "explorer-speed.json"
+MUTATION = KEPT / "mutation.json"
 README, REAL_MODELS = ROOT / "README.md", ROOT / "docs" / "real-models.md"
 EXAMPLES = 300  # of every property, ten times those of the short tests
 # Commands that serve until they are stopped; they count as working once they still run after this.
@@ -136,6 +137,18 @@ def fuzzing(log: Path) -> None:
     run(f"MIDUS_EXAMPLES={EXAMPLES} {command}", log)
 
 
+def mutation(log: Path) -> None:
+    """Small faults in the core modules: which do their tests notice?"""
+    MUTATION.unlink(missing_ok=True)
+    out = shlex.quote(str(MUTATION))
+    run(f"{shlex.quote(sys.executable)} -m tests.mutation --jobs 2 --out {out}", log)
+
+
+def mutation_scores() -> dict[str, dict[str, Any]]:
+    """By module: tried, caught, score with its 95% interval, faults by hand, survivors."""
+    return dict(json.loads(MUTATION.read_text(encoding="utf-8"))["modules"])
+
+
 def numbers(variable: str, value: str, log: Path) -> None:
     """The numeric tests with the kernels of another processor, once these were taken."""
     python, setting = shlex.quote(sys.executable), f"{variable}={value}"
@@ -226,6 +239,7 @@ def steps() -> dict[str, Callable[[Path], None]]:
     found: dict[str, Callable[[Path], None]] = {
         "matrices": matrices,
         "fuzzing": fuzzing,
+        "mutation": mutation,
         **{f"numbers, {a}={b}": partial(numbers, a, b) for a, b in processors.available()},
         "explorer's speed": explorer_speed,
         "real models": real_models,
@@ -300,6 +314,7 @@ def main() -> int:
             "versions": versions(),
             "steps": [{"name": name, **done[name]} for name in todo],
             "explorer_seconds_median_and_p95": percentiles(),
+            "mutation": mutation_scores(),
             "seconds": round(sum(done[name]["seconds"] for name in todo), 1),
         },
     )
