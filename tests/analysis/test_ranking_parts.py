@@ -20,6 +20,7 @@ from analysis.race_found import TIED
 from analysis.subject import Unit
 from analysis.tables import head_table
 from kernels.errors import MidusError
+from tests.models import tiny
 
 UNITS = [Unit(layer, "attention", head, layer, ()) for layer in (0, 1) for head in (0, 1, 2)]
 
@@ -93,6 +94,23 @@ def test_heavy_windows_are_looked_for_where_there_is_room(monkeypatch: Any) -> N
     assert heavy(7, windows=17, confidence=0.05) == heavy(7)
     monkeypatch.setattr(module, "evaluation_passes", lambda model, units: 1e-9)
     assert heavy(7) == []
+
+
+@pytest.mark.parametrize("method", ["ablation", "screen"])
+def test_a_screen_s_passes_are_in_its_estimate(method: str, monkeypatch: Any) -> None:
+    class Asked(Exception):
+        pass
+
+    def asked(network: Any, docs: Any, *, cost: Any, **how: Any) -> Any:
+        raise Asked(cost)
+
+    monkeypatch.setattr(module, "prepared", asked)
+    texts = [list(range(1, 9))] * 40
+    with pytest.raises(Asked) as caught:
+        module.rank_heads(tiny(), texts, method=method, top=2)
+    beside = caught.value.args[0].beside
+    found = {} if beside is None else beside(tiny(), UNITS, 40)
+    assert found == (module.screening_passes(tiny(), 40) if method == "screen" else {})
 
 
 @pytest.mark.parametrize("tasks", [False, True])

@@ -34,6 +34,14 @@ def test_bad_input_is_one_clear_line(values, weights, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_not_finite_is_refused_unless_it_may_be():
+    with pytest.raises(MidusError, match="1 of 2 scores are NaN"):
+        st.checked([[1.0, np.nan]], [1.0, 2.0])
+    assert np.isnan(st.checked([[1.0, np.nan]], [1.0, 2.0], finite=False)[0]).sum() == 1
+    with pytest.raises(MidusError, match="one weight a document"):
+        st.checked(1.0, [1.0])
+
+
 def test_shares_clip_what_is_negative():
     share, clipped = st.shares([[3.0, 1.0, -2.0], [0.0, -1.0, 0.0]])
     np.testing.assert_allclose(share[0], [0.75, 0.25, 0])
