@@ -7,7 +7,19 @@ import pytest
 from scipy import stats
 
 from analysis.race import Race
-from analysis.race_found import TIED, by_cluster, design_effect, may_turn, tails, ties
+from analysis.race_found import (
+    TIED,
+    _covariance,
+    _freedom,
+    _rare,
+    _unseen,
+    by_cluster,
+    design_effect,
+    may_turn,
+    tails,
+    ties,
+)
+from analysis.tails import scales
 
 
 def measured(values: np.ndarray, clusters: np.ndarray, counts: list[int], **options) -> Race:
@@ -97,3 +109,74 @@ def test_the_error_of_a_score_is_that_of_a_sample_without_replacement(first: int
     found = race.intervals()
     np.testing.assert_allclose(found["stderr"], [expected, 0], atol=1e-15)
     assert found["score"][0] == pytest.approx(known + share * drawn.mean())
+
+
+# ---------------------------------------------------------------- what the chances are made of
+
+
+def test_how_rare_is_what_the_likelihood_says() -> None:
+    shown, seen = np.array([3, 0, 1, 0, 0, 2]), np.array([60, 20, 45, 90, 16, 70])
+    rate, chance = _rare(shown, seen)
+    belongs = sum(chance)
+    assert rate == pytest.approx(6 / sum(c * n for c, n in zip(chance, seen, strict=True)))
+    share = (belongs + 0.5) / 7
+    for found, here, windows in zip(chance, shown, seen, strict=True):
+        missed = share * (1 - rate) ** int(windows)
+        assert found == pytest.approx(1 if here else missed / (missed + 1 - share), rel=1e-3)
+
+
+def test_heads_that_showed_nothing_may_yet_show_what_others_did() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=(4, 100)) * np.array([[1.0], [2.0], [1.0], [1.0]])
+    race = measured(values, np.arange(100), [40, 40, 100, 12])
+    values[0, race.order[7]] = 30.0
+    race = measured(values, np.arange(100), [40, 40, 100, 12])
+    found = _unseen(race, np.random.default_rng(0))
+    # The first has shown its own, the third is known, of the last too little was seen.
+    assert not found[:, [0, 2, 3]].any()
+    seen = [values[h, race.order[:n]] for h, n in enumerate([40, 40, 100])]
+    (centre, *_), _, scale = zip(*(scales(one[None]) for one in seen), strict=True)
+    size = (30.0 - centre[0]) / scale[0][0]
+    rate, chance = _rare(np.array([1, 0, 0]), np.array([40, 40, 100]))
+    expected = chance[1] * rate * 60 * size * scale[1][0] / 100
+    error = found[:, 1].std() / np.sqrt(len(found))
+    assert abs(found[:, 1].mean() - float(expected.item())) < 4 * error and expected > 8 * error
+
+
+def test_scores_covary_as_on_the_windows_that_heads_share() -> None:
+    rng = np.random.default_rng(6)
+    values = rng.normal(size=(3, 50)) + rng.normal(size=50)
+    race = measured(values, np.arange(50), [50, 30, 20])
+    found = _covariance(race, np.arange(3))
+    for i in range(3):
+        for j in range(3):
+            both = race.order[: min(race.counts[i], race.counts[j])]
+            alike = np.corrcoef(values[i, both], values[j, both])[0, 1]
+            spread = [values[h, race.order[: race.counts[h]]].std(ddof=1) for h in (i, j)]
+            left = min(race.variance_left[i], race.variance_left[j])
+            assert found[i, j] == pytest.approx(alike * spread[0] * spread[1] * left), (i, j)
+
+
+def test_degrees_of_freedom_of_a_variance() -> None:
+    drawn = np.random.default_rng(7).normal(size=40)
+    race = measured(
+        np.stack([drawn, np.tile([1.0, -1.0], 20), np.ones(40)]), np.arange(40), [40] * 3
+    )
+    kurtosis = stats.kurtosis(drawn, fisher=False)
+    assert _freedom(race) == pytest.approx([80 / (kurtosis - 1), 80 / 0.5, 1])
+
+
+def test_neighbours_whose_scores_are_known() -> None:
+    values = np.array([[0.1, 0.2, 0.3, 0.7] * 8, [0.7, 0.3, 0.2, 0.1] * 8, [-9.0, -9.5] * 16])
+    race = measured(values, np.arange(32), [32, 32, 32])
+    race.scores[:2] = race.scores[0]
+    assert ties(race, np.arange(3)) == [True, False, False]  # equal, and far behind
+
+
+def test_neighbours_that_ended_within_the_windows_that_come_first() -> None:
+    rng = np.random.default_rng(8)
+    values = rng.normal(size=(2, 60)) + np.array([[0.0], [-1.0]])
+    race = measured(values, np.arange(60), [8, 8], first=list(range(30)))
+    difference = (values[0] - values[1])[race.order[:8]]
+    p = stats.ttest_1samp(difference, 0, alternative="greater").pvalue
+    assert ties(race, np.arange(2)) == [bool(p >= TIED), False]
