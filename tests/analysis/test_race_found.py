@@ -127,16 +127,16 @@ def test_how_rare_is_what_the_likelihood_says() -> None:
 
 def test_heads_that_showed_nothing_may_yet_show_what_others_did() -> None:
     rng = np.random.default_rng(5)
-    values = rng.normal(size=(4, 100)) * np.array([[1.0], [2.0], [1.0], [1.0]])
+    values = rng.normal(size=(4, 100)) * np.array([[3.0], [2.0], [1.0], [1.0]])
     race = measured(values, np.arange(100), [40, 40, 100, 12])
-    values[0, race.order[7]] = 30.0
+    values[0, race.order[7]] = 90.0
     race = measured(values, np.arange(100), [40, 40, 100, 12])
     found = _unseen(race, np.random.default_rng(0))
     # The first has shown its own, the third is known, of the last too little was seen.
     assert not found[:, [0, 2, 3]].any()
     seen = [values[h, race.order[:n]] for h, n in enumerate([40, 40, 100])]
     (centre, *_), _, scale = zip(*(scales(one[None]) for one in seen), strict=True)
-    size = (30.0 - centre[0]) / scale[0][0]
+    size = (90.0 - centre[0]) / scale[0][0]
     rate, chance = _rare(np.array([1, 0, 0]), np.array([40, 40, 100]))
     expected = chance[1] * rate * 60 * size * scale[1][0] / 100
     error = found[:, 1].std() / np.sqrt(len(found))
@@ -145,11 +145,11 @@ def test_heads_that_showed_nothing_may_yet_show_what_others_did() -> None:
 
 def test_scores_covary_as_on_the_windows_that_heads_share() -> None:
     rng = np.random.default_rng(6)
-    values = rng.normal(size=(3, 50)) + rng.normal(size=50)
-    race = measured(values, np.arange(50), [50, 30, 20])
-    found = _covariance(race, np.arange(3))
-    for i in range(3):
-        for j in range(3):
+    values = rng.normal(size=(4, 50)) + rng.normal(size=50)
+    race = measured(values, np.arange(50), [50, 30, 20, 20])
+    found = _covariance(race, np.arange(4))
+    for i in range(4):
+        for j in range(4):
             both = race.order[: min(race.counts[i], race.counts[j])]
             alike = np.corrcoef(values[i, both], values[j, both])[0, 1]
             spread = [values[h, race.order[: race.counts[h]]].std(ddof=1) for h in (i, j)]
@@ -171,6 +171,11 @@ def test_neighbours_whose_scores_are_known() -> None:
     race = measured(values, np.arange(32), [32, 32, 32])
     race.scores[:2] = race.scores[0]
     assert ties(race, np.arange(3)) == [True, False, False]  # equal, and far behind
+    # Equal scores whose difference is what rounding leaves, the same in every document.
+    race = measured(np.array([[0.1, 0.2] * 8, [0.15] * 16]), np.repeat(np.arange(8), 2), [16, 16])
+    race.scores[:] = race.scores[0]
+    assert race.y[0].sum() != race.y[1].sum()
+    assert ties(race, np.array([0, 1]))[0] and ties(race, np.array([1, 0]))[0]
 
 
 def test_neighbours_that_ended_within_the_windows_that_come_first() -> None:
