@@ -111,12 +111,11 @@ def toggle(label: str, options: Sequence[str], key: str, *, place: Any = st) -> 
     chosen = linked(key, options, label.lower())
     if st.session_state.get(key) not in options:
         st.session_state.pop(key, None)
-    return str(
-        place.segmented_control(
-            label, options, default=options[0], key=key, bind="query-params", required=True,
-            on_change=chosen,
-        )
+    found = place.segmented_control(
+        label, options, default=options[0], key=key, bind="query-params", required=True,
+        on_change=chosen,
     )  # fmt: skip
+    return str(options[0] if found is None else found)  # None of an address that names nothing
 
 
 def bound(

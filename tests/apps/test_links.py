@@ -65,6 +65,9 @@ def test_the_parameters_are_those_of_the_pages() -> None:
     assert len(found) >= 24, found
 
 
+TEXT = re.compile(r"given is too short|The text has [\d,]+ tokens")
+
+
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize(
     "kind",
@@ -74,8 +77,9 @@ def test_a_strange_link_is_a_message(opened: Any, page: str, kind: str) -> None:
     """All parameters at once, so that each meets the others' strange values too."""
     app = opened(page, dict.fromkeys(parameters(), VALUES[kind]))
     assert not app.exception, [e.value for e in app.exception]
-    assert not app.error, [e.value for e in app.error]
-    for message in app.warning:
+    # A text that a link brings may be none that the model can read: said in the product's words.
+    assert not [e.value for e in app.error if not TEXT.search(e.value)]
+    for message in [*app.warning, *app.error]:
         assert not re.search(r"(?<!\\)[$<]|(?<!\\):\w+\[|\x1b", message.value), message.value
     said = [message.value for message in app.warning]
     assert len(said) == len(set(said))
