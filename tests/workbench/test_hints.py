@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,17 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def next_of(said: str) -> list[str]:
+    """The commands after "Next:", on its line or, within a frame, each on one of its own."""
+    lines, found = [line.strip("│ ") for line in said.splitlines()], []
+    for place, line in enumerate(lines):
+        if line == "Next:":
+            found += takewhile(lambda text: text.startswith("midus "), lines[place + 1 :])
+        elif "Next: " in line:
+            found += line.partition("Next: ")[2].split(", or ")
+    return found
+
+
 def follow(*words: object, most: int, seen: set[str] | None = None) -> set[str]:
     """Run a command, then what it says is next, and so on; returns the commands that were run.
 
@@ -160,8 +172,7 @@ def follow(*words: object, most: int, seen: set[str] | None = None) -> set[str]:
     done = midus(*words)
     assert done.exit_code == 0, (words, done.output, done.exception)
     seen.add(str(words[0]))
-    said = re.findall(r"Next: (.*)", done.stdout)
-    for line in [part for text in said for part in text.split(", or ")] if most > 1 else ():
+    for line in next_of(done.stdout) if most > 1 else ():
         first, *given = shlex.split(line)
         assert first == "midus", line
         if given[0] not in seen:
