@@ -18,6 +18,7 @@ import torch
 from kernels import files, locks
 from kernels.cache import cache_folder
 from kernels.errors import ModelError
+from midus_model.making import making
 
 READER = "gguf==0.19.0"  # with it, transformers reads the format
 
@@ -129,9 +130,10 @@ def _write(checkpoint: Packaged, file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             file.parent, gguf_file=file.name, trust_remote_code=False
         )
-        read = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-        )
+        with making():
+            read = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
     finally:
         if bars:
             logging.enable_progress_bar()

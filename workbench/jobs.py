@@ -293,7 +293,7 @@ def _claimed(root: Path, name: str, about: dict[str, Any]) -> Path:
         folder = root / FOLDER / place.name
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with locks.hold(folder, wait=True):
+            with _starting, locks.hold(folder, wait=True):
                 if not os.path.lexists(folder / "job.json"):
                     write_json(folder / "job.json", about, sync=False)
                     return folder
@@ -307,7 +307,8 @@ def _claimed(root: Path, name: str, about: dict[str, Any]) -> Path:
 def _tidy(place: Path) -> None:
     """Remove what killed servers left among the jobs: drafts, and folders that hold nothing."""
     files.sweep(place, deep=True)
-    with suppress(OSError):
+    # A lock says nothing of other threads of this process, one of which may be making a job.
+    with suppress(OSError), _starting:
         for folder in place.iterdir():
             if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 with suppress(RunError, OSError), locks.hold(folder):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -153,6 +154,19 @@ def test_what_a_killed_server_left_goes_when_jobs_are_listed(tmp_path: Path) -> 
     (tmp_path / ".jobs" / "link").symlink_to(outside)
     jobs.jobs(tmp_path)
     assert outside.is_dir() and (tmp_path / ".jobs" / "link").is_symlink()
+
+
+def test_a_job_that_a_thread_is_making_is_not_taken_for_left(tmp_path: Path) -> None:
+    """Locks on files tell processes apart, not the sessions of one server."""
+    (tmp_path / ".jobs" / "new").mkdir(parents=True)
+    listing = threading.Thread(target=jobs.jobs, args=(tmp_path,))
+    with jobs._starting:  # as `start` has it until job.json is there
+        listing.start()
+        listing.join(0.2)
+        assert listing.is_alive() and (tmp_path / ".jobs" / "new").is_dir()
+        (tmp_path / ".jobs" / "new" / "job.json").write_text("{}")
+    listing.join()
+    assert (tmp_path / ".jobs" / "new" / "job.json").is_file()
 
 
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:

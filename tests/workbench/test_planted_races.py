@@ -23,6 +23,7 @@ from workbench.ranking_study.outcomes import (
     untied,
     upper,
 )
+from workbench.ranking_study.report import planted_chances
 from workbench.ranking_study.settings import FIRST_ORDER, SETTINGS
 
 SHORT = {  # what a race of normal intervals got wrong, and how many races show it
@@ -90,6 +91,15 @@ def test_upper_bounds_and_bins() -> None:
     assert [(cell["heads"], cell["true"]) for cell in bins] == [(2, 0.0), (2, 0.5), (1, 1.0)]
     twice = pooled([bins, bins[1:]])
     assert [(cell["heads"], cell["true"]) for cell in twice] == [(2, 0.0), (4, 0.5), (2, 1.0)]
+
+
+def test_a_table_of_few_races_has_empty_bins() -> None:
+    low, high = reliability(np.array([0.0, 0.6]), np.array([False, True]))
+    rows = planted_chances({"p_top": [low], "p_top_warned": [high]}).splitlines()[2:]
+    assert [row.split("|")[1:-1] for row in rows] == [
+        [" 0 to 0.05 ", " 1 ", " 0.000 ", " 0.000 ", " 0 ", "  ", "  "],
+        [" 0.5 to 0.75 ", " 0 ", "  ", "  ", " 1 ", " 0.600 ", " 1.000 "],
+    ]
 
 
 def test_a_row_counts_races_cut_short_and_at_their_end() -> None:

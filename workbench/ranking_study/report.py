@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from workbench.ranking_study.outcomes import WARNED
 from workbench.ranking_study.races import CONTROLLED
 
 
@@ -103,11 +104,13 @@ def _cut_short(row: dict[str, Any]) -> str:
 
 def planted_chances(found: dict[str, Any]) -> str:
     """p_top against the truth, of planted races cut short: without the warning, and with it."""
-    few = {cell["from"]: cell for cell in found["p_top_warned"]}
+    plain, warned = ({cell["from"]: _bin(cell) for cell in found[key]} for key in WARNED)
+    none = ["", "0", "", ""]  # of few races
     return _table(
-        ["p_top", "heads", "mean p_top", "share truly in the top set", "few windows carry a head",
-         "mean p_top ", "share truly in the top set "],
-        [[*_bin(cell), *_bin(few[cell["from"]])[1:]] for cell in found["p_top"]],
+        ["p_top", "heads", "mean p_top", "share truly in the top set",
+         "warned of: heads", "mean p_top", "share truly in the top set"],
+        [[(plain.get(low) or warned[low])[0], *plain.get(low, none)[1:], *warned.get(low, none)[1:]]
+         for low in sorted(plain.keys() | warned.keys())],
     )  # fmt: skip
 
 
