@@ -63,10 +63,16 @@ def _raced(attrs: Mapping[Any, Any]) -> bool:
     return "minimum" in attrs
 
 
+def counted(attrs: Mapping[Any, Any]) -> str:
+    """How many documents a table is over; of a single one, which was cut up, how many windows."""
+    number = len(attrs.get("documents") or [])
+    what = "window" if attrs.get("bootstrap_unit") == "window" else "document"
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _population(attrs: Mapping[Any, Any]) -> str:
-    documents = len(attrs.get("documents") or [])
     return (
-        f"for the mean {attrs.get('metric', 'loss')} over these {documents} documents of "
+        f"for the mean {attrs.get('metric', 'loss')} over these {counted(attrs)} of "
         f"{attrs.get('data', 'the data')}, not over others"
     )
 

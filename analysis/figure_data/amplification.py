@@ -106,7 +106,12 @@ def change_axes(heads: pd.DataFrame) -> ChangeAxes:
     ends = heads[["score", "ci_low", "ci_high"]].to_numpy(float)
     every = together(heads)[["ci_low", "ci_high"]].to_numpy(float)
     reach = np.column_stack([ends, every]) if len(every) == len(ends) else ends
-    spans = [list(usual_range(part, 0.9)) for part in (values, reach)]
+    parts = [values, reach]
+    shown = [part for part in parts if np.nan_to_num(part).any()] or parts  # zeros have no scale
+    spans = [
+        list(usual_range(part, 0.9)) if any(part is one for one in shown) else [0.0, 0.0]
+        for part in parts
+    ]
     widths = [high - low for low, high in spans]
     for span, lack in zip(spans, (0.45 * max(widths) - width for width in widths), strict=True):
         if lack > 0:  # a narrow panel has no room for its label

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.agreement_words import agreement_words
 from analysis.figure_data.names import ems, fold
 from analysis.first_order import REGISTERED, registered
+from analysis.ranking_words import counted
 
 METHODS = {
     "ablation": "exact ablation",
@@ -144,8 +145,7 @@ def data_words(attrs: Mapping[Any, Any]) -> str:
     if not documents:
         return words
     tokens = sum(int(d.get("tokens", 0)) for d in documents)
-    what = "window" if attrs.get("bootstrap_unit") == "window" else "document"
-    return f"{words}, {len(documents)} {what}{'s' * (len(documents) != 1)}, {tokens:,} tokens"
+    return f"{words}, {counted(attrs)}, {tokens:,} tokens"
 
 
 def wrap(text: str, characters: int) -> list[str]:

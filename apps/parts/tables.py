@@ -10,6 +10,7 @@ import streamlit as st
 
 from analysis import figure_data, statistics
 from analysis.agreement_words import agreement_words
+from analysis.ranking_words import counted
 from apps.parts.access import Run, given
 from apps.parts.page import MissingTable
 from kernels.errors import RunError
@@ -136,12 +137,11 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 def measured(table: pd.DataFrame) -> str:
     """How a head table was measured, in one line: metric, baseline, data, how far to trust it."""
     attrs = table.attrs
-    texts = attrs.get("documents") or []
     parts = [
         f"metric {attrs.get('metric', 'not recorded')} ({attrs.get('unit', 'unit not recorded')})",
         f"method {attrs.get('method', 'not recorded')}",
         f"baseline {attrs.get('baseline') or 'none'}",
-        f"data {attrs.get('data', 'not recorded')}, {len(texts)} documents",
+        f"data {attrs.get('data', 'not recorded')}, {counted(attrs)}",
     ]
     more = [agreement_words(attrs)]
     if attrs.get("conditional"):

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis import figure_data, figures, paper, tables
+from analysis.figure_data.amplification import change_axes
 from kernels.errors import IncomparableTables, MidusError, RunError
 from tests.analysis.figure_tables import (
     BASE_BLOCKS,
@@ -373,3 +374,16 @@ def test_tables_of_different_kind_are_refused_unless_forced(module, before, afte
     with pytest.raises(IncomparableTables):
         module.importance_curves(before, after)
     module.importance_map(before, after, force=True)
+
+
+def test_a_change_of_nothing_leaves_the_scores_their_scale(before):
+    """As of a model that was made deeper and not trained."""
+    small = before.assign(**{name: before[name] / 1000 for name in ("score", "ci_low", "ci_high")})
+    heads = pd.DataFrame({"before": small["score"], "after": small["score"]})
+    heads = heads.assign(score=0.0, ci_low=0.0, ci_high=0.0, ci_low_all=0.0, ci_high_all=0.0)
+    axes = change_axes(heads)
+    low, high = axes.values
+    assert high - low < 2 * np.ptp(np.append(heads["before"], 0.0))
+    assert axes.change[1] - axes.change[0] == pytest.approx(0.45 * (high - low))
+    both = change_axes(heads.assign(before=0.0, after=0.0))
+    assert both.values == both.change  # there is nothing to have a scale

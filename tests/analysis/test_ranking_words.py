@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.ranking_words import summary, tail_warning
+from analysis.ranking_words import counted, summary, tail_warning
 
 
 def ranking(**attrs: Any) -> pd.DataFrame:
@@ -76,3 +76,11 @@ def test_a_tail_that_rules_the_mean_is_named():
     table = ranking()
     table["carried_by"] = 100
     assert tail_warning(table) == ""
+
+
+def test_windows_of_one_document_are_not_called_documents():
+    texts = [{"id": f"a@{n}", "tokens": 8} for n in range(218)]
+    assert "these 218 documents of" in summary(ranking(documents=texts))
+    line = summary(ranking(documents=texts, bootstrap_unit="window"))
+    assert "these 218 windows of" in line and "218 documents" not in line
+    assert counted({"documents": texts[:1]}) == "1 document" and counted({}) == "0 documents"
